@@ -1,0 +1,99 @@
+"""What can go wrong, one class per thing a caller may want to handle differently.
+
+Bad input is a ``ValueError`` too; an unreachable server is a ``ConnectionError`` too: code that knows nothing
+of this package still catches what it expects. No message text ever carries message content or credentials.
+"""
+
+from __future__ import annotations
+
+
+class MemoryServiceError(Exception):
+    """Root of everything this package raises on purpose."""
+
+
+class InvalidInputError(MemoryServiceError, ValueError):
+    """An argument was refused before anything was written; ``field`` names it."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class SerializationError(InvalidInputError):
+    """A value cannot be stored and come back equal."""
+
+
+class ConfigurationError(InvalidInputError):
+    """A setting is missing, unknown or out of range."""
+
+
+class MessageConflictError(InvalidInputError):
+    """A message id was sent again with other content: a retry must repeat the message exactly."""
+
+    def __init__(self, message_id: str) -> None:
+        super().__init__("message_id", f"{message_id!r} is already used in this session for another message")
+        self.message_id = message_id
+
+
+class StoreUnavailableError(MemoryServiceError, ConnectionError):
+    """A server could not do the work now. Nothing was acknowledged; the same call may be sent again."""
+
+    store = "store"
+
+    def __init__(self, reason: str, *, hint: str = "") -> None:
+        super().__init__(f"{self.store} unavailable: {reason}" + (f" ({hint})" if hint else ""))
+        self.reason = reason
+
+
+class RedisUnavailableError(StoreUnavailableError):
+    """Redis did not answer, or answered that it cannot serve."""
+
+    store = "redis"
+
+
+class DatabaseUnavailableError(StoreUnavailableError):
+    """PostgreSQL did not answer, or answered that it cannot serve."""
+
+    store = "postgres"
+
+
+class PoolExhaustedError(StoreUnavailableError):
+    """Every pooled connection stayed busy for as long as the caller may wait; says nothing about the server."""
+
+    store = "connection pool"
+
+
+class DeadlineExceededError(DatabaseUnavailableError):
+    """The database did not answer within the deadline; whether the statement took effect is unknown."""
+
+
+class CircuitOpenError(RedisUnavailableError):
+    """The circuit breaker rejected the call without trying it; ``retry_after`` is in seconds."""
+
+    def __init__(self, name: str, retry_after: float) -> None:
+        MemoryServiceError.__init__(self, f"Circuit breaker is OPEN for {name!r}: retry in {retry_after:.1f} s")
+        self.reason = "circuit breaker open"
+        self.name = name
+        self.retry_after = retry_after
+
+
+class StoreMisconfiguredError(MemoryServiceError):
+    """A server answered, but refuses us for a reason that waiting does not cure (password, permission, schema)."""
+
+    def __init__(self, store: str, reason: str, *, hint: str) -> None:
+        super().__init__(f"{store}: {reason}; {hint}")
+        self.store = store
+        self.reason = reason
+
+
+class CorruptDataError(MemoryServiceError):
+    """Bytes under our own keys are not ours; readers treat them as absent and rebuild them."""
+
+
+class ContentionError(MemoryServiceError):
+    """A session changed under every attempt; send the call again."""
+
+    def __init__(self, session_id: str, attempts: int) -> None:
+        super().__init__(f"session {session_id!r} changed during each of {attempts} attempts; send the call again")
+        self.session_id = session_id

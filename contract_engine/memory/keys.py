@@ -1,0 +1,59 @@
+"""The names of everything this package keeps in Redis.
+
+All keys of a session share one hash tag, ``{tenant/session}``, so that a script may touch them together on a Cluster.
+Braces in a session id would end the tag early; they are percent-encoded, as is the percent sign itself, so that two
+sessions never share a key.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from contract_engine.memory.errors import InvalidInputError
+
+MAX_SESSION_ID_CHARS = 256
+
+
+class SessionKeys(NamedTuple):
+    """The keys of one session."""
+
+    buffer: str
+    summary: str
+    history: str
+    context: str
+    fold: str
+
+
+def session_keys(prefix: str, tenant: str, session_id: str) -> SessionKeys:
+    """Name the keys of a session; the session id must have passed :func:`check_session_id`."""
+    if "{" in session_id or "}" in session_id or "%" in session_id:
+        session_id = session_id.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+    stem = f"{prefix}:{{{tenant}/{session_id}}}:"
+    return SessionKeys(stem + "buffer", stem + "summary", stem + "history", stem + "context", stem + "fold")
+
+
+def check_session_id(session_id: object) -> str:
+    """Return the id if it is a text of 1 to 256 characters without control characters or lone surrogates."""
+    return _check_id("session_id", session_id)
+
+
+def check_message_id(message_id: object) -> str:
+    """Return the id under the same rules as a session id."""
+    return _check_id("message_id", message_id)
+
+
+def _check_id(field: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidInputError(field, f"expected a text, got {type(value).__name__}")
+    if not value:
+        raise InvalidInputError(field, "must not be empty")
+    if len(value) > MAX_SESSION_ID_CHARS:
+        raise InvalidInputError(field, f"{len(value)} characters, at most {MAX_SESSION_ID_CHARS}")
+    # isprintable() is the fast path: it refuses a few harmless characters too (some spaces), which are looked at singly.
+    if not value.isprintable():
+        for ch in value:
+            if ch < " " or "\x7f" <= ch <= "\x9f":
+                raise InvalidInputError(field, f"control character U+{ord(ch):04X}")
+            if "\ud800" <= ch <= "\udfff":
+                raise InvalidInputError(field, f"lone surrogate U+{ord(ch):04X}")
+    return value
