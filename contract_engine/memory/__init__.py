@@ -1,1 +1,66 @@
-"""Session memory for LLM orchestrators."""
+"""Session memory for LLM orchestrators: a word-for-word buffer, rolling summaries, and a log that loses nothing."""
+
+from contract_engine.memory.buffer_store import AsyncBufferStore, BufferStore
+from contract_engine.memory.circuit_breaker import (
+    CircuitBreaker,
+    CircuitState,
+    RedisCircuitBreaker,
+    redis_circuit_breaker,
+)
+from contract_engine.memory.config import MemoryConfig, SessionLimits
+from contract_engine.memory.errors import (
+    CircuitOpenError,
+    ConfigurationError,
+    ContentionError,
+    DatabaseUnavailableError,
+    InvalidInputError,
+    MemoryServiceError,
+    MessageConflictError,
+    RedisUnavailableError,
+    SerializationError,
+    StoreMisconfiguredError,
+    StoreUnavailableError,
+)
+from contract_engine.memory.manager import AsyncMemoryManager, MemoryManager
+from contract_engine.memory.models import Receipt
+from contract_engine.memory.serializer import MessageSerializer
+from contract_engine.memory.session_store import AsyncPostgresSessionStore, PostgresSessionStore
+from contract_engine.memory.summary_store import AsyncSummaryStore, SummaryStore
+from contract_engine.memory.swisper_context import SwisperContext
+from contract_engine.memory.token_counter import TokenCounter
+
+__all__ = [
+    "AsyncBufferStore",
+    "AsyncMemoryManager",
+    "AsyncPostgresSessionStore",
+    "AsyncSummaryStore",
+    "BufferStore",
+    "CircuitBreaker",
+    "CircuitOpenError",
+    "CircuitState",
+    "ConfigurationError",
+    "ContentionError",
+    "DatabaseUnavailableError",
+    "InvalidInputError",
+    "MemoryConfig",
+    "MemoryManager",
+    "MemoryServiceError",
+    "MessageConflictError",
+    "MessageSerializer",
+    "PostgresSessionStore",
+    "Receipt",
+    "RedisCircuitBreaker",
+    "RedisUnavailableError",
+    "SerializationError",
+    "SessionLimits",
+    "StoreMisconfiguredError",
+    "StoreUnavailableError",
+    "SummaryStore",
+    "SwisperContext",
+    "TokenCounter",
+    "memory_manager",
+    "redis_circuit_breaker",
+]
+
+memory_manager = MemoryManager()
+"""The manager of this process, set up from the environment at its first call."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 from urllib.parse import quote
 
 from contract_engine.memory.errors import ConfigurationError
@@ -35,14 +36,22 @@ class SessionLimits:
             )
 
     def with_changes(self, changes: Mapping[str, object]) -> SessionLimits:
-        """Return these limits with ``changes`` applied; unknown keys and values out of range are refused."""
+        """Return these limits with ``changes`` applied; unknown keys and values out of range are refused.
+
+        A token cap that is lowered below the trigger takes the trigger with it; a trigger that is *set* above the cap
+        is refused.
+        """
         if not isinstance(changes, Mapping):
             raise ConfigurationError("config", f"expected a dict, got {type(changes).__name__}")
-        known = {item.name for item in fields(self)}
-        for key in changes:
-            if key not in known:
-                raise ConfigurationError(str(key), f"unknown setting; known are {', '.join(sorted(known))}")
-        return SessionLimits(**(self.as_dict() | dict(changes)))  # type: ignore[arg-type]  # checked on construction
+        for key, value in changes.items():
+            if key not in SessionLimits.__dataclass_fields__:
+                known = ", ".join(sorted(SessionLimits.__dataclass_fields__))
+                raise ConfigurationError(str(key), f"unknown setting; known are {known}")
+            _positive(key, value)
+        values: dict[str, Any] = self.as_dict() | dict(changes)
+        if "summary_trigger_tokens" not in changes:
+            values["summary_trigger_tokens"] = min(values["summary_trigger_tokens"], values["max_buffer_tokens"])
+        return SessionLimits(**values)
 
     def as_dict(self) -> dict[str, int]:
         """Return the three settings by name."""
@@ -149,7 +158,7 @@ def _converters() -> dict[str, type[int] | type[float] | type[str]]:
     for owner in (MemoryConfig, SessionLimits):
         for item in fields(owner):
             if item.name not in ("redis_url", "database_url", "limits"):
-                found[item.name] = {"int": int, "float": float, "str": str}[str(item.type)]  # type: ignore[assignment]
+                found[item.name] = {"int": int, "float": float, "str": str}[str(item.type)]
     return found
 
 
@@ -158,7 +167,8 @@ def _redis_url(env: Mapping[str, str]) -> str:
         return url
     password = env.get("REDIS_PASSWORD")
     login = f":{quote(password, safe='')}@" if password else ""
-    return f"redis://{login}{env.get('REDIS_HOST', 'localhost')}:{env.get('REDIS_PORT', '6379')}/{env.get('REDIS_DB', '0')}"
+    host, port = env.get("REDIS_HOST", "localhost"), env.get("REDIS_PORT", "6379")
+    return f"redis://{login}{host}:{port}/{env.get('REDIS_DB', '0')}"
 
 
 def _database_url(env: Mapping[str, str]) -> str | None:

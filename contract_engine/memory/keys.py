@@ -49,7 +49,7 @@ def _check_id(field: str, value: object) -> str:
         raise InvalidInputError(field, "must not be empty")
     if len(value) > MAX_SESSION_ID_CHARS:
         raise InvalidInputError(field, f"{len(value)} characters, at most {MAX_SESSION_ID_CHARS}")
-    # isprintable() is the fast path: it refuses a few harmless characters too (some spaces), which are looked at singly.
+    # isprintable() is the fast path; it also refuses harmless characters (some spaces), so then each one is looked at.
     if not value.isprintable():
         for ch in value:
             if ch < " " or "\x7f" <= ch <= "\x9f":

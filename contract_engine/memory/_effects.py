@@ -1,0 +1,128 @@
+"""What an operation may ask of the world, as values.
+
+An operation is a *flow*: a generator that yields effects and is sent their answers. The logic stands there once; a
+runtime, blocking or asyncio, performs the effects. Errors of an effect are raised inside the flow, at its ``yield``,
+already translated to the classes of :mod:`contract_engine.memory.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import sqlalchemy as sa
+
+from contract_engine.memory.summarizers import SummaryRequest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One Lua file; ``sha`` is how Redis knows it."""
+
+    name: str
+    source: str
+    sha: str
+
+
+@dataclass(slots=True)
+class Command:
+    """One command of a round trip: plain words, or the keys and arguments of a script."""
+
+    words: tuple[Any, ...]
+    script: Script | None = None
+
+
+@dataclass(slots=True)
+class RedisCall:
+    """Commands sent together, answered in order: one round trip.
+
+    A kept connection can turn out to have died while idle, in which case nobody knows whether the commands arrived.
+    ``again`` makes what to send on a fresh one then: the same, where sending it twice has the effect of once, or other
+    commands. Without it the error is raised.
+    """
+
+    commands: tuple[Command, ...]
+    again: Callable[[], tuple[Command, ...]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One SQL statement, compiled once; run in autocommit, so the answer means committed.
+
+    ``is_hot``: prepared on each connection. Only writes whose plan cannot go wrong are: a plan made while its table was
+    nearly empty is kept long after the table has grown.
+    """
+
+    name: str
+    sql: str
+    is_hot: bool = False
+
+
+@dataclass(slots=True)
+class Query:
+    """Run a statement on a pooled psycopg connection, past SQLAlchemy: this is the hot path. Answers the rows.
+
+    Every statement sent this way may be repeated without harm: reads, and writes that are idempotent by message id.
+    """
+
+    statement: Statement
+    parameters: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Transaction:
+    """Run ``body`` in one transaction and answer what it returns; it sees nothing but a SQLAlchemy connection."""
+
+    body: Callable[[sa.Connection], Any]
+
+
+@dataclass(slots=True)
+class Summarize:
+    """Run the built-in summarizer: processor time, which the asyncio runtime spends outside the event loop."""
+
+    request: SummaryRequest
+
+
+@dataclass(slots=True)
+class Spawn:
+    """Run another flow in the background. Its errors are logged with ``name`` and end there."""
+
+    flow: Callable[[], Flow[None]]
+    name: str
+
+
+Effect = RedisCall | Query | Transaction | Summarize | Spawn
+Flow = Generator[Effect, Any, T]
+
+
+def redis_call(*commands: Command) -> Flow[list[Any]]:
+    """Send commands that may be repeated in one round trip and answer their replies, in order."""
+    return cast("list[Any]", (yield RedisCall(commands, lambda: commands)))
+
+
+def redis_call_once(*commands: Command, again: Callable[[], tuple[Command, ...]] | None) -> Flow[list[Any]]:
+    """Send commands that must not simply be repeated; ``again`` makes those that may be sent after an unclear end."""
+    return cast("list[Any]", (yield RedisCall(commands, again)))
+
+
+def query(statement: Statement, parameters: Mapping[str, Any]) -> Flow[Sequence[tuple[Any, ...]]]:
+    """Run one statement and answer its rows."""
+    return cast("Sequence[tuple[Any, ...]]", (yield Query(statement, parameters)))
+
+
+def transaction(body: Callable[[sa.Connection], T]) -> Flow[T]:
+    """Run ``body`` in one transaction and answer what it returns."""
+    return cast("T", (yield Transaction(body)))
+
+
+def summarize(request: SummaryRequest) -> Flow[str]:
+    """Answer the summary text."""
+    return cast("str", (yield Summarize(request)))
+
+
+def spawn(flow: Callable[[], Flow[None]], name: str) -> Flow[None]:
+    """Start a flow in the background and go on."""
+    yield Spawn(flow, name)

@@ -1,0 +1,135 @@
+"""How a session lies in Redis: the header, the list elements and the cached summary, as bytes and back.
+
+Everything is JSON text, so ``redis-cli lrange`` shows it to people and the whole list is decoded in one pass.
+``lua/_header.lua`` describes the header and the placeholder. A message is ``[seq,tokens,at_ms,"id",{...}]``, the
+summary ``[version,last_seq,tokens,at_ms,"text"]``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from contract_engine.memory._effects import Command
+from contract_engine.memory.config import SessionLimits
+from contract_engine.memory.errors import CorruptDataError
+from contract_engine.memory.keys import SessionKeys
+from contract_engine.memory.models import NO_SUMMARY, Outgoing, SessionState, Summary
+from contract_engine.memory.serializer import decode_elements, decode_value, encode_value, json_text
+
+FORMAT = 1
+HEADER_FIELDS = 11
+_HAS_NO_KEY = -2
+
+
+def read_commands(keys: SessionKeys) -> tuple[Command, Command, Command]:
+    """Return the commands whose replies :func:`parse_session` takes; sent together they cost one round trip.
+
+    The messages come by LRANGE and not through a script: passing them through Lua would copy them twice more.
+    """
+    return (
+        Command(("LRANGE", keys.buffer, 0, -1)),
+        Command(("GET", keys.summary)),
+        Command(("TTL", keys.buffer)),
+    )
+
+
+def parse_session(replies: list[Any]) -> SessionState | None:
+    """Return the session these replies hold, or None where there is none or it is being rebuilt.
+
+    Raises :class:`CorruptDataError` for everything that cannot be a session of ours: random bytes, another version,
+    numbers that do not fit together.
+    """
+    elements, cached, ttl = replies
+    if isinstance(elements, CorruptDataError):
+        raise elements
+    if not elements:
+        return None
+    found = decode_elements(elements)
+    header = found[0]
+    if type(header) is not list or not header:
+        raise CorruptDataError("a buffer without a header")
+    if header[0] == 0:
+        return None
+    if header[0] != FORMAT or len(header) != HEADER_FIELDS or set(map(type, header)) != {int}:
+        raise CorruptDataError("a header of another format")
+    _, epoch, revision, last_seq, tokens, version, watermark, trigger, max_tokens, max_messages, updated = header
+    del found[0]
+    try:
+        numbers = [row[0] for row in found]
+        is_whole = not found or {type(row[4]) for row in found} == {dict}
+    except (TypeError, LookupError) as exc:
+        raise CorruptDataError("a list element that is not a message") from exc
+    if not is_whole or numbers != list(range(watermark + 1, last_seq + 1)):
+        raise CorruptDataError("messages that are not the ones the header names")
+    return SessionState(
+        epoch,
+        revision,
+        last_seq,
+        watermark,
+        parse_summary(cached, version),
+        SessionLimits(summary_trigger_tokens=trigger, max_buffer_tokens=max_tokens, max_buffer_messages=max_messages),
+        found,
+        tokens,
+        updated,
+        ttl if ttl >= 0 else None,
+    )
+
+
+def parse_summary(cached: object, version: int) -> Summary:
+    """Return the cached summary if it is the version wanted; ``NO_SUMMARY`` where it is missing, old or damaged.
+
+    With a version above 0 that is a miss: the caller reads the log, or says that the summary is lost.
+    """
+    if version == 0 or not isinstance(cached, bytes):
+        return NO_SUMMARY
+    try:
+        found = decode_value(cached)
+    except CorruptDataError:
+        return NO_SUMMARY
+    if type(found) is not list or [type(item) for item in found] != [int, int, int, int, str] or found[0] != version:
+        return NO_SUMMARY
+    return Summary._make(found)
+
+
+def header_bytes(state: SessionState) -> bytes:
+    """Return the header of a session."""
+    limits = state.limits
+    fields = (
+        FORMAT,
+        state.epoch,
+        state.revision,
+        state.last_seq,
+        state.buffer_tokens,
+        state.summary.version,
+        state.watermark,
+        limits.summary_trigger_tokens,
+        limits.max_buffer_tokens,
+        limits.max_buffer_messages,
+        state.updated_at_ms,
+    )
+    return b"[%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d]" % fields
+
+
+def element_bytes(seq: int, tokens: int, at_ms: int, rest: bytes) -> bytes:
+    """Return the list element of a message; ``rest`` is :func:`element_rest` of it."""
+    return b"[%d,%d,%d,%b" % (seq, tokens, at_ms, rest)
+
+
+def element_rest(message: Outgoing) -> bytes:
+    """Return the part of a list element that does not depend on its number."""
+    return b"%b,%b]" % (json_text(message.message_id), message.body)
+
+
+def row_bytes(row: Any) -> bytes:
+    """Return the list element of a message that was read from the log."""
+    seq, tokens, at_ms, message_id, message = row
+    body = encode_value(message, field="message", max_bytes=2**62)
+    return element_bytes(seq, tokens, at_ms, b"%b,%b]" % (json_text(message_id), body))
+
+
+def summary_bytes(summary: Summary) -> bytes:
+    """Return a summary as it is cached; nothing for version 0."""
+    if summary.version == 0:
+        return b""
+    head = b"[%d,%d,%d,%d," % (summary.version, summary.last_seq, summary.tokens, summary.at_ms)
+    return head + json_text(summary.text) + b"]"

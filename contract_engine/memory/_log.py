@@ -1,0 +1,376 @@
+"""The SQL of the log: what is read and written in PostgreSQL, each operation one statement or one transaction.
+
+Statements of the hot path are composed with SQLAlchemy Core, compiled once and then run as plain text. The row of the
+session is the lock: whatever changes a session updates or deletes that row first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, insert
+
+from contract_engine.memory._tables import compile_statement, messages, sessions, summaries
+from contract_engine.memory.config import SessionLimits
+from contract_engine.memory.models import NO_SUMMARY, SessionState, Summary
+from contract_engine.memory.serializer import decode_text, decode_value
+
+# Epochs only have to differ between two lives of one session id; microseconds of the server's clock do.
+_NEW_EPOCH: sa.ColumnElement[int] = sa.literal_column("(extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+_ONE: sa.ColumnElement[int] = sa.literal_column("1")
+
+# SQLAlchemy keeps the names of columns for itself in inserts and updates.
+tenant = sa.bindparam("of_tenant", type_=sa.Text)
+session_id = sa.bindparam("of_session", type_=sa.Text)
+
+
+def _milliseconds(column: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+    return sa.cast(sa.extract("epoch", column) * sa.literal_column("1000"), sa.BigInteger)
+
+
+def _this(table: sa.Table) -> sa.ColumnElement[bool]:
+    return sa.and_(table.c.tenant == tenant, table.c.session_id == session_id)
+
+
+def _advance(by: sa.ColumnElement[int]) -> sa.CTE:
+    """Lock the session's row, creating it if need be, and give out the next numbers."""
+    return (
+        insert(sessions)
+        .values(tenant=tenant, session_id=session_id, epoch=_NEW_EPOCH, last_seq=by)
+        .on_conflict_do_update(
+            index_elements=["tenant", "session_id"],
+            set_={"last_seq": sessions.c.last_seq + by, "updated_at": sa.func.now()},
+        )
+        .returning(sessions.c.last_seq, sessions.c.epoch, sessions.c.revision)
+        .cte("session")
+    )
+
+
+def _append_one() -> sa.Select[Any]:
+    session = _advance(_ONE)
+    row = sa.select(
+        tenant,
+        session_id,
+        session.c.last_seq,
+        sa.bindparam("message_id", type_=sa.Text),
+        sa.bindparam("tokens", type_=sa.Integer),
+        sa.bindparam("body", type_=sa.LargeBinary),
+    )
+    message = (
+        insert(messages)
+        .from_select(["tenant", "session_id", "seq", "message_id", "tokens", "body"], row)
+        .returning(messages.c.seq, _milliseconds(messages.c.created_at).label("at_ms"))
+        .cte("message")
+    )
+    return sa.select(message.c.seq, message.c.at_ms, session.c.epoch, session.c.revision)
+
+
+def _append_many() -> sa.Select[Any]:
+    count = sa.cast(sa.bindparam("count"), sa.BigInteger)
+    session = _advance(count)
+    item = (
+        sa.func.unnest(
+            sa.bindparam("message_ids", type_=ARRAY(sa.Text)),
+            sa.bindparam("tokens", type_=ARRAY(sa.Integer)),
+            sa.bindparam("bodies", type_=ARRAY(sa.LargeBinary)),
+        )
+        .table_valued("message_id", "tokens", "body", with_ordinality="place", name="item")
+        .render_derived()
+    )
+    place = session.c.last_seq - count + item.c.place
+    rows = sa.select(tenant, session_id, place, item.c.message_id, item.c.tokens, item.c.body)
+    rows = rows.select_from(session.join(item, sa.true()))
+    message = (
+        insert(messages)
+        .from_select(["tenant", "session_id", "seq", "message_id", "tokens", "body"], rows)
+        .returning(messages.c.seq, _milliseconds(messages.c.created_at).label("at_ms"))
+        .cte("message")
+    )
+    return sa.select(message.c.seq, message.c.at_ms, session.c.epoch, session.c.revision).order_by(message.c.seq)
+
+
+def _read_state() -> sa.Select[Any]:
+    """One row: the session, its summary, and the messages above the watermark as parallel arrays."""
+
+    def array(column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[Any]:
+        return sa.func.array_agg(sa.dialects.postgresql.aggregate_order_by(column, messages.c.seq)).label(name)
+
+    tail = (
+        sa.select(
+            array(messages.c.seq, "seqs"),
+            array(messages.c.tokens, "tokens"),
+            array(_milliseconds(messages.c.created_at), "at_ms"),
+            array(messages.c.message_id, "message_ids"),
+            array(messages.c.body, "bodies"),
+        )
+        .where(
+            messages.c.tenant == sessions.c.tenant,
+            messages.c.session_id == sessions.c.session_id,
+            messages.c.seq > sessions.c.watermark,
+        )
+        .lateral("tail")
+    )
+    current = sa.and_(
+        summaries.c.tenant == sessions.c.tenant,
+        summaries.c.session_id == sessions.c.session_id,
+        summaries.c.version == sessions.c.summary_version,
+    )
+    return (
+        sa.select(
+            sessions.c.epoch,
+            sessions.c.revision,
+            sessions.c.last_seq,
+            sessions.c.watermark,
+            sessions.c.summary_trigger_tokens,
+            sessions.c.max_buffer_tokens,
+            sessions.c.max_buffer_messages,
+            _milliseconds(sessions.c.updated_at),
+            summaries.c.version,
+            summaries.c.tokens,
+            _milliseconds(summaries.c.created_at),
+            summaries.c.text,
+            tail.c.seqs,
+            tail.c.tokens,
+            tail.c.at_ms,
+            tail.c.message_ids,
+            tail.c.bodies,
+        )
+        .select_from(sessions.outerjoin(summaries, current).join(tail, sa.true()))
+        .where(_this(sessions))
+    )
+
+
+def _commit_summary() -> sa.Select[Any]:
+    """Move the watermark and add the version that covers it, or do neither: the version is the compare-and-set."""
+    watermark = sa.cast(sa.bindparam("last_seq"), sa.BigInteger)
+    expected = sa.cast(sa.bindparam("version"), sa.Integer)
+    moved = (
+        sa.update(sessions)
+        .where(
+            _this(sessions),
+            sessions.c.epoch == sa.cast(sa.bindparam("epoch"), sa.BigInteger),
+            sessions.c.summary_version == expected,
+            sessions.c.watermark <= watermark,
+            sessions.c.last_seq >= watermark,
+        )
+        .values(watermark=watermark, summary_version=expected + _ONE, revision=sessions.c.revision + _ONE)
+        .returning(sessions.c.summary_version, sessions.c.revision)
+        .cte("moved")
+    )
+    row = sa.select(
+        tenant,
+        session_id,
+        moved.c.summary_version,
+        sa.cast(sa.bindparam("first_seq"), sa.BigInteger),
+        watermark,
+        sa.bindparam("segment", type_=sa.LargeBinary),
+        sa.bindparam("text", type_=sa.LargeBinary),
+        sa.bindparam("tokens", type_=sa.Integer),
+        sa.bindparam("method", type_=sa.Text),
+        sa.bindparam("metadata", type_=sa.LargeBinary),
+    )
+    names = ["version", "first_seq", "last_seq", "segment", "text", "tokens", "method", "metadata"]
+    added = (
+        insert(summaries)
+        .from_select(["tenant", "session_id", *names], row)
+        .returning(_milliseconds(summaries.c.created_at).label("at_ms"))
+        .cte("added")
+    )
+    return sa.select(moved.c.revision, added.c.at_ms)
+
+
+def _save_context() -> Any:
+    body = sa.bindparam("context", type_=sa.LargeBinary)
+    return (
+        insert(sessions)
+        .values(tenant=tenant, session_id=session_id, epoch=_NEW_EPOCH, context=body)
+        .on_conflict_do_update(
+            index_elements=["tenant", "session_id"], set_={"context": body, "updated_at": sa.func.now()}
+        )
+        .returning(sessions.c.epoch)
+    )
+
+
+def _history() -> sa.Select[Any]:
+    """The newest messages, newest first."""
+    return (
+        sa.select(
+            messages.c.seq,
+            messages.c.tokens,
+            _milliseconds(messages.c.created_at),
+            messages.c.message_id,
+            messages.c.body,
+        )
+        .where(_this(messages))
+        .order_by(messages.c.seq.desc())
+        .limit(sa.bindparam("limit", type_=sa.BigInteger))
+    )
+
+
+def _summary_history() -> sa.Select[Any]:
+    """The newest versions, newest first."""
+    return (
+        sa.select(
+            summaries.c.version,
+            summaries.c.first_seq,
+            summaries.c.last_seq,
+            sa.func.coalesce(summaries.c.segment, summaries.c.text),
+            summaries.c.tokens,
+            summaries.c.method,
+            summaries.c.metadata,
+            _milliseconds(summaries.c.created_at),
+        )
+        .where(_this(summaries))
+        .order_by(summaries.c.version.desc())
+        .limit(sa.bindparam("limit", type_=sa.BigInteger))
+    )
+
+
+APPEND_ONE = compile_statement("append_one", _append_one(), is_hot=True)
+APPEND_MANY = compile_statement("append_many", _append_many(), is_hot=True)
+READ_STATE = compile_statement("read_state", _read_state())
+COMMIT_SUMMARY = compile_statement("commit_summary", _commit_summary())
+SAVE_CONTEXT = compile_statement("save_context", _save_context())
+LOAD_CONTEXT = compile_statement("load_context", sa.select(sessions.c.context).where(_this(sessions)))
+HISTORY = compile_statement("history", _history())
+SUMMARY_HISTORY = compile_statement("summary_history", _summary_history())
+SUMMARY_COUNT = compile_statement(
+    "summary_count", sa.select(sa.func.count()).select_from(summaries).where(_this(summaries))
+)
+
+
+PING = compile_statement("ping", sa.select(sa.literal_column("1")))
+
+
+class StoredMessage(NamedTuple):
+    """What the log already holds under a message id."""
+
+    seq: int
+    at_ms: int
+    body: bytes
+
+
+def stored_messages(
+    connection: sa.Connection, key: Mapping[str, str], message_ids: Sequence[str]
+) -> tuple[dict[str, StoredMessage], int, int]:
+    """Answer which of these ids the session holds already, and its epoch and revision."""
+    row = connection.execute(sa.select(sessions.c.epoch, sessions.c.revision).where(_this(sessions)), key).first()
+    found = connection.execute(
+        sa.select(messages.c.message_id, messages.c.seq, _milliseconds(messages.c.created_at), messages.c.body).where(
+            _this(messages), messages.c.message_id.in_(message_ids)
+        ),
+        key,
+    )
+    stored = {message_id: StoredMessage(seq, at_ms, bytes(body)) for message_id, seq, at_ms, body in found}
+    return stored, (row.epoch if row else 0), (row.revision if row else 0)
+
+
+def change_limits(
+    connection: sa.Connection, key: Mapping[str, str], changes: Mapping[str, object], defaults: SessionLimits
+) -> SessionLimits:
+    """Apply changes to the session's limits; what was never set goes on following the defaults."""
+    connection.execute(
+        insert(sessions).values(tenant=tenant, session_id=session_id, epoch=_NEW_EPOCH).on_conflict_do_nothing(), key
+    )
+    columns = [sessions.c[name] for name in SessionLimits.__dataclass_fields__]
+    row = connection.execute(sa.select(*columns).where(_this(sessions)).with_for_update(), key).one()
+    limits = effective_limits(defaults, dict(row._mapping)).with_changes(changes)
+    connection.execute(
+        sa.update(sessions).where(_this(sessions)).values({**changes, "revision": sessions.c.revision + 1}), key
+    )
+    return limits
+
+
+def erase(connection: sa.Connection, key: Mapping[str, str]) -> bool:
+    """Delete every row of the session and answer whether there was one.
+
+    The session's row goes first: an append that is under way holds it, so its message is deleted with the rest, and
+    one that comes later waits for us and begins a new session.
+    """
+    existed = connection.execute(sa.delete(sessions).where(_this(sessions)), key).rowcount > 0
+    for table in (messages, summaries):
+        connection.execute(sa.delete(table).where(_this(table)), key)
+    return existed
+
+
+def clear_summaries(connection: sa.Connection, key: Mapping[str, str]) -> None:
+    """Delete every summary version; an empty one goes on covering the messages that were folded away."""
+    row = connection.execute(
+        sa.select(sessions.c.watermark, sessions.c.summary_version).where(_this(sessions)).with_for_update(), key
+    ).first()
+    if row is None or row.summary_version == 0:
+        return
+    connection.execute(sa.delete(summaries).where(_this(summaries)), key)
+    version = row.summary_version + 1
+    connection.execute(
+        sa.insert(summaries).values(
+            tenant=tenant,
+            session_id=session_id,
+            version=version,
+            first_seq=row.watermark + 1,
+            last_seq=row.watermark,
+            text=b"",
+            tokens=0,
+            method="cleared",
+        ),
+        key,
+    )
+    connection.execute(
+        sa.update(sessions).where(_this(sessions)).values(summary_version=version, revision=sessions.c.revision + 1),
+        key,
+    )
+
+
+def list_sessions(connection: sa.Connection, of_tenant: str, limit: int) -> list[dict[str, Any]]:
+    """Answer the sessions of a tenant, most recently used first."""
+    rows = connection.execute(
+        sa.select(
+            sessions.c.session_id,
+            sessions.c.last_seq.label("message_count"),
+            sessions.c.watermark,
+            sessions.c.summary_version,
+            sessions.c.created_at,
+            sessions.c.updated_at,
+        )
+        .where(sessions.c.tenant == of_tenant)
+        .order_by(sessions.c.updated_at.desc(), sessions.c.session_id)
+        .limit(limit)
+    )
+    return [dict(row._mapping) for row in rows]
+
+
+def state_of_row(row: Sequence[Any], defaults: SessionLimits) -> SessionState:
+    """Build the state from a row of ``READ_STATE``."""
+    epoch, revision, last_seq, watermark, trigger, max_tokens, max_messages, updated_ms = row[:8]
+    version, summary_tokens, summary_ms, text = row[8:12]
+    own = {
+        "summary_trigger_tokens": trigger,
+        "max_buffer_tokens": max_tokens,
+        "max_buffer_messages": max_messages,
+    }
+    rows = [
+        (seq, tokens, at_ms, message_id, decode_value(bytes(body)))
+        for seq, tokens, at_ms, message_id, body in zip(*(column or () for column in row[12:17]), strict=True)
+    ]
+    return SessionState(
+        epoch=epoch,
+        revision=revision,
+        last_seq=last_seq,
+        watermark=watermark,
+        summary=Summary(version, watermark, summary_tokens, summary_ms, decode_text(bytes(text)))
+        if version is not None
+        else NO_SUMMARY,
+        limits=effective_limits(defaults, own),
+        rows=rows,
+        buffer_tokens=sum(tokens for _, tokens, _, _, _ in rows),
+        updated_at_ms=updated_ms,
+    )
+
+
+def effective_limits(defaults: SessionLimits, own: Mapping[Any, int | None]) -> SessionLimits:
+    """Join what a session set for itself with the defaults of this process, which another process may not share."""
+    values = {name: own[name] or value for name, value in defaults.as_dict().items()}
+    values["summary_trigger_tokens"] = min(values["summary_trigger_tokens"], values["max_buffer_tokens"])
+    return SessionLimits(**values)

@@ -1,0 +1,165 @@
+"""What the facade does, as flows; every argument is checked here, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from contract_engine.memory._effects import Command, Flow, query, redis_call
+from contract_engine.memory._log import PING
+from contract_engine.memory.buffer_store import BufferFlows
+from contract_engine.memory.circuit_breaker import CircuitBreaker
+from contract_engine.memory.config import MemoryConfig
+from contract_engine.memory.errors import ContentionError, MemoryServiceError, StoreUnavailableError
+from contract_engine.memory.intake import Intake
+from contract_engine.memory.keys import check_session_id
+from contract_engine.memory.message_log import LogFlows
+from contract_engine.memory.models import Receipt
+from contract_engine.memory.serializer import decode_value, encode_value
+from contract_engine.memory.session_store import StoreFlows
+from contract_engine.memory.sessions import REDIS_TROUBLE, Sessions, context_of
+from contract_engine.memory.summary_store import SummaryFlows
+from contract_engine.memory.swisper_context import SwisperContext
+from contract_engine.memory.token_counter import TokenCounter
+
+
+class ManagerFlows:
+    """What a manager offers; its shells add nothing but a colour."""
+
+    def __init__(self, config: MemoryConfig, breaker: CircuitBreaker) -> None:
+        self.config = config
+        self.counter = TokenCounter(config.model)
+        self._breaker = breaker
+        self._log = LogFlows(config) if config.is_durable else None
+        self._sessions = Sessions(config, self.counter, log=self._log)
+        self._intake = Intake(self.counter, max_message_bytes=config.max_message_bytes)
+        self.buffer = BufferFlows(self._sessions, self._intake)
+        self.summary = SummaryFlows(config, self.counter, self._sessions, log=self._log)
+        self.store = StoreFlows(config, self._intake)
+
+    def append(self, session_id: object, message: object, message_id: str | None) -> Flow[Receipt]:
+        checked = check_session_id(session_id)
+        outgoing = self._intake.message(message, message_id)
+        return (yield from self._sessions.append(checked, (outgoing,))).receipts[0]
+
+    def add_message(self, session_id: object, message: object) -> Flow[bool]:
+        try:
+            yield from self.append(session_id, message, None)
+        except (StoreUnavailableError, ContentionError):
+            return False
+        return True
+
+    def add_messages(self, session_id: object, messages: object) -> Flow[list[Receipt]]:
+        checked = check_session_id(session_id)
+        outgoing = self._intake.batch(messages)
+        if not outgoing:
+            return []
+        return (yield from self._sessions.append(checked, outgoing)).receipts
+
+    def add_and_get_context(self, session_id: object, message: object, message_id: str | None) -> Flow[dict[str, Any]]:
+        checked = check_session_id(session_id)
+        outgoing = self._intake.message(message, message_id)
+        loaded = (yield from self._sessions.append(checked, (outgoing,), read=True)).loaded
+        assert loaded is not None, "the session was asked for"
+        return context_of(loaded, checked)
+
+    def get_context(self, session_id: object) -> Flow[dict[str, Any]]:
+        checked = check_session_id(session_id)
+        return context_of((yield from self._sessions.load(checked)), checked)
+
+    def save_context(self, session_id: object, context: object) -> Flow[bool]:
+        checked = check_session_id(session_id)
+        fields = SwisperContext.coerce(context).to_dict()
+        body = encode_value(fields, field="context", max_bytes=self.config.max_message_bytes)
+        try:
+            if self._log is not None:
+                yield from self._log.save_context(checked, body)
+            else:
+                key = self._sessions.cache.keys(checked).context
+                yield from redis_call(Command(("SET", key, body, "EX", self.config.buffer_ttl_seconds)))
+        except StoreUnavailableError:
+            return False
+        return True
+
+    def load_context(self, session_id: object) -> Flow[SwisperContext | None]:
+        checked = check_session_id(session_id)
+        if self._log is not None:
+            body = yield from self._log.load_context(checked)
+        else:
+            (body,) = yield from redis_call(Command(("GET", self._sessions.cache.keys(checked).context)))
+        return SwisperContext.from_dict(decode_value(body)) if isinstance(body, bytes) else None
+
+    def set_session_config(self, session_id: object, config: Mapping[str, Any]) -> Flow[None]:
+        checked = check_session_id(session_id)
+        self.config.limits.with_changes(config)
+        yield from self._sessions.change_limits(checked, config)
+
+    def get_session_config(self, session_id: object) -> Flow[dict[str, int]]:
+        return (yield from self._sessions.load(check_session_id(session_id))).state.limits.as_dict()
+
+    def get_memory_stats(self, session_id: object) -> Flow[dict[str, Any]]:
+        checked = check_session_id(session_id)
+        loaded = yield from self._sessions.load(checked)
+        summary = yield from self.summary.get_summary_stats(checked)
+        memory = yield from self._redis_memory()
+        return {
+            "buffer": loaded.state.buffer_info(),
+            "summary": summary,
+            "redis_memory": memory,
+            "session_config": loaded.state.limits.as_dict(),
+            "is_redis_available": memory is not None,
+            "source": loaded.source,
+            "degraded": loaded.degraded,
+        }
+
+    def _redis_memory(self) -> Flow[dict[str, Any] | None]:
+        try:
+            text, stats = yield from redis_call(Command(("INFO", "memory")), Command(("INFO", "stats")))
+        except REDIS_TROUBLE:
+            return None
+        facts = dict(line.split(":", 1) for line in (text + stats).decode().splitlines() if ":" in line)
+        names = ("used_memory", "maxmemory", "evicted_keys", "expired_keys", "keyspace_hits", "keyspace_misses")
+        found: dict[str, Any] = {name: int(facts[name]) for name in names if name in facts}
+        return found | {"maxmemory_policy": facts.get("maxmemory_policy")}
+
+    def clear_session_memory(self, session_id: object) -> Flow[bool]:
+        checked = check_session_id(session_id)
+        try:
+            yield from self._sessions.erase(checked)
+        except StoreUnavailableError:
+            return False
+        return True
+
+    def is_available(self) -> Flow[bool]:
+        return (yield from self._redis_answers()) or (yield from self._database_answers())
+
+    def _redis_answers(self) -> Flow[bool]:
+        try:
+            yield from redis_call(Command(("PING",)))
+        except MemoryServiceError:
+            return False
+        return True
+
+    def _database_answers(self) -> Flow[bool]:
+        if self._log is None:
+            return False
+        try:
+            yield from query(PING, {})
+        except MemoryServiceError:
+            return False
+        return True
+
+    def health(self) -> Flow[dict[str, Any]]:
+        redis = yield from self._redis_answers()
+        database = yield from self._database_answers()
+        expected = (redis, database) if self.config.is_durable else (redis,)
+        return {
+            "status": "ok" if all(expected) else "degraded" if any(expected) else "down",
+            "mode": "durable" if self.config.is_durable else "ephemeral",
+            "detail": "every acknowledged message is committed in PostgreSQL"
+            if self.config.is_durable
+            else "no database is configured: what Redis loses is lost",
+            "redis": redis,
+            "postgres": database if self.config.is_durable else None,
+            "circuit_breaker": self._breaker.get_state().value,
+        }

@@ -1,0 +1,240 @@
+"""Statements and transactions on PostgreSQL, each with a deadline kept on this side.
+
+``statement_timeout`` is the server's own clock and does not help against a server that is stopped; so the connections
+here give up by themselves. SQLAlchemy's pool holds them; a statement of the hot path is then run on the psycopg
+connection directly, in autocommit, because SQLAlchemy's execution adds as much time as the statement takes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import weakref
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
+
+import psycopg
+import sqlalchemy as sa
+import sqlalchemy.exc as sa_exc
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.util import greenlet_spawn
+
+from contract_engine.memory._effects import Query
+from contract_engine.memory._runtime.failures import database_failure
+from contract_engine.memory.errors import DeadlineExceededError
+
+T = TypeVar("T")
+Rows = Sequence[tuple[Any, ...]]
+
+_USED = "contract_engine.used"
+
+
+def _within(steps: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, T]:
+    """Pass psycopg's conversation through until the deadline has passed; it is woken ten times a second."""
+    deadline = time.monotonic() + seconds
+    try:
+        wanted = next(steps)
+        while True:
+            ready = yield wanted
+            if not ready and time.monotonic() >= deadline:
+                raise DeadlineExceededError(f"no answer within {seconds:g} s")
+            wanted = steps.send(ready)
+    except StopIteration as stop:
+        answer: T = stop.value
+        return answer
+
+
+class _DeadlineConnection(psycopg.Connection[Any]):
+    """A connection whose every wait ends; after a missed deadline it is closed, since its reply may still come."""
+
+    seconds = math.inf
+
+    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().wait(_within(gen, self.seconds), *args, **kwargs)
+        except DeadlineExceededError:
+            self.pgconn.finish()
+            raise
+
+
+class _AsyncDeadlineConnection(psycopg.AsyncConnection[Any]):
+    """The same on an event loop."""
+
+    seconds = math.inf
+
+    async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().wait(_within(gen, self.seconds), *args, **kwargs)
+        except DeadlineExceededError:
+            self.pgconn.finish()
+            raise
+
+
+def _connect_arguments(url: str, timeout: float) -> dict[str, Any]:
+    _, arguments = sa.make_url(url).get_dialect()().create_connect_args(sa.make_url(url))
+    # libpq counts whole seconds here, and takes one for two.
+    return {"connect_timeout": math.ceil(timeout), "application_name": "contract-memory", **arguments}
+
+
+def _pool_options(timeout: float, pool_size: int) -> dict[str, Any]:
+    return {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": timeout, "isolation_level": "AUTOCOMMIT"}
+
+
+class Database:
+    """Blocking access; safe to share between threads, opened by the first call."""
+
+    def __init__(self, url: str, *, timeout: float, pool_size: int) -> None:
+        arguments = _connect_arguments(url, timeout)
+
+        def connect() -> psycopg.Connection[Any]:
+            connection = _DeadlineConnection.connect(**arguments)
+            connection.seconds = timeout
+            return connection
+
+        self._engine = sa.create_engine(url, creator=connect, **_pool_options(timeout, pool_size))
+        # Shares the pool; a connection is switched for the length of a transaction.
+        self._transactional = self._engine.execution_options(isolation_level="READ COMMITTED")
+        _engines.add(self._engine)
+
+    def query(self, effect: Query) -> Rows:
+        """Run one statement in autocommit and return its rows; repeated once if an idle connection had died."""
+        try:
+            try:
+                return self._query(effect)
+            except _StaleConnectionError:
+                self._engine.dispose()
+                return self._query(effect)
+        except (psycopg.Error, sa_exc.SQLAlchemyError, _StaleConnectionError) as exc:
+            raise _translated(exc) from exc
+
+    def _query(self, effect: Query) -> Rows:
+        pooled = self._engine.raw_connection()
+        try:
+            statement = effect.statement
+            raw: psycopg.Connection[Any] = pooled.driver_connection  # type: ignore[assignment]  # psycopg's dialect
+            try:
+                rows = raw.execute(statement.sql, effect.parameters, prepare=statement.is_hot, binary=True).fetchall()
+            except psycopg.OperationalError as exc:
+                if raw.closed and pooled.info.get(_USED):
+                    raise _StaleConnectionError from exc
+                raise
+            finally:
+                if raw.closed:
+                    pooled.invalidate()
+            pooled.info[_USED] = True
+            return rows
+        finally:
+            pooled.close()
+
+    def transaction(self, body: Callable[[sa.Connection], T]) -> T:
+        """Run ``body`` in one transaction; repeated once if an idle connection had died."""
+        try:
+            try:
+                return self._transaction(body)
+            except sa_exc.DBAPIError as exc:
+                if not exc.connection_invalidated:
+                    raise
+                return self._transaction(body)
+        except (psycopg.Error, sa_exc.SQLAlchemyError) as exc:
+            raise _translated(exc) from exc
+
+    def _transaction(self, body: Callable[[sa.Connection], T]) -> T:
+        with self._transactional.begin() as connection:
+            return body(connection)
+
+    def close(self) -> None:
+        """Close the idle connections; the next call opens new ones."""
+        self._engine.dispose()
+
+
+class AsyncDatabase:
+    """Access on an event loop; belongs to the loop that uses it, opened by the first call."""
+
+    def __init__(self, url: str, *, timeout: float, pool_size: int) -> None:
+        arguments = _connect_arguments(url, timeout)
+
+        async def connect() -> psycopg.AsyncConnection[Any]:
+            connection = await _AsyncDeadlineConnection.connect(**arguments)
+            connection.seconds = timeout
+            return connection
+
+        self._engine: AsyncEngine = create_async_engine(url, async_creator=connect, **_pool_options(timeout, pool_size))
+        self._transactional = self._engine.execution_options(isolation_level="READ COMMITTED")
+
+    async def query(self, effect: Query) -> Rows:
+        """Run one statement in autocommit and return its rows; repeated once if an idle connection had died."""
+        try:
+            try:
+                return await self._query(effect)
+            except _StaleConnectionError:
+                await self._engine.dispose()
+                return await self._query(effect)
+        except (psycopg.Error, sa_exc.SQLAlchemyError, _StaleConnectionError) as exc:
+            raise _translated(exc) from exc
+
+    async def _query(self, effect: Query) -> Rows:
+        pooled = await self._engine.raw_connection()
+        try:
+            statement = effect.statement
+            raw: psycopg.AsyncConnection[Any] = pooled.driver_connection  # type: ignore[assignment]  # psycopg's dialect
+            try:
+                cursor = await raw.execute(statement.sql, effect.parameters, prepare=statement.is_hot, binary=True)
+                rows = await cursor.fetchall()
+            except psycopg.OperationalError as exc:
+                if raw.closed and pooled.info.get(_USED):
+                    raise _StaleConnectionError from exc
+                raise
+            except BaseException:
+                # Cancelled in mid-conversation: the reply may still come, to nobody.
+                raw.pgconn.finish()
+                raise
+            finally:
+                if raw.closed:
+                    await greenlet_spawn(pooled.invalidate)
+            pooled.info[_USED] = True
+            return rows
+        finally:
+            await greenlet_spawn(pooled.close)
+
+    async def transaction(self, body: Callable[[sa.Connection], T]) -> T:
+        """Run ``body`` in one transaction; repeated once if an idle connection had died."""
+        try:
+            try:
+                return await self._transaction(body)
+            except sa_exc.DBAPIError as exc:
+                if not exc.connection_invalidated:
+                    raise
+                return await self._transaction(body)
+        except (psycopg.Error, sa_exc.SQLAlchemyError) as exc:
+            raise _translated(exc) from exc
+
+    async def _transaction(self, body: Callable[[sa.Connection], T]) -> T:
+        async with self._transactional.begin() as connection:
+            return await connection.run_sync(body)
+
+    async def close(self) -> None:
+        """Close the idle connections; the next call opens new ones."""
+        await self._engine.dispose()
+
+
+class _StaleConnectionError(Exception):
+    """A pooled connection that had worked before turned out to be closed."""
+
+
+def _translated(exc: Exception) -> Exception:
+    cause = exc.__cause__ if isinstance(exc, _StaleConnectionError) else exc
+    assert isinstance(cause, Exception), "a stale connection is always raised from the driver's error"
+    return database_failure(cause) or cause
+
+
+_engines: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    # The parent goes on talking on these sockets: a child only drops its references.
+    for engine in list(_engines):
+        engine.dispose(close=False)
+
+
+os.register_at_fork(after_in_child=_after_fork)

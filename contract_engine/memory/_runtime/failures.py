@@ -1,0 +1,103 @@
+"""What a driver's error means: which of our errors it becomes, and whether the breaker counts it.
+
+Messages name the kind of failure and where it happened, never the statement, its parameters or the server's detail,
+which can carry message content.
+"""
+
+from __future__ import annotations
+
+import psycopg
+import sqlalchemy.exc as sa_exc
+from redis import exceptions as redis_exc
+
+from contract_engine.memory.errors import (
+    CorruptDataError,
+    DatabaseUnavailableError,
+    DeadlineExceededError,
+    MemoryServiceError,
+    PoolExhaustedError,
+    RedisUnavailableError,
+    StoreMisconfiguredError,
+)
+
+# In the order they are looked at: MaxConnectionsError and AuthenticationError are ConnectionErrors too.
+_REDIS_REFUSALS = (
+    redis_exc.AuthenticationError,
+    redis_exc.AuthenticationWrongNumberOfArgsError,
+    redis_exc.AuthorizationError,
+    redis_exc.NoPermissionError,
+)
+_REDIS_OUTAGES = (
+    redis_exc.ConnectionError,
+    redis_exc.TimeoutError,
+    redis_exc.BusyLoadingError,
+    redis_exc.ClusterDownError,
+    redis_exc.MasterDownError,
+    redis_exc.ReadOnlyError,
+    redis_exc.OutOfMemoryError,
+    redis_exc.TryAgainError,
+    redis_exc.RedisClusterException,
+    redis_exc.SlotNotCoveredError,
+)
+# Error codes that a script passes on as a plain ResponseError.
+_REDIS_OUTAGE_CODES = frozenset(
+    {"OOM", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "BUSY", "MISCONF", "TRYAGAIN"}
+)
+
+
+class AlreadyStoredError(MemoryServiceError):
+    """A message id is in the log already; the flow finds out whether it is the same message."""
+
+
+def redis_failure(exc: redis_exc.RedisError) -> tuple[MemoryServiceError, bool]:
+    """Return our error and whether the breaker counts it."""
+    if isinstance(exc, redis_exc.MaxConnectionsError):
+        return PoolExhaustedError("no free Redis connection"), False
+    if isinstance(exc, _REDIS_REFUSALS):
+        return StoreMisconfiguredError(
+            "redis", type(exc).__name__, hint="check user, password and ACL in the URL"
+        ), False
+    if isinstance(exc, _REDIS_OUTAGES):
+        return RedisUnavailableError(_kind(exc)), True
+    code = str(exc).split(" ", 1)[0]
+    if code in _REDIS_OUTAGE_CODES or (code == "ERR" and "OOM command not allowed" in str(exc)):
+        return RedisUnavailableError(code), True
+    if code in ("NOAUTH", "WRONGPASS", "NOPERM"):
+        return StoreMisconfiguredError("redis", code, hint="check user, password and ACL in the URL"), False
+    if code == "WRONGTYPE" or "WRONGTYPE" in str(exc)[:200]:
+        return CorruptDataError("a key of ours holds another type"), False
+    return StoreMisconfiguredError("redis", f"{type(exc).__name__} {code}", hint="Redis 6.2 or newer is needed"), False
+
+
+def database_failure(exc: Exception) -> MemoryServiceError | None:
+    """Return our error, or None where the failure is a fault in this package and should be seen as it is."""
+    if isinstance(exc, sa_exc.TimeoutError):
+        return PoolExhaustedError("no free database connection")
+    if isinstance(exc, sa_exc.DBAPIError) and isinstance(exc.orig, Exception):
+        exc = exc.orig
+    if not isinstance(exc, psycopg.Error):
+        return None
+    state = exc.sqlstate
+    if state is None:
+        if isinstance(exc, psycopg.OperationalError | psycopg.InterfaceError):
+            return DatabaseUnavailableError(_kind(exc))
+        return None
+    if state == "23505":
+        return AlreadyStoredError("message id already stored")
+    if state == "57014":
+        return DeadlineExceededError("statement cancelled")
+    if state in ("42P01", "42703"):
+        return StoreMisconfiguredError("postgres", "tables are missing or old", hint="run `contract-memory migrate`")
+    if state.startswith("28") or state in ("42501", "3D000"):
+        return StoreMisconfiguredError(
+            "postgres", f"access refused ({state})", hint="check user, password, database and grants in the URL"
+        )
+    if state[:2] in ("08", "53", "57", "40", "55", "58", "25", "XX"):
+        return DatabaseUnavailableError(f"SQLSTATE {state}")
+    return None
+
+
+def _kind(exc: BaseException) -> str:
+    """Return the class and the first line of a connection error, which names host and reason and nothing else."""
+    first_line = str(exc).partition("\n")[0].strip()
+    return f"{type(exc).__name__}: {first_line}"[:200] if first_line else type(exc).__name__

@@ -1,0 +1,295 @@
+"""Round trips to Redis on kept connections, through the circuit breaker.
+
+redis-py's connections are used directly: its pool checkout and command machinery cost about a third of a round trip.
+Between uses a connection lies on a stack, the most recently used on top. It goes back only after a whole
+conversation; after any error, and after cancellation, it is closed, so that no reply can reach another caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis import exceptions as redis_exc
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from contract_engine.memory._effects import Command, RedisCall
+from contract_engine.memory._runtime.failures import redis_failure
+from contract_engine.memory.circuit_breaker import CircuitBreaker, Permit
+from contract_engine.memory.errors import ConfigurationError, CorruptDataError, MemoryServiceError, PoolExhaustedError
+
+IDLE_CHECK_SECONDS = 1.0
+"""A connection idle for longer is looked at before use: servers and firewalls close idle ones in silence."""
+
+
+def _options(timeout: float) -> dict[str, Any]:
+    return {
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "socket_keepalive": True,
+        "health_check_interval": 0,
+        "decode_responses": False,
+        "protocol": 2,
+    }
+
+
+def _words(command: Command, *, by_source: bool = False) -> tuple[Any, ...]:
+    script = command.script
+    if script is None:
+        return command.words
+    return ("EVAL", script.source, *command.words) if by_source else ("EVALSHA", script.sha, *command.words)
+
+
+def _first_unknown_script(replies: list[Any]) -> int | None:
+    for index, reply in enumerate(replies):
+        if isinstance(reply, redis_exc.NoScriptError):
+            return index
+    return None
+
+
+class _Guard:
+    """What both transports share: the breaker around a conversation, and what its errors become."""
+
+    breaker: CircuitBreaker
+
+    def settle(self, permit: Permit, replies: list[Any]) -> list[Any]:
+        """Report the outcome of a conversation; errors among the replies are raised or, if ours to heal, handed on."""
+        for index, reply in enumerate(replies):
+            if isinstance(reply, redis_exc.RedisError):
+                error, counted = redis_failure(reply)
+                if isinstance(error, CorruptDataError):
+                    replies[index] = error
+                    continue
+                self.fail(permit, reply, counted=counted)
+                raise error from reply
+        self.breaker.success(permit)
+        return replies
+
+    def fail(self, permit: Permit, exc: BaseException, *, counted: bool) -> None:
+        """Report a failure, or give the permit back where it says nothing about the server."""
+        if counted:
+            self.breaker.failure(permit, exc)
+        else:
+            self.breaker.cancel(permit)
+
+    def translate(self, permit: Permit, exc: redis_exc.RedisError) -> MemoryServiceError:
+        """Report a failed conversation and return our error for it."""
+        error, counted = redis_failure(exc)
+        self.fail(permit, exc, counted=counted)
+        return error
+
+
+class RedisTransport(_Guard):
+    """Blocking round trips; safe to share between threads, opened by the first call."""
+
+    def __init__(self, url: str, *, timeout: float, pool_size: int, breaker: CircuitBreaker) -> None:
+        try:
+            self._factory = redis.ConnectionPool.from_url(url, retry=Retry(NoBackoff(), 0), **_options(timeout))
+        except ValueError as exc:
+            raise ConfigurationError("redis_url", "not a redis://, rediss:// or unix:// URL") from exc
+        self.breaker = breaker
+        self._timeout = timeout
+        self._pool_size = pool_size
+        self._forget()
+        _transports.add(self)
+
+    def _forget(self) -> None:
+        self._free: deque[tuple[Any, float]] = deque()
+        self._slots = threading.BoundedSemaphore(self._pool_size)
+
+    def call(self, effect: RedisCall) -> list[Any]:
+        """Send the commands and return their replies; every error is one of ours."""
+        permit = self.breaker.acquire()
+        try:
+            if not self._slots.acquire(timeout=self._timeout):
+                raise PoolExhaustedError("no free Redis connection")  # noqa: TRY301  # the permit goes back below
+            try:
+                replies = self._converse(effect)
+            finally:
+                self._slots.release()
+        except redis_exc.RedisError as exc:
+            raise self.translate(permit, exc) from exc
+        except BaseException:
+            self.breaker.cancel(permit)
+            raise
+        return self.settle(permit, replies)
+
+    def _converse(self, effect: RedisCall) -> list[Any]:
+        connection, is_reused = self._take()
+        try:
+            return self._exchange(connection, effect.commands)
+        except redis_exc.ConnectionError:
+            # The server may have restarted while the connection lay idle: then all the others are dead too.
+            if not is_reused or effect.again is None:
+                raise
+            self.close()
+            connection = self._factory.make_connection()
+            return self._exchange(connection, effect.again())
+
+    def _exchange(self, connection: Any, commands: tuple[Command, ...]) -> list[Any]:
+        try:
+            replies = self._send(connection, [_words(command) for command in commands])
+            unknown = _first_unknown_script(replies)
+            if unknown is not None:
+                words = [_words(command, by_source=True) for command in commands[unknown:]]
+                replies[unknown:] = self._send(connection, words)
+        except BaseException:
+            connection.disconnect()
+            raise
+        self._free.append((connection, time.monotonic()))
+        return replies
+
+    @staticmethod
+    def _send(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+        packed = connection.pack_command(*commands[0]) if len(commands) == 1 else connection.pack_commands(commands)
+        connection.send_packed_command(packed, check_health=False)
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                replies.append(connection.read_response())
+            except redis_exc.ResponseError as exc:
+                replies.append(exc)
+        return replies
+
+    def _take(self) -> tuple[Any, bool]:
+        while True:
+            try:
+                connection, last_used = self._free.pop()
+            except IndexError:
+                return self._factory.make_connection(), False
+            if time.monotonic() - last_used < IDLE_CHECK_SECONDS:
+                return connection, True
+            try:
+                is_quiet = not connection.can_read(0)
+            except redis_exc.ConnectionError:
+                is_quiet = False
+            if is_quiet:
+                return connection, True
+            connection.disconnect()
+
+    def close(self) -> None:
+        """Close the idle connections; the next call opens new ones."""
+        while self._free:
+            try:
+                connection, _ = self._free.pop()
+            except IndexError:
+                return
+            connection.disconnect()
+
+
+class AsyncRedisTransport(_Guard):
+    """Round trips on an event loop; belongs to the loop that uses it, opened by the first call."""
+
+    def __init__(self, url: str, *, timeout: float, pool_size: int, breaker: CircuitBreaker) -> None:
+        try:
+            self._factory: Any = redis.asyncio.ConnectionPool.from_url(
+                url, retry=AsyncRetry(NoBackoff(), 0), **_options(timeout)
+            )
+        except ValueError as exc:
+            raise ConfigurationError("redis_url", "not a redis://, rediss:// or unix:// URL") from exc
+        self.breaker = breaker
+        self._timeout = timeout
+        self._slots = asyncio.Semaphore(pool_size)
+        self._free: deque[tuple[Any, float]] = deque()
+
+    async def call(self, effect: RedisCall) -> list[Any]:
+        """Send the commands and return their replies; every error is one of ours."""
+        permit = self.breaker.acquire()
+        try:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._slots.acquire()
+            except TimeoutError as exc:
+                raise PoolExhaustedError("no free Redis connection") from exc
+            try:
+                replies = await self._converse(effect)
+            finally:
+                self._slots.release()
+        except redis_exc.RedisError as exc:
+            raise self.translate(permit, exc) from exc
+        except BaseException:
+            self.breaker.cancel(permit)
+            raise
+        return self.settle(permit, replies)
+
+    async def _converse(self, effect: RedisCall) -> list[Any]:
+        connection, is_reused = await self._take()
+        try:
+            return await self._exchange(connection, effect.commands)
+        except redis_exc.ConnectionError:
+            if not is_reused or effect.again is None:
+                raise
+            await self.close()
+            connection = self._factory.make_connection()
+            return await self._exchange(connection, effect.again())
+
+    async def _exchange(self, connection: Any, commands: tuple[Command, ...]) -> list[Any]:
+        try:
+            async with asyncio.timeout(2 * self._timeout):
+                replies = await self._send(connection, [_words(command) for command in commands])
+                unknown = _first_unknown_script(replies)
+                if unknown is not None:
+                    words = [_words(command, by_source=True) for command in commands[unknown:]]
+                    replies[unknown:] = await self._send(connection, words)
+        except BaseException as exc:
+            await connection.disconnect(nowait=True)
+            if isinstance(exc, TimeoutError):
+                raise redis_exc.TimeoutError("no answer within the deadline") from exc
+            raise
+        self._free.append((connection, time.monotonic()))
+        return replies
+
+    @staticmethod
+    async def _send(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+        packed = connection.pack_command(*commands[0]) if len(commands) == 1 else connection.pack_commands(commands)
+        await connection.send_packed_command(packed, check_health=False)
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                # The deadline stands around the whole conversation, not around each reply.
+                replies.append(await connection.read_response(timeout=math.inf))
+            except redis_exc.ResponseError as exc:
+                replies.append(exc)
+        return replies
+
+    async def _take(self) -> tuple[Any, bool]:
+        while self._free:
+            connection, last_used = self._free.pop()
+            if time.monotonic() - last_used < IDLE_CHECK_SECONDS:
+                return connection, True
+            try:
+                is_quiet = not await connection.can_read_destructive()
+            except redis_exc.ConnectionError:
+                is_quiet = False
+            if is_quiet:
+                return connection, True
+            await connection.disconnect(nowait=True)
+        return self._factory.make_connection(), False
+
+    async def close(self) -> None:
+        """Close the idle connections; the next call opens new ones."""
+        while self._free:
+            connection, _ = self._free.pop()
+            await connection.disconnect(nowait=True)
+
+
+_transports: weakref.WeakSet[RedisTransport] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    # The parent goes on talking on these sockets: a child only drops its references.
+    for transport in list(_transports):
+        transport._forget()  # same module
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,154 @@
+"""The two runtimes: each runs a flow and performs the effects it yields."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+from contract_engine.memory._effects import Flow, Query, RedisCall, Spawn, Summarize
+from contract_engine.memory._runtime.background import AsyncBackground, Background
+from contract_engine.memory._runtime.database import AsyncDatabase, Database
+from contract_engine.memory._runtime.redis_transport import AsyncRedisTransport, RedisTransport
+from contract_engine.memory.circuit_breaker import CircuitBreaker
+from contract_engine.memory.config import MemoryConfig
+from contract_engine.memory.errors import ConfigurationError, MemoryServiceError
+from contract_engine.memory.summarizers import Summarizer
+
+T = TypeVar("T")
+
+
+def _no_database() -> ConfigurationError:
+    return ConfigurationError("database_url", "this call needs a database; set DATABASE_URL")
+
+
+class Runtime:
+    """Performs effects by blocking. Constructing it opens nothing; one instance serves any number of threads."""
+
+    def __init__(self, config: MemoryConfig, *, breaker: CircuitBreaker, summarizer: Summarizer) -> None:
+        self.breaker = breaker
+        self._summarizer = summarizer
+        self._redis = RedisTransport(
+            config.redis_url, timeout=config.redis_timeout_seconds, pool_size=config.redis_pool_size, breaker=breaker
+        )
+        self._database = (
+            Database(config.database_url, timeout=config.database_timeout_seconds, pool_size=config.database_pool_size)
+            if config.database_url
+            else None
+        )
+        self.background = Background()
+
+    def run(self, flow: Flow[T]) -> T:
+        """Run a flow to its end and return its answer."""
+        try:
+            effect = next(flow)
+            while True:
+                try:
+                    answer = self._perform(effect)
+                except MemoryServiceError as exc:
+                    effect = flow.throw(exc)
+                else:
+                    effect = flow.send(answer)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def _perform(self, effect: Any) -> Any:
+        kind = type(effect)
+        if kind is RedisCall:
+            return self._redis.call(effect)
+        if kind is Spawn:
+            return self.background.start(lambda: self.run(effect.flow()), effect.name)
+        if kind is Summarize:
+            return self._summarizer.summarize(effect.request)
+        if self._database is None:
+            raise _no_database()
+        return self._database.query(effect) if kind is Query else self._database.transaction(effect.body)
+
+    def close(self) -> None:
+        """Finish background work and close every connection; a later call opens them again."""
+        self.background.close()
+        self._redis.close()
+        if self._database is not None:
+            self._database.close()
+
+
+class AsyncRuntime:
+    """Performs effects by awaiting. Connections belong to the event loop that first used them.
+
+    When that loop has been closed (a script that calls ``asyncio.run`` twice), new ones are made for the next loop;
+    while it is alive, use from another loop is refused.
+    """
+
+    def __init__(self, config: MemoryConfig, *, breaker: CircuitBreaker, summarizer: Summarizer) -> None:
+        self.breaker = breaker
+        self._config = config
+        self._summarizer = summarizer
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._redis = self._new_redis()
+        self._database = self._new_database()
+        self.background = AsyncBackground()
+
+    def _new_redis(self) -> AsyncRedisTransport:
+        config = self._config
+        return AsyncRedisTransport(
+            config.redis_url,
+            timeout=config.redis_timeout_seconds,
+            pool_size=config.redis_pool_size,
+            breaker=self.breaker,
+        )
+
+    def _new_database(self) -> AsyncDatabase | None:
+        config = self._config
+        if not config.database_url:
+            return None
+        return AsyncDatabase(
+            config.database_url, timeout=config.database_timeout_seconds, pool_size=config.database_pool_size
+        )
+
+    async def run(self, flow: Flow[T]) -> T:
+        """Run a flow to its end and return its answer."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._adopt(loop)
+        try:
+            effect = next(flow)
+            while True:
+                try:
+                    answer = await self._perform(effect)
+                except MemoryServiceError as exc:
+                    effect = flow.throw(exc)
+                else:
+                    effect = flow.send(answer)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not None:
+            if not self._loop.is_closed():
+                raise ConfigurationError(
+                    "event loop", "this manager is in use on another one; make one manager per loop"
+                )
+            self._redis, self._database, self.background = self._new_redis(), self._new_database(), AsyncBackground()
+        self._loop = loop
+
+    async def _perform(self, effect: Any) -> Any:
+        kind = type(effect)
+        if kind is RedisCall:
+            return await self._redis.call(effect)
+        if kind is Spawn:
+            return self.background.start(lambda: self.run(effect.flow()), effect.name)
+        if kind is Summarize:
+            return await asyncio.to_thread(self._summarizer.summarize, effect.request)
+        if self._database is None:
+            raise _no_database()
+        if kind is Query:
+            return await self._database.query(effect)
+        return await self._database.transaction(effect.body)
+
+    async def close(self) -> None:
+        """Finish background work and close every connection; a later call opens them again."""
+        await self.background.join()
+        await self._redis.close()
+        if self._database is not None:
+            await self._database.close()

@@ -1,0 +1,207 @@
+"""The Lua scripts, and the calls that carry their arguments in the order their headers state."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from contract_engine.memory._effects import Command, Script
+from contract_engine.memory.config import SessionLimits
+from contract_engine.memory.keys import SessionKeys
+
+
+def _load(name: str, prelude: str) -> Script:
+    source = prelude + (resources.files("contract_engine.memory") / "lua" / f"{name}.lua").read_text("utf-8")
+    # SHA-1 is not a choice made here: it is how Redis names a script.
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+_prelude = (resources.files("contract_engine.memory") / "lua" / "_header.lua").read_text("utf-8")
+APPEND, ASSIGN, CLAIM, INSTALL, COMMIT, CONFIGURE, RELEASE = ALL_SCRIPTS = tuple(
+    _load(name, _prelude) for name in ("append", "assign", "claim", "install", "commit", "configure", "release")
+)
+
+
+def append_call(
+    keys: SessionKeys,
+    *,
+    epoch: int,
+    revision: int,
+    first_seq: int,
+    at_ms: int,
+    buffer_ttl: int,
+    summary_ttl: int,
+    ticket: int,
+    ticket_ttl: int,
+    lease_ms: int,
+    limits: SessionLimits,
+    messages: Sequence[Any],
+) -> Command:
+    """Append messages that the log numbered; ``messages`` is tokens, element, tokens, element, ..."""
+    return Command(
+        (
+            3,
+            keys.buffer,
+            keys.summary,
+            keys.fold,
+            epoch,
+            revision,
+            first_seq,
+            at_ms,
+            buffer_ttl,
+            summary_ttl,
+            ticket,
+            ticket_ttl,
+            lease_ms,
+            limits.summary_trigger_tokens,
+            limits.max_buffer_tokens,
+            limits.max_buffer_messages,
+            *messages,
+        ),
+        APPEND,
+    )
+
+
+def assign_call(
+    keys: SessionKeys,
+    *,
+    epoch: int,
+    at_ms: int,
+    ttl: int,
+    lease_token: int,
+    lease_ms: int,
+    limits: SessionLimits,
+    at_cap: str,
+    message_id: bytes,
+    messages: Sequence[Any],
+) -> Command:
+    """Append messages that the buffer numbers; ``messages`` is tokens, rest, tokens, rest, ..."""
+    return Command(
+        (
+            5,
+            keys.buffer,
+            keys.summary,
+            keys.fold,
+            keys.history,
+            keys.context,
+            epoch,
+            at_ms,
+            ttl,
+            lease_token,
+            lease_ms,
+            limits.summary_trigger_tokens,
+            limits.max_buffer_tokens,
+            limits.max_buffer_messages,
+            at_cap,
+            message_id,
+            *messages,
+        ),
+        ASSIGN,
+    )
+
+
+def claim_call(keys: SessionKeys, *, ticket: int, ticket_ttl: int, seen: bytes) -> Command:
+    """Take a ticket to rebuild the buffer."""
+    return Command((1, keys.buffer, ticket, ticket_ttl, seen), CLAIM)
+
+
+def install_call(
+    keys: SessionKeys,
+    *,
+    ticket: int,
+    epoch: int,
+    last_seq: int,
+    header: bytes,
+    buffer_ttl: int,
+    summary_ttl: int,
+    summary: bytes,
+    elements: Sequence[bytes],
+) -> Command:
+    """Install a session that was read from the log."""
+    return Command(
+        (
+            2,
+            keys.buffer,
+            keys.summary,
+            ticket,
+            epoch,
+            last_seq,
+            header,
+            buffer_ttl,
+            summary_ttl,
+            summary,
+            *elements,
+        ),
+        INSTALL,
+    )
+
+
+def commit_call(
+    keys: SessionKeys,
+    *,
+    epoch: int,
+    revision: int,
+    version: int,
+    new_revision: int,
+    watermark: int,
+    buffer_ttl: int,
+    summary_ttl: int,
+    summary: bytes,
+    history_entry: bytes,
+    history_length: int,
+) -> Command:
+    """Put a new summary in place and trim what it covers."""
+    return Command(
+        (
+            3,
+            keys.buffer,
+            keys.summary,
+            keys.history,
+            epoch,
+            revision,
+            version,
+            new_revision,
+            watermark,
+            buffer_ttl,
+            summary_ttl,
+            summary,
+            history_entry,
+            history_length,
+        ),
+        COMMIT,
+    )
+
+
+def configure_call(
+    keys: SessionKeys,
+    *,
+    epoch: int,
+    at_ms: int,
+    ttl: int,
+    limits: SessionLimits,
+    changes: Mapping[str, int],
+) -> Command:
+    """Set the limits of an ephemeral session; no changes only make sure that the session exists."""
+    return Command(
+        (
+            1,
+            keys.buffer,
+            epoch,
+            at_ms,
+            ttl,
+            limits.summary_trigger_tokens,
+            limits.max_buffer_tokens,
+            limits.max_buffer_messages,
+            changes.get("summary_trigger_tokens", ""),
+            changes.get("max_buffer_tokens", ""),
+            changes.get("max_buffer_messages", ""),
+        ),
+        CONFIGURE,
+    )
+
+
+def release_call(keys: SessionKeys, *, lease_token: int) -> Command:
+    """Give back the lease of a fold."""
+    return Command((1, keys.fold, lease_token), RELEASE)

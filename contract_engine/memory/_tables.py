@@ -1,0 +1,74 @@
+"""The tables. ``migrations/env.py`` compares them with the database; nothing else defines a column.
+
+Every primary key begins with (tenant, session_id) and no constraint crosses sessions, so the tables can be distributed
+by session. There are no foreign keys: all three are written and cleared in transactions that lock the session's row.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from contract_engine.memory._effects import Statement
+
+metadata = sa.MetaData()
+
+sessions = sa.Table(
+    "memory_sessions",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("session_id", sa.Text, primary_key=True),
+    sa.Column(
+        "epoch", sa.BigInteger, nullable=False, comment="names this life of the session; a cleared one gets another"
+    ),
+    sa.Column(
+        "revision", sa.BigInteger, nullable=False, server_default="0", comment="counts changes that are no append"
+    ),
+    sa.Column("last_seq", sa.BigInteger, nullable=False, server_default="0", comment="number of the newest message"),
+    sa.Column(
+        "watermark", sa.BigInteger, nullable=False, server_default="0", comment="last message the summary covers"
+    ),
+    sa.Column("summary_version", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("summary_trigger_tokens", sa.Integer, comment="null: the default of the reader"),
+    sa.Column("max_buffer_tokens", sa.Integer),
+    sa.Column("max_buffer_messages", sa.Integer),
+    sa.Column("context", sa.LargeBinary, comment="the orchestrator's own object, JSON in UTF-8"),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+)
+
+messages = sa.Table(
+    "memory_messages",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("session_id", sa.Text, primary_key=True),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("message_id", sa.Text, nullable=False),
+    sa.Column("tokens", sa.Integer, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False, comment="the message, JSON in UTF-8"),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.UniqueConstraint("tenant", "session_id", "message_id", name="memory_messages_message_id"),
+)
+
+summaries = sa.Table(
+    "memory_summaries",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("session_id", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("first_seq", sa.BigInteger, nullable=False, comment="first message this version added"),
+    sa.Column("last_seq", sa.BigInteger, nullable=False, comment="watermark: the text covers messages 1 to here"),
+    sa.Column("segment", sa.LargeBinary, comment="what a caller added to the text; null where a fold wrote it"),
+    sa.Column("text", sa.LargeBinary, nullable=False, comment="the whole summary, UTF-8"),
+    sa.Column("tokens", sa.Integer, nullable=False),
+    sa.Column("method", sa.Text, nullable=False, comment="extractive, or supplied by the caller"),
+    sa.Column("metadata", sa.LargeBinary, comment="of the caller, JSON in UTF-8"),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+)
+
+_dialect = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]  # untyped in SQLAlchemy
+
+
+def compile_statement(name: str, statement: sa.ClauseElement, *, is_hot: bool = False) -> Statement:
+    """Compile a Core statement for psycopg once; its bind names become the names of the parameters."""
+    return Statement(name, str(statement.compile(dialect=_dialect)), is_hot)

@@ -1,0 +1,499 @@
+"""Is the server worth calling right now: a small state machine around somebody else's calls.
+
+closed: every call passes, failures are counted. open: every call is rejected until a wait has passed. half-open: a
+fixed number of probes passes and decides. forced-open and disabled are an operator's word, until ``reset()``.
+The semantics follow resilience4j. The lock is held for bookkeeping only: never during a protected call, never while
+a listener runs, never across an ``await``; so one breaker serves threads and event loops at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import inspect
+import logging
+import math
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from random import random as _random
+from typing import NamedTuple, ParamSpec, TypeVar, cast
+
+from contract_engine.memory.call_window import CallWindow, Tally
+from contract_engine.memory.errors import CircuitOpenError, ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class CircuitState(StrEnum):
+    """Where a breaker stands."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+    FORCED_OPEN = "forced_open"
+    DISABLED = "disabled"
+
+
+CLOSED, OPEN, HALF_OPEN, FORCED_OPEN, DISABLED = CircuitState
+
+TRANSITIONS: dict[CircuitState, frozenset[CircuitState]] = {
+    CLOSED: frozenset({OPEN, FORCED_OPEN, DISABLED}),
+    OPEN: frozenset({HALF_OPEN, CLOSED, FORCED_OPEN, DISABLED}),
+    HALF_OPEN: frozenset({OPEN, CLOSED, FORCED_OPEN, DISABLED}),
+    FORCED_OPEN: frozenset({CLOSED, DISABLED}),
+    DISABLED: frozenset({CLOSED, FORCED_OPEN}),
+}
+
+# What says nothing about the server, whatever ``counts`` holds: the caller gave up, or the call was never tried.
+GIVEN_UP = (asyncio.CancelledError, concurrent.futures.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
+NEVER_COUNTED = (*GIVEN_UP, CircuitOpenError)
+
+
+class Permit(NamedTuple):
+    """The right to make one call in one generation of the state."""
+
+    generation: int
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One change of state, as listeners see it; ``at`` is in seconds since the epoch."""
+
+    name: str
+    from_state: CircuitState
+    to_state: CircuitState
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerSnapshot:
+    """A breaker at one moment, for health output. Times are seconds since the epoch, counts run since the start.
+
+    ``cancelled``: permits given back, by cancellation or by an exception that does not count. ``late``: results of
+    calls begun in an earlier state. ``slow`` calls are also in ``successful`` or ``failed``.
+    """
+
+    name: str
+    state: CircuitState
+    failure_count: int
+    last_failure_time: float | None
+    opened_at: float | None
+    retry_after: float
+    successful: int
+    failed: int
+    slow: int
+    rejected: int
+    cancelled: int
+    late: int
+
+
+class CircuitBreaker:
+    """Reject calls while the server they go to is known to fail.
+
+    It opens after ``failure_threshold`` failures in a row. If a window is set (the last ``window_size`` calls or the
+    calls of the last ``window_seconds``) it also opens when, of at least ``minimum_calls`` calls, a share of
+    ``failure_rate`` failed, or a share of ``slow_call_rate`` took longer than ``slow_call_seconds``.
+
+    After ``recovery_timeout`` seconds ``half_open_permits`` calls pass as probes. One failure opens it again; when
+    all succeeded (and fewer than ``slow_call_rate`` of them were slow) it closes. Half-open lasts
+    ``half_open_max_seconds`` at most (None: without end), then it is open again: a probe that hangs or never reports
+    cannot block it. Each opening without a recovery in between multiplies the wait by ``backoff``, up to
+    ``max_recovery_timeout`` (default: ten times the first wait); ``jitter`` shortens each wait by up to that share.
+
+    ``counts`` says which exceptions are failures: types, or a function of the exception. Others, and cancellation
+    always, give their permit back and count as nothing. A time limit must therefore lie inside the protected call:
+    ``asyncio.timeout`` around it looks like a cancellation.
+
+    For reading only: ``failure_count``, failures in a row, kept while open; ``last_failure_time``, of the last counted
+    failure in seconds since the epoch, None before any and after a reset.
+    """
+
+    def __init__(
+        self,
+        failure_threshold: int = 5,
+        recovery_timeout: float = 60.0,
+        *,
+        name: str = "redis",
+        counts: type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool] = Exception,
+        failure_rate: float | None = None,
+        window_size: int | None = None,
+        window_seconds: float | None = None,
+        minimum_calls: int = 10,
+        slow_call_seconds: float | None = None,
+        slow_call_rate: float | None = None,
+        half_open_permits: int = 1,
+        half_open_max_seconds: float | None = 60.0,
+        backoff: float = 1.0,
+        max_recovery_timeout: float | None = None,
+        jitter: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        random: Callable[[], float] = _random,
+    ) -> None:
+        for field, value, kind, least, most in (
+            ("failure_threshold", failure_threshold, int, 1, 1e9),
+            ("recovery_timeout", recovery_timeout, float, 0, 1e9),
+            ("minimum_calls", minimum_calls, int, 1, 1e9),
+            ("half_open_permits", half_open_permits, int, 1, 1e9),
+            ("backoff", backoff, float, 1, 1e9),
+            ("jitter", jitter, float, 0, 1),
+        ):
+            _check(field, value, kind, least, most)
+        for field, optional, kind, lowest, highest in (
+            ("failure_rate", failure_rate, float, 1e-6, 1),
+            ("window_size", window_size, int, 1, 1e9),
+            ("window_seconds", window_seconds, float, 1e-3, 1e9),
+            ("slow_call_seconds", slow_call_seconds, float, 0, 1e9),
+            ("slow_call_rate", slow_call_rate, float, 1e-6, 1),
+            ("half_open_max_seconds", half_open_max_seconds, float, 1e-3, 1e9),
+            ("max_recovery_timeout", max_recovery_timeout, float, recovery_timeout, 1e9),
+        ):
+            if optional is not None:
+                _check(field, optional, kind, lowest, highest)
+        if (slow_call_seconds is None) != (slow_call_rate is None):
+            raise ConfigurationError("slow_call_rate", "goes together with slow_call_seconds")
+        if window_size is not None and window_seconds is not None:
+            raise ConfigurationError("window_size", "cannot be combined with window_seconds")
+        has_window = not (window_size is None and window_seconds is None)
+        if has_window != (failure_rate is not None or slow_call_rate is not None):
+            raise ConfigurationError("window_size", "a window goes together with a failure_rate or slow_call_rate")
+        if not name:
+            raise ConfigurationError("name", "expected a text that is not empty")
+
+        self.name = name
+        self.failure_threshold = failure_threshold
+        self.recovery_timeout = recovery_timeout
+        self._counts = _classifier(counts)
+        self._failure_rate = failure_rate
+        self._slow_call_rate = slow_call_rate
+        self._slow_call_seconds = math.inf if slow_call_seconds is None else slow_call_seconds
+        self._minimum_calls = minimum_calls if window_size is None else min(minimum_calls, window_size)
+        self._window = CallWindow(size=window_size, seconds=window_seconds) if has_window else None
+        self._half_open_permits = half_open_permits
+        self._half_open_seconds = math.inf if half_open_max_seconds is None else half_open_max_seconds
+        self._backoff = backoff
+        self._longest_wait = 10 * recovery_timeout if max_recovery_timeout is None else max_recovery_timeout
+        self._jitter = jitter
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._random = random
+
+        self._lock = threading.Lock()
+        self._state = CLOSED
+        self.failure_count = 0
+        self.last_failure_time: float | None = None
+        self._opened_at: float | None = None
+        self._wait = recovery_timeout  # of this opening, before jitter
+        self._deadline = math.inf  # open: when probes may pass; half-open: when the stay ends
+        self._totals = dict.fromkeys(("successful", "failed", "slow", "rejected", "cancelled", "late"), 0)
+        self._listeners: tuple[Callable[[Transition], None], ...] = ()
+        self._pending: deque[Transition] = deque()
+        self._delivering = False
+        self._generation = 0
+        self._rejects_until = -math.inf  # before this moment every call is rejected without a further look
+        self._begin_generation()
+        _breakers.add(self)
+
+    def acquire(self) -> Permit:
+        """Return a permit for one call, or raise :class:`CircuitOpenError`.
+
+        Then exactly one of :meth:`success`, :meth:`failure` and :meth:`cancel` must be told of it.
+        """
+        permit = self._shared
+        return permit if permit is not None else self._acquire()
+
+    def success(self, permit: Permit) -> None:
+        """Report that the call succeeded; without effect if the state has changed since."""
+        if permit is self._shared and not self.failure_count:
+            # Without the lock: racing threads may lose a count, which is for display and judged by nobody.
+            self._totals["successful"] += 1
+        else:
+            self._settle(permit, "successful")
+
+    def failure(self, permit: Permit, exc: BaseException) -> None:
+        """Report that the call raised ``exc``; one that does not count gives the permit back."""
+        counted = False
+        try:
+            counted = not isinstance(exc, NEVER_COUNTED) and self._counts(exc)
+        finally:  # also when the caller's function itself raises: no permit is lost
+            self._settle(permit, "failed" if counted else "cancelled")
+
+    def cancel(self, permit: Permit) -> None:
+        """Give the permit back; the call counts as nothing."""
+        self._settle(permit, "cancelled")
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Protect the body of a ``with`` statement, in sync and async code; raises :class:`CircuitOpenError`."""
+        permit = self.acquire()
+        try:
+            yield
+        except BaseException as exc:
+            self.failure(permit, exc)
+            raise
+        self.success(permit)
+
+    def call(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call ``fn`` if the breaker lets it; raises :class:`CircuitOpenError` otherwise."""
+        with self.guard():
+            return fn(*args, **kwargs)
+
+    async def call_async(self, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call and await ``fn``, which may be any function that returns an awaitable; see :meth:`call`."""
+        with self.guard():
+            return await fn(*args, **kwargs)
+
+    def __call__(self, fn: Callable[P, R]) -> Callable[P, R]:
+        """Decorate a function, method or coroutine function; generators are refused, because they fail later."""
+        if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+            raise ConfigurationError("fn", "a generator fails while it is read, not when called; use guard() inside it")
+        if inspect.iscoroutinefunction(fn):
+
+            @functools.wraps(fn)
+            async def guarded_async(*args: P.args, **kwargs: P.kwargs) -> object:
+                return await self.call_async(fn, *args, **kwargs)
+
+            return cast("Callable[P, R]", guarded_async)
+
+        @functools.wraps(fn)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+            return self.call(fn, *args, **kwargs)
+
+        return guarded
+
+    def reset(self) -> None:
+        """Close the breaker from any state and forget its failures; results of calls under way are ignored."""
+        self._override(CLOSED, "reset")
+
+    def force_open(self) -> None:
+        """Reject every call until :meth:`reset` or :meth:`disable`."""
+        self._override(FORCED_OPEN, "forced open")
+
+    def disable(self) -> None:
+        """Let every call pass, and judge none, until :meth:`reset` or :meth:`force_open`."""
+        self._override(DISABLED, "disabled")
+
+    def get_state(self) -> CircuitState:
+        """Return the state the next caller meets: half-open as soon as the wait of an open breaker is over.
+
+        Asking starts no probe and takes no permit, so health checks may ask at will.
+        """
+        return self.snapshot().state
+
+    state = property(get_state)
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds until it is worth asking again: 0.0 if a call may pass now; if forced open, ``recovery_timeout``."""
+        return self.snapshot().retry_after
+
+    def snapshot(self) -> BreakerSnapshot:
+        """Return state and counts of one moment."""
+        with self._lock:
+            now = self._advance()
+            snapshot = BreakerSnapshot(
+                name=self.name,
+                state=HALF_OPEN if self._state is OPEN and now >= self._deadline else self._state,
+                failure_count=self.failure_count,
+                last_failure_time=self.last_failure_time,
+                opened_at=self._opened_at,
+                retry_after=self._retry_after(now) or 0.0,
+                **self._totals,
+            )
+        self._announce()
+        return snapshot
+
+    def add_listener(self, listener: Callable[[Transition], None]) -> None:
+        """Call ``listener`` after each change of state: in order, one at a time, in a thread that uses the breaker.
+
+        It may use the breaker itself. What it raises is logged and reaches nobody.
+        """
+        with self._lock:
+            self._listeners = (*self._listeners, listener)
+
+    def _acquire(self) -> Permit:
+        # Read once and without the lock: an open breaker has to be next to free.
+        remaining = self._rejects_until - self._clock()
+        if remaining > 0.0:
+            self._totals["rejected"] += 1
+            raise CircuitOpenError(self.name, remaining)
+        with self._lock:
+            now = self._advance()
+            if self._state is OPEN and now >= self._deadline:
+                self._move(HALF_OPEN, "wait is over", now)
+            wait = self._retry_after(now)
+            if wait is None:
+                self._admitted += 1
+            else:
+                self._totals["rejected"] += 1
+            permit = Permit(self._generation, now)
+        self._announce()
+        if wait is not None:
+            raise CircuitOpenError(self.name, wait)
+        return permit
+
+    def _settle(self, permit: Permit, outcome: str) -> None:
+        with self._lock:
+            now = self._advance()
+            if permit.generation != self._generation:
+                self._totals["late"] += 1
+            else:
+                self._totals[outcome] += 1
+                if outcome == "cancelled":
+                    self._admitted -= 1
+                else:
+                    slow = now - permit.started > self._slow_call_seconds
+                    self._totals["slow"] += slow
+                    self._judge(now, failed=outcome == "failed", slow=slow)
+        self._announce()
+
+    def _judge(self, now: float, *, failed: bool, slow: bool) -> None:
+        if failed:
+            self.last_failure_time = self._wall_clock()
+        if self._state is DISABLED:
+            return
+        if self._state is HALF_OPEN:
+            self.failure_count += failed
+            self._probes.add(calls=1, failed=failed, slow=slow)
+            if failed:
+                self._move(OPEN, "a probe failed", now)
+            elif self._probes.calls == self._half_open_permits:
+                is_slow = self._slow_call_rate is not None and self._probes.slow_rate >= self._slow_call_rate
+                self._move(OPEN if is_slow else CLOSED, "probes were slow" if is_slow else "probes succeeded", now)
+            return
+        self.failure_count = self.failure_count + 1 if failed else 0
+        if self.failure_count >= self.failure_threshold:
+            self._move(OPEN, f"{self.failure_count} failures in a row", now)
+        elif self._window is not None:
+            total = self._window.add(now, failed=failed, slow=slow)
+            if total.calls >= self._minimum_calls:
+                if self._failure_rate is not None and total.failure_rate >= self._failure_rate:
+                    self._move(OPEN, f"{total.failed} of {total.calls} calls failed", now)
+                elif self._slow_call_rate is not None and total.slow_rate >= self._slow_call_rate:
+                    self._move(OPEN, f"{total.slow} of {total.calls} calls were slow", now)
+
+    def _advance(self) -> float:
+        """Return the time, after ending a half-open stay as a timer would have: when it was over, not when noticed."""
+        now = self._clock()
+        if self._state is HALF_OPEN and now >= self._deadline:
+            self._move(OPEN, "half-open for too long", self._deadline)
+        return now
+
+    def _retry_after(self, now: float) -> float | None:
+        """Return the seconds until it is worth asking again; None if a call may pass now."""
+        if self._state is CLOSED or self._state is DISABLED:
+            return None
+        if self._state is HALF_OPEN and self._admitted < self._half_open_permits:
+            return None
+        return max(0.0, min(self._deadline - now, self._wait))
+
+    def _override(self, to: CircuitState, reason: str) -> None:
+        with self._lock:
+            if to is CLOSED:
+                self.last_failure_time = None
+            if self._state is not to:
+                self._move(to, reason, self._clock())
+            elif to is CLOSED:
+                self._begin_generation()
+        self._announce()
+
+    def _move(self, to: CircuitState, reason: str, now: float) -> None:
+        """Change the state; the caller holds the lock, and calls :meth:`_announce` when it has let go of it."""
+        origin = self._state
+        if to not in TRANSITIONS[origin]:
+            raise RuntimeError(f"breaker {self.name!r} cannot go from {origin} to {to}")
+        at = self._wall_clock()
+        if to is OPEN:
+            again = origin is HALF_OPEN
+            self._wait = min(self._wait * self._backoff, self._longest_wait) if again else self.recovery_timeout
+            self._deadline = now + self._wait * (1.0 - self._jitter * self._random())
+            self._opened_at = at
+        elif to is HALF_OPEN:
+            self._deadline = now + self._half_open_seconds
+        else:
+            self._wait, self._deadline = self.recovery_timeout, math.inf
+            self._opened_at = at if to is FORCED_OPEN else None
+        self._rejects_until = self._deadline if to is OPEN else -math.inf
+        self._state = to
+        self._begin_generation()
+        self._pending.append(Transition(self.name, origin, to, reason, at))
+
+    def _begin_generation(self) -> None:
+        """Start counting afresh; every permit handed out so far is a late one from now on."""
+        self._generation += 1
+        self._admitted = 0
+        self._probes = Tally()
+        # The permit all calls share while there is nothing to decide, time or record; None otherwise.
+        self._shared: Permit | None = None
+        if self._state is CLOSED or self._state is DISABLED:
+            self.failure_count = 0
+            if self._window is None:
+                self._shared = Permit(self._generation, 0.0)
+            else:
+                self._window.clear()
+
+    def _announce(self) -> None:
+        while self._pending:
+            with self._lock:
+                # Whoever is delivering finds what is pending; two at once would break the order.
+                if self._delivering or not self._pending:
+                    return
+                self._delivering = True
+                change = self._pending.popleft()
+                listeners = self._listeners
+            try:
+                level = logging.WARNING if change.to_state is OPEN else logging.INFO
+                path = f"{change.from_state} -> {change.to_state}"
+                logger.log(level, "breaker %s: %s (%s)", change.name, path, change.reason)
+                for listener in listeners:
+                    try:
+                        listener(change)
+                    except Exception:  # foreign code in the middle of somebody's call: it may break neither
+                        logger.exception("breaker %s: a listener failed", change.name)
+            finally:
+                with self._lock:
+                    self._delivering = False
+
+
+def _check(field: str, value: object, kind: type, least: float, most: float) -> None:
+    numbers = int if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, numbers) or not least <= value <= most:
+        raise ConfigurationError(field, f"expected {kind.__name__} from {least:g} to {most:g}, got {value!r}")
+
+
+def _classifier(counts: object) -> Callable[[BaseException], bool]:
+    types = counts if isinstance(counts, tuple) else (counts,)
+    if all(isinstance(item, type) and issubclass(item, BaseException) for item in types):
+        return lambda exc: isinstance(exc, types)
+    if isinstance(counts, tuple | type) or not callable(counts):
+        raise ConfigurationError("counts", "expected exception types or a function of an exception")
+    return cast("Callable[[BaseException], bool]", counts)
+
+
+_breakers: weakref.WeakSet[CircuitBreaker] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    # Another thread of the parent may have held the lock, or been delivering; it does not exist in the child.
+    for breaker in _breakers:
+        breaker._lock = threading.Lock()
+        breaker._delivering = False
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+RedisCircuitBreaker = CircuitBreaker
+redis_circuit_breaker = CircuitBreaker()

@@ -1,0 +1,174 @@
+"""Folding: the oldest messages become summary, and nothing is in both parts or in neither.
+
+The commit is a compare-and-set on the summary version: in the log where there is one, else in Redis. Whoever loses the
+race has changed nothing. With a log, a crash between its commit and Redis leaves a copy in Redis that is older, but
+whole, and that the next append finds out of date.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from contract_engine.memory._effects import Flow, summarize
+from contract_engine.memory.config import MemoryConfig
+from contract_engine.memory.errors import ContentionError, MemoryServiceError, RedisUnavailableError
+from contract_engine.memory.exchange import plan_fold
+from contract_engine.memory.message_log import LogFlows
+from contract_engine.memory.models import Outgoing, SessionState, Summary
+from contract_engine.memory.serializer import encode_value
+from contract_engine.memory.session_cache import SessionCache
+from contract_engine.memory.summarizers import SummaryRequest
+from contract_engine.memory.token_counter import TokenCounter
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 50
+"""How often a call goes round when others keep changing its session; in each round somebody makes progress."""
+
+
+class Folding:
+    """Folds the sessions of one tenant. ``log`` is None in ephemeral mode."""
+
+    def __init__(
+        self, config: MemoryConfig, counter: TokenCounter, cache: SessionCache, *, log: LogFlows | None
+    ) -> None:
+        self._max_tokens = config.max_summary_tokens
+        self._counter = counter
+        self._cache = cache
+        self._log = log
+
+    def read_truth(self, session_id: str) -> Flow[SessionState | None]:
+        """Read the session where it cannot be out of date."""
+        if self._log is not None:
+            return (yield from self._log.read_state(session_id))
+        return (yield from self._cache.read(session_id)).state
+
+    def fold_when_due(self, session_id: str, lease_token: int) -> Flow[None]:
+        """Fold in the background; the lease is given back whatever happens."""
+        try:
+            state = yield from self.read_truth(session_id)
+            if state is not None:
+                yield from self.fold(session_id, state, hard=state.exceeds_caps)
+        except MemoryServiceError:
+            yield from self._cache.release(session_id, lease_token)
+            raise
+        yield from self._cache.release(session_id, lease_token)
+
+    def read_within_caps(self, session_id: str) -> Flow[SessionState | None]:
+        """Read the session where it cannot be out of date, folding first what exceeds its caps."""
+        for _ in range(ATTEMPTS):
+            state = yield from self.read_truth(session_id)
+            if state is None or not state.exceeds_caps:
+                return state
+            # The reader is about to put the whole session in place: telling Redis of this step alone would be in vain.
+            yield from self.fold(session_id, state, hard=True, update_cache=self._log is None)
+        raise ContentionError(session_id, ATTEMPTS)
+
+    def fold(
+        self,
+        session_id: str,
+        state: SessionState,
+        *,
+        hard: bool,
+        incoming: Sequence[Outgoing] = (),
+        update_cache: bool = True,
+    ) -> Flow[bool]:
+        """Fold what the plan says; False where another fold was first or there was nothing to fold.
+
+        ``incoming`` is about to be appended and needs room. ``hard``: the caps come before everything else.
+        """
+        limits = state.limits
+        count = plan_fold(
+            [*state.messages, *(message.message for message in incoming)],
+            [*(row[1] for row in state.rows), *(message.tokens for message in incoming)],
+            target_tokens=limits.summary_trigger_tokens // 2,
+            target_messages=limits.max_buffer_messages // 2,
+            cap_tokens=limits.max_buffer_tokens,
+            cap_messages=limits.max_buffer_messages,
+            hard=hard,
+        )
+        folded = state.entries[:count]
+        if not folded:
+            return False
+        text = yield from summarize(
+            SummaryRequest(
+                previous=state.summary.text,
+                messages=[entry.message for entry in folded],
+                times=[entry.at_ms / 1000 for entry in folded],
+                max_tokens=self._max_tokens,
+                count_tokens=self._counter.count_tokens,
+            )
+        )
+        return (
+            yield from self.commit(
+                session_id,
+                state,
+                last_seq=folded[-1].seq,
+                text=text,
+                method="extractive",
+                update_cache=update_cache,
+            )
+        )
+
+    def commit(
+        self,
+        session_id: str,
+        state: SessionState,
+        *,
+        last_seq: int,
+        text: str,
+        method: str,
+        segment: str | None = None,
+        metadata: Mapping[str, object] | None = None,
+        update_cache: bool = True,
+    ) -> Flow[bool]:
+        """Make ``text`` the summary of messages 1 to ``last_seq`` if the session still stands where ``state`` read it.
+
+        False where it does not: then nothing was written.
+        """
+        tokens = self._counter.count_tokens(text)
+        version = state.summary.version + 1
+        if self._log is None:
+            summary = Summary(version, last_seq, tokens, self._cache.now_ms(), text)
+            entry = _history_entry(summary, state.watermark + 1, method, segment, metadata)
+            return (
+                yield from self._cache.commit(
+                    session_id, state, summary, new_revision=state.revision, history_entry=entry
+                )
+            )
+        committed = yield from self._log.commit_summary(
+            session_id,
+            state,
+            last_seq=last_seq,
+            text=text,
+            tokens=tokens,
+            method=method,
+            segment=segment,
+            metadata=metadata,
+        )
+        if committed is None:
+            return False
+        if update_cache:
+            summary, revision = committed
+            try:
+                yield from self._cache.commit(session_id, state, summary, new_revision=revision, history_entry=b"")
+            except RedisUnavailableError as exc:
+                logger.info("session %s: summary %d is in the log, Redis not told: %s", session_id, version, exc)
+        return True
+
+
+def _history_entry(
+    summary: Summary, first_seq: int, method: str, segment: str | None, metadata: Mapping[str, object] | None
+) -> bytes:
+    entry = {
+        "text": summary.text if segment is None else segment,
+        "timestamp": summary.at_ms / 1000,
+        "metadata": metadata,
+        "version": summary.version,
+        "first_seq": first_seq,
+        "last_seq": summary.last_seq,
+        "tokens": summary.tokens,
+        "method": method,
+    }
+    return encode_value(entry, field="metadata", max_bytes=2**62)

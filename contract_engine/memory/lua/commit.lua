@@ -1,0 +1,25 @@
+-- Put a new summary in place and trim the messages it covers, by their numbers.
+--
+-- KEYS  1 buffer  2 summary  3 history
+-- ARGV  1 epoch  2 revision expected  3 version expected  4 new revision  5 new watermark  6 buffer TTL (s)
+--       7 summary TTL (s)  8 summary  9 entry for the history, or ''  10 entries to keep
+-- Answer 1 done; 0 the session has moved on and nothing was changed.
+local buffer = KEYS[1]
+local h = read_header(buffer)
+local watermark = tonumber(ARGV[5])
+if not h or h.epoch ~= ARGV[1] or h.revision ~= tonumber(ARGV[2]) or h.version ~= tonumber(ARGV[3])
+  or watermark < h.watermark or watermark > h.last then
+  return 0
+end
+if watermark > h.watermark then drop_oldest(buffer, h, watermark - h.watermark) end
+h.version, h.revision = h.version + 1, tonumber(ARGV[4])
+redis.call('LSET', buffer, 0, header_text(h))
+redis.call('EXPIRE', buffer, ARGV[6])
+redis.call('SET', KEYS[2], ARGV[8], 'EX', ARGV[7])
+if ARGV[9] ~= '' then
+  if redis.call('TYPE', KEYS[3]).ok ~= 'list' then redis.call('DEL', KEYS[3]) end
+  redis.call('RPUSH', KEYS[3], ARGV[9])
+  redis.call('LTRIM', KEYS[3], -ARGV[10], -1)
+  redis.call('EXPIRE', KEYS[3], ARGV[7])
+end
+return 1

@@ -1,0 +1,186 @@
+"""The log as flows: what the other layers ask of PostgreSQL. Session ids have been checked by the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from contract_engine.memory import _log
+from contract_engine.memory._effects import Flow, query, transaction
+from contract_engine.memory._runtime.failures import AlreadyStoredError
+from contract_engine.memory.config import MemoryConfig, SessionLimits
+from contract_engine.memory.errors import MessageConflictError
+from contract_engine.memory.models import Message, Outgoing, Placed, SessionState, Summary
+from contract_engine.memory.serializer import decode_text, decode_value, encode_text, encode_value
+
+NO_LIMIT = 2**62
+
+
+class LogFlows:
+    """One tenant's log."""
+
+    def __init__(self, config: MemoryConfig) -> None:
+        self._tenant = config.tenant
+        self._limits = config.limits
+        self._max_bytes = config.max_message_bytes
+
+    def _key(self, session_id: str) -> dict[str, str]:
+        return {"of_tenant": self._tenant, "of_session": session_id}
+
+    def append(self, session_id: str, outgoing: Sequence[Outgoing]) -> Flow[Placed]:
+        """Append messages in one statement. Once this answers they are committed.
+
+        A message whose id is there already has its effect from then; the same id with other content raises
+        :class:`MessageConflictError`, and nothing of the batch is stored.
+        """
+        try:
+            return (yield from self._insert(session_id, outgoing))
+        except AlreadyStoredError:
+            pass
+        # Some of these were stored by an earlier attempt. Read which, and insert the rest; should the same batch be
+        # under way elsewhere, the second insert fails the same way and finds everything stored.
+        ids = [message.message_id for message in outgoing]
+        while True:
+            stored, epoch, revision = yield from transaction(
+                lambda connection: _log.stored_messages(connection, self._key(session_id), ids)
+            )
+            for message in outgoing:
+                found = stored.get(message.message_id)
+                if found is not None and found.body != message.body:
+                    raise MessageConflictError(message.message_id)
+            missing = [message for message in outgoing if message.message_id not in stored]
+            if missing:
+                try:
+                    placed = yield from self._insert(session_id, missing)
+                except AlreadyStoredError:
+                    continue
+                epoch, revision = placed.epoch, placed.revision
+                new = zip(missing, placed.seqs, placed.at_ms, strict=True)
+                stored |= {message.message_id: _log.StoredMessage(seq, at, message.body) for message, seq, at in new}
+            rows = [stored[message_id] for message_id in ids]
+            return Placed(tuple(row.seq for row in rows), tuple(row.at_ms for row in rows), epoch, revision, True)
+
+    def _insert(self, session_id: str, outgoing: Sequence[Outgoing]) -> Flow[Placed]:
+        if len(outgoing) == 1:
+            message = outgoing[0]
+            ((seq, at_ms, epoch, revision),) = yield from query(
+                _log.APPEND_ONE,
+                {
+                    **self._key(session_id),
+                    "message_id": message.message_id,
+                    "tokens": message.tokens,
+                    "body": message.body,
+                },
+            )
+            return Placed((seq,), (at_ms,), epoch, revision, False)
+        rows = yield from query(
+            _log.APPEND_MANY,
+            {
+                **self._key(session_id),
+                "count": len(outgoing),
+                "message_ids": [message.message_id for message in outgoing],
+                "tokens": [message.tokens for message in outgoing],
+                "bodies": [message.body for message in outgoing],
+            },
+        )
+        seqs, at_ms_of_each, epochs, revisions = zip(*rows, strict=True)
+        return Placed(seqs, at_ms_of_each, epochs[0], revisions[0], False)
+
+    def read_state(self, session_id: str) -> Flow[SessionState | None]:
+        """Read the session in one statement, so in one consistent view; None where there is none."""
+        rows = yield from query(_log.READ_STATE, self._key(session_id))
+        return _log.state_of_row(rows[0], self._limits) if rows else None
+
+    def commit_summary(
+        self,
+        session_id: str,
+        state: SessionState,
+        *,
+        last_seq: int,
+        text: str,
+        tokens: int,
+        method: str,
+        segment: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Flow[tuple[Summary, int] | None]:
+        """Make ``text`` the summary of messages 1 to ``last_seq`` if the session still stands where ``state`` read it.
+
+        Answers the new summary and revision, or None where another fold was first: then nothing was written.
+        """
+        rows = yield from query(
+            _log.COMMIT_SUMMARY,
+            {
+                **self._key(session_id),
+                "epoch": state.epoch,
+                "version": state.summary.version,
+                "first_seq": state.watermark + 1,
+                "last_seq": last_seq,
+                "segment": None if segment is None else encode_text(segment),
+                "text": encode_text(text),
+                "tokens": tokens,
+                "method": method,
+                "metadata": None
+                if metadata is None
+                else encode_value(metadata, field="metadata", max_bytes=self._max_bytes),
+            },
+        )
+        if not rows:
+            return None
+        revision, at_ms = rows[0]
+        return Summary(state.summary.version + 1, last_seq, tokens, at_ms, text), revision
+
+    def history(self, session_id: str, limit: int | None) -> Flow[list[Message]]:
+        """Read the newest messages, answered oldest first."""
+        rows = yield from query(_log.HISTORY, {**self._key(session_id), "limit": NO_LIMIT if limit is None else limit})
+        return [decode_value(bytes(row[4])) for row in reversed(rows)]
+
+    def summary_history(self, session_id: str, limit: int) -> Flow[list[dict[str, Any]]]:
+        """Read the newest summary versions, answered oldest first."""
+        rows = yield from query(_log.SUMMARY_HISTORY, {**self._key(session_id), "limit": limit})
+        return [
+            {
+                "text": decode_text(bytes(text)),
+                "timestamp": at_ms / 1000,
+                "metadata": None if metadata is None else decode_value(bytes(metadata)),
+                "version": version,
+                "first_seq": first_seq,
+                "last_seq": last_seq,
+                "tokens": tokens,
+                "method": method,
+            }
+            for version, first_seq, last_seq, text, tokens, method, metadata, at_ms in reversed(rows)
+        ]
+
+    def summary_count(self, session_id: str) -> Flow[int]:
+        """Count the summary versions."""
+        ((count,),) = yield from query(_log.SUMMARY_COUNT, self._key(session_id))
+        return int(count)
+
+    def clear_summaries(self, session_id: str) -> Flow[None]:
+        """Delete every summary version in one transaction."""
+        yield from transaction(lambda connection: _log.clear_summaries(connection, self._key(session_id)))
+
+    def save_context(self, session_id: str, body: bytes) -> Flow[None]:
+        """Store the context object's bytes, creating the session if need be."""
+        yield from query(_log.SAVE_CONTEXT, {**self._key(session_id), "context": body})
+
+    def load_context(self, session_id: str) -> Flow[bytes | None]:
+        """Read the context object's bytes."""
+        rows = yield from query(_log.LOAD_CONTEXT, self._key(session_id))
+        return bytes(rows[0][0]) if rows and rows[0][0] is not None else None
+
+    def change_limits(self, session_id: str, changes: Mapping[str, object]) -> Flow[SessionLimits]:
+        """Apply checked changes to the session's limits, creating the session if need be."""
+        return (
+            yield from transaction(
+                lambda connection: _log.change_limits(connection, self._key(session_id), changes, self._limits)
+            )
+        )
+
+    def erase(self, session_id: str) -> Flow[bool]:
+        """Delete the session's rows from every table in one transaction."""
+        return (yield from transaction(lambda connection: _log.erase(connection, self._key(session_id))))
+
+    def list_sessions(self, limit: int) -> Flow[list[dict[str, Any]]]:
+        """Read the sessions of this tenant, most recently used first."""
+        return (yield from transaction(lambda connection: _log.list_sessions(connection, self._tenant, limit)))

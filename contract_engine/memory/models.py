@@ -1,0 +1,153 @@
+"""What the layers hand to each other and to callers; all of it immutable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from contract_engine.memory.config import SessionLimits
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof that a message was acknowledged.
+
+    ``seq``: its place in the session, counted from 1. ``durable``: a PostgreSQL commit stands behind it (otherwise
+    Redis alone does). ``degraded``: Redis could not be told; the message is safe and reads find it in the log.
+    """
+
+    seq: int
+    message_id: str
+    durable: bool
+    degraded: bool
+
+
+class Entry(NamedTuple):
+    """One message as the stores keep it; ``at_ms`` is when the store took it, in milliseconds since 1970."""
+
+    seq: int
+    tokens: int
+    at_ms: int
+    message_id: str
+    message: Message
+
+
+class Outgoing(NamedTuple):
+    """A message on its way in: checked, encoded and counted, without a number yet."""
+
+    message_id: str
+    tokens: int
+    body: bytes
+    message: Message
+    is_retry_safe: bool
+    """Whether the caller named the message id, so that an earlier attempt may already have stored it."""
+
+
+class Placed(NamedTuple):
+    """What the log answers to an append: the numbers the buffer needs to follow.
+
+    ``at_ms`` holds one time per message; ``duplicates`` is true if any of them was stored by an earlier attempt.
+    """
+
+    seqs: tuple[int, ...]
+    at_ms: tuple[int, ...]
+    epoch: int
+    revision: int
+    duplicates: bool
+
+
+class Summary(NamedTuple):
+    """The summary a session stands on: version 0 with no text covers nothing.
+
+    ``last_seq`` is the watermark: the text covers messages 1 to ``last_seq``.
+    """
+
+    version: int
+    last_seq: int
+    tokens: int
+    at_ms: int
+    text: str
+
+
+NO_SUMMARY = Summary(0, 0, 0, 0, "")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionState:
+    """One consistent view of a session: the summary of 1..W and the messages W+1..N, word for word.
+
+    ``epoch`` names the life of the session between two clearings. ``revision`` counts every change that is not an
+    append (a fold, a new summary, other limits); a cached copy with an older revision is out of date. ``rows`` are the
+    messages in the shape of :class:`Entry`, as they were decoded: most readers want nothing of them but the messages.
+    """
+
+    epoch: int
+    revision: int
+    last_seq: int
+    watermark: int
+    summary: Summary
+    limits: SessionLimits
+    rows: Sequence[Sequence[Any]]
+    buffer_tokens: int
+    updated_at_ms: int
+    ttl_seconds: int | None = None
+
+    @property
+    def messages(self) -> list[Message]:
+        """The messages W+1..N, oldest first."""
+        return [row[4] for row in self.rows]
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The messages with their numbers, tokens, times and ids."""
+        return [Entry._make(row) for row in self.rows]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether summary and messages meet at the watermark; only Redis alone can lose a summary."""
+        return self.summary.last_seq == self.watermark
+
+    @property
+    def exceeds_caps(self) -> bool:
+        """Whether the messages are more than a context may hold; the newest one alone never is."""
+        if len(self.rows) <= 1:
+            return False
+        return len(self.rows) > self.limits.max_buffer_messages or self.buffer_tokens > self.limits.max_buffer_tokens
+
+    def as_context(self, session_id: str, *, source: str, degraded: bool) -> dict[str, Any]:
+        """Return the dict that ``get_context`` answers; its keys are described there."""
+        messages = self.messages
+        return {
+            "session_id": session_id,
+            "buffer_messages": messages,
+            "current_summary": self.summary.text or None,
+            "buffer_info": self.buffer_info(),
+            "total_tokens": self.buffer_tokens + self.summary.tokens,
+            "message_count": len(messages),
+            "summary_tokens": self.summary.tokens,
+            "summary_version": self.summary.version,
+            "watermark": self.watermark,
+            "last_seq": self.last_seq,
+            "complete": self.is_complete,
+            "source": source,
+            "degraded": degraded,
+        }
+
+    def buffer_info(self) -> dict[str, Any]:
+        """Return the facts about the buffer; ``last_updated`` in unix seconds, ``ttl_remaining`` None where unknown."""
+        return {
+            "message_count": len(self.rows),
+            "total_tokens": self.buffer_tokens,
+            "last_updated": self.updated_at_ms / 1000 if self.updated_at_ms else None,
+            "ttl_remaining": self.ttl_seconds,
+            "max_messages": self.limits.max_buffer_messages,
+            "max_tokens": self.limits.max_buffer_tokens,
+        }
+
+
+def empty_session(limits: SessionLimits) -> SessionState:
+    """Return the state of a session that has no message yet."""
+    return SessionState(0, 0, 0, 0, NO_SUMMARY, limits, (), 0, 0)

@@ -1,0 +1,203 @@
+"""The copy of a session in Redis: reading it, following the log with it, replacing it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from contract_engine.memory import _scripts
+from contract_engine.memory._effects import Command, Flow, redis_call, redis_call_once
+from contract_engine.memory._layout import (
+    element_bytes,
+    element_rest,
+    header_bytes,
+    parse_session,
+    read_commands,
+    row_bytes,
+    summary_bytes,
+)
+from contract_engine.memory.config import MemoryConfig
+from contract_engine.memory.errors import ConfigurationError, CorruptDataError
+from contract_engine.memory.keys import SessionKeys, session_keys
+from contract_engine.memory.models import Outgoing, Placed, SessionState, Summary
+
+logger = logging.getLogger(__name__)
+
+TICKET_TTL_SECONDS = 30
+"""How long a rebuild may take before another process takes it over."""
+
+HISTORY_LENGTH = 100
+"""Summary versions kept in ephemeral mode; with a database all of them are."""
+
+
+class Reading(NamedTuple):
+    """What a read found. ``seen`` is the first element of the list, empty where there was none."""
+
+    state: SessionState | None
+    seen: bytes
+
+
+class SessionCache:
+    """One tenant's sessions in Redis, as flows. Nothing here knows the log."""
+
+    def __init__(self, config: MemoryConfig, *, clock: Callable[[], float] = time.time) -> None:
+        self._prefix, self._tenant = config.key_prefix, config.tenant
+        self._limits = config.limits
+        self._buffer_ttl = config.buffer_ttl_seconds
+        # Without a log the session lives and dies as a whole, so every key gets the buffer's deadline.
+        self._summary_ttl = config.summary_ttl_seconds if config.is_durable else config.buffer_ttl_seconds
+        self._lease_ms = int(config.fold_lease_seconds * 1000)
+        self._clock = clock
+
+    def keys(self, session_id: str) -> SessionKeys:
+        """Name the session's keys."""
+        return session_keys(self._prefix, self._tenant, session_id)
+
+    def now_ms(self) -> int:
+        """Return the wall clock in milliseconds; it dates things and never orders them."""
+        return int(self._clock() * 1000)
+
+    def read(self, session_id: str) -> Flow[Reading]:
+        """Read the session in one round trip."""
+        return self.reading((yield from redis_call(*read_commands(self.keys(session_id)))), session_id)
+
+    def reading(self, replies: list[Any], session_id: str) -> Reading:
+        """Interpret the replies of the read commands; what is not ours is logged and treated as absent."""
+        elements = replies[0]
+        seen = elements[0] if isinstance(elements, list) and elements else b""
+        try:
+            return Reading(parse_session(replies), seen)
+        except CorruptDataError as exc:
+            logger.warning("session %s: %s under our keys; it is replaced", session_id, exc)
+            return Reading(None, seen)
+
+    def append_command(self, keys: SessionKeys, placed: Placed, outgoing: Sequence[Outgoing]) -> Command:
+        """Return the call that lets the buffer follow the log."""
+        messages: list[object] = []
+        for seq, at_ms, message in zip(placed.seqs, placed.at_ms, outgoing, strict=True):
+            messages += (message.tokens, element_bytes(seq, message.tokens, at_ms, element_rest(message)))
+        return _scripts.append_call(
+            keys,
+            epoch=placed.epoch,
+            revision=placed.revision,
+            first_seq=placed.seqs[0],
+            at_ms=placed.at_ms[-1],
+            buffer_ttl=self._buffer_ttl,
+            summary_ttl=self._summary_ttl,
+            ticket=new_ticket(),
+            ticket_ttl=TICKET_TTL_SECONDS,
+            lease_ms=self._lease_ms,
+            limits=self._limits,
+            messages=messages,
+        )
+
+    def assign_command(
+        self,
+        keys: SessionKeys,
+        messages: Sequence[object],
+        *,
+        lease_token: int,
+        at_cap: str,
+        message_id: bytes,
+    ) -> Command:
+        """Return the call that appends where the buffer gives the numbers; ``messages``: tokens, rest, tokens, ..."""
+        now_ms = self.now_ms()
+        return _scripts.assign_call(
+            keys,
+            epoch=_new_epoch(now_ms),
+            at_ms=now_ms,
+            ttl=self._buffer_ttl,
+            lease_token=lease_token,
+            lease_ms=self._lease_ms,
+            limits=self._limits,
+            at_cap=at_cap,
+            message_id=message_id,
+            messages=messages,
+        )
+
+    def claim(self, session_id: str, seen: bytes) -> Flow[int]:
+        """Take a ticket to replace a buffer that a reader could not use; 0 where it has been replaced since."""
+        (ticket,) = yield from redis_call(
+            _scripts.claim_call(self.keys(session_id), ticket=new_ticket(), ticket_ttl=TICKET_TTL_SECONDS, seen=seen)
+        )
+        return int(ticket)
+
+    def install(self, session_id: str, state: SessionState, ticket: int) -> Flow[bool]:
+        """Put a session that was read from the log in place; False where the ticket or the reading is out of date."""
+        (done,) = yield from redis_call(
+            _scripts.install_call(
+                self.keys(session_id),
+                ticket=ticket,
+                epoch=state.epoch,
+                last_seq=state.last_seq,
+                header=header_bytes(state),
+                buffer_ttl=self._buffer_ttl,
+                summary_ttl=self._summary_ttl,
+                summary=summary_bytes(state.summary),
+                elements=[row_bytes(row) for row in state.rows],
+            )
+        )
+        return bool(done)
+
+    def commit(
+        self, session_id: str, state: SessionState, summary: Summary, *, new_revision: int, history_entry: bytes
+    ) -> Flow[bool]:
+        """Put a new summary in place and trim what it covers; False where the session has moved on since ``state``."""
+        (done,) = yield from redis_call_once(
+            _scripts.commit_call(
+                self.keys(session_id),
+                epoch=state.epoch,
+                revision=state.revision,
+                version=state.summary.version,
+                new_revision=new_revision,
+                watermark=summary.last_seq,
+                buffer_ttl=self._buffer_ttl,
+                summary_ttl=self._summary_ttl,
+                summary=summary_bytes(summary),
+                history_entry=history_entry,
+                history_length=HISTORY_LENGTH,
+            ),
+            again=None,
+        )
+        return bool(done)
+
+    def configure(self, session_id: str, changes: Mapping[str, int]) -> Flow[None]:
+        """Set limits where there is no log, beginning the session if need be."""
+        now_ms = self.now_ms()
+        (header,) = yield from redis_call(
+            _scripts.configure_call(
+                self.keys(session_id),
+                epoch=_new_epoch(now_ms),
+                at_ms=now_ms,
+                ttl=self._buffer_ttl,
+                limits=self._limits,
+                changes=changes,
+            )
+        )
+        if header == 0:
+            raise ConfigurationError("summary_trigger_tokens", "is above max_buffer_tokens")
+
+    def release(self, session_id: str, lease_token: int) -> Flow[None]:
+        """Give back the lease of a fold, if it is still held."""
+        yield from redis_call(_scripts.release_call(self.keys(session_id), lease_token=lease_token))
+
+    def forget_buffer(self, session_id: str) -> Flow[None]:
+        """Delete the buffer; with a log the next reader or writer rebuilds it."""
+        yield from redis_call(Command(("DEL", self.keys(session_id).buffer)))
+
+    def forget(self, session_id: str) -> Flow[int]:
+        """Delete every key of the session; answers how many there were."""
+        (count,) = yield from redis_call(Command(("DEL", *self.keys(session_id))))
+        return int(count)
+
+
+def new_ticket() -> int:
+    """Return a number nobody else uses at the same time; below 2^53, so that Lua keeps it exact."""
+    return random.getrandbits(52) | 1
+
+
+def _new_epoch(now_ms: int) -> int:
+    return now_ms * 1000 + random.randrange(1000)

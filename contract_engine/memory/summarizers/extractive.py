@@ -1,0 +1,163 @@
+"""The built-in summarizer: keeps the sentences that are worth most, word for word."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush, nlargest
+
+from contract_engine.memory.summarizers.form import label_text, read, written
+from contract_engine.memory.summarizers.request import SummaryRequest
+from contract_engine.memory.summarizers.salience import content_stems, salience
+from contract_engine.memory.summarizers.units import Unit, message_units
+
+MAX_CANDIDATES = 3000
+"""More units than this are first thinned by salience, so that a fold stays a matter of milliseconds."""
+DAY_TOKENS = 6
+LENGTH_POWER = 0.9
+NO_CONTENT_NOVELTY = 0.1
+REPEAT_PENALTY = 1.2
+REFILLS = 3
+
+
+class ExtractiveSummarizer:
+    """Chooses whole sentences and tool facts by salience, novelty and length; needs no model and keeps no state.
+
+    The text is the whole state: it is read back exactly, and its sentences compete with the new ones on one scale. A
+    text in any other form takes part with its sentences. Equal requests give equal answers.
+    """
+
+    def summarize(self, request: SummaryRequest) -> str:
+        """Return the next summary: chronological, and never above ``max_tokens`` as ``count_tokens`` counts it."""
+        units = read(request.previous) + message_units(request.messages, request.times)
+        selection = _Selection(_candidates(units), request.count_tokens)
+        text = selection.fill(request.max_tokens)
+        return text or _clipped(selection.best(), request.max_tokens, request.count_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    unit: Unit
+    stems: tuple[str, ...]
+    value: float
+
+
+def _candidates(units: Sequence[Unit]) -> list[_Candidate]:
+    found = []
+    for unit in dict.fromkeys(units):
+        stems = content_stems(unit.text)
+        found.append(_Candidate(unit, tuple(dict.fromkeys(stems)), salience(unit, stems)))
+    if len(found) > MAX_CANDIDATES:
+        kept = nlargest(MAX_CANDIDATES, range(len(found)), key=lambda index: found[index].value)
+        found = [found[index] for index in sorted(kept)]
+    return found
+
+
+@dataclass(slots=True)
+class _Selection:
+    """The units chosen so far among candidates in the order they were said."""
+
+    candidates: Sequence[_Candidate]
+    count_tokens: Callable[[str], int]
+    chosen: list[int] = field(default_factory=list)
+    history: list[int] = field(default_factory=list)
+    said: Counter[str] = field(default_factory=Counter)
+    tokens: list[int] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tokens = [self.count_tokens(" " + candidate.unit.text) for candidate in self.candidates]
+        speakers = {candidate.unit.speaker for candidate in self.candidates}
+        self.labels = {speaker: self.count_tokens("\n" + label_text(speaker)) for speaker in sorted(speakers)}
+
+    def fill(self, max_tokens: int) -> str:
+        """Choose until the text is full, and return it."""
+        text, used = "", 0
+        for _ in range(1 + REFILLS):
+            before = len(self.history)
+            self._choose(max_tokens - used)
+            # The estimate is not the count: what came last goes until the text really fits.
+            while len(self.history) > before:
+                candidate_text = written([self.candidates[index].unit for index in self.chosen])
+                count = self.count_tokens(candidate_text)
+                if count <= max_tokens:
+                    text, used = candidate_text, count
+                    break
+                self._drop(count - max_tokens, keep=before)
+            if len(self.history) == before:
+                break
+        return text
+
+    def best(self) -> Unit | None:
+        """Return the unit of most value."""
+        return max(self.candidates, key=lambda candidate: candidate.value).unit if self.candidates else None
+
+    def _choose(self, room: int) -> None:
+        """Take units by gain, the best first, while ``room`` tokens last.
+
+        Novelty only falls, so a gain computed earlier is an upper bound: it is computed again when it comes first.
+        """
+        taken = set(self.chosen)
+        days = {self.candidates[index].unit.day for index in taken}
+        heap = [(-self._gain(index), index) for index in range(len(self.candidates)) if index not in taken]
+        heapify(heap)
+        while heap and room > 0:
+            bound, index = heappop(heap)
+            gain = self._gain(index)
+            if gain < -bound:
+                heappush(heap, (-gain, index))
+                continue
+            unit = self.candidates[index].unit
+            cost = self.tokens[index] + (0 if self._continues(index) else self.labels[unit.speaker])
+            cost += DAY_TOKENS if unit.day not in days else 0
+            if cost <= room:
+                room -= cost
+                days.add(unit.day)
+                insort(self.chosen, index)
+                self.history.append(index)
+                self.said.update(self.candidates[index].stems)
+
+    def _gain(self, index: int) -> float:
+        """Return value x novelty / length; what the chosen units say already is worth little."""
+        stems, value = self.candidates[index].stems, self.candidates[index].value
+        novelty = NO_CONTENT_NOVELTY
+        if stems:
+            novelty = sum(1.0 / (1.0 + REPEAT_PENALTY * self.said[stem]) for stem in stems) / len(stems)
+        length: float = max(1, self.tokens[index]) ** LENGTH_POWER
+        return value * novelty / length
+
+    def _continues(self, index: int) -> bool:
+        """Tell whether the unit would stand on a line that is there anyway."""
+        at = bisect_left(self.chosen, index)
+        unit = self.candidates[index].unit
+        around = (self.candidates[other].unit for other in self.chosen[max(0, at - 1) : at + 1])
+        return any((other.day, other.speaker) == (unit.day, unit.speaker) for other in around)
+
+    def _drop(self, tokens: int, *, keep: int) -> None:
+        """Give back units chosen last, for ``tokens`` tokens and at least one, but not the first ``keep`` ones."""
+        while len(self.history) > keep:
+            index = self.history.pop()
+            self.chosen.remove(index)
+            self.said.subtract(self.candidates[index].stems)
+            tokens -= max(1, self.tokens[index])
+            if tokens <= 0:
+                return
+
+
+def _clipped(unit: Unit | None, max_tokens: int, count_tokens: Callable[[str], int]) -> str:
+    """Return the longest beginning of ``unit`` that fits, empty if not even its first word does."""
+    text = ""
+    if unit is None:
+        return text
+    low, high = 1, len(unit.text)
+    while low <= high:
+        middle = (low + high) // 2
+        said = unit.text[:middle].rpartition(" ")[0] or unit.text[:middle]
+        clipped = written([Unit(unit.day, unit.speaker, said.rstrip(" ,") + "…")])
+        if count_tokens(clipped) <= max_tokens:
+            text, low = clipped, middle + 1
+        else:
+            high = middle - 1
+    return text

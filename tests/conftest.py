@@ -1,0 +1,48 @@
+"""Fixtures for real servers. A missing server is a failure, not a skip."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from servers import PrivateServers, database_server, describe, redis_server
+
+from contract_engine.embedded import EmbeddedServers
+
+
+def pytest_report_header() -> str:
+    return describe()
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The Redis all tests of this worker share: no FLUSHALL, no settings; use ``tenant`` to stay apart."""
+    with redis_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def database_url() -> Iterator[str]:
+    """The migrated PostgreSQL all tests of this worker share; ``postgresql://``."""
+    with database_server() as url:
+        yield url
+
+
+@pytest.fixture
+def tenant() -> str:
+    """A tenant no other test has."""
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def private_servers() -> Iterator[PrivateServers]:
+    """A factory of servers that belong to this test alone."""
+    with ExitStack() as stack:
+
+        def start(*, redis: bool = True, postgres: bool = True, migrate: bool = True) -> EmbeddedServers:
+            servers = EmbeddedServers(redis=redis, postgres=postgres, migrate=migrate, durable=False)
+            return stack.enter_context(servers)
+
+        yield start
