@@ -22,7 +22,7 @@ import pytest
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiktoken_ext import openai_public
+from tiktoken_ext import openai_public  # type: ignore[import-untyped]
 
 from contract_engine.memory import encodings as encodings_package
 from contract_engine.memory import token_counter
@@ -46,7 +46,8 @@ MODELS = {"o200k_base": "gpt-4o", "cl100k_base": "gpt-4"}
 
 PROSE = (
     "The orchestrator asks for the session's context, calls its model, and appends the answer; it's 3:45 p.m. and "
-    "12,500 messages wait.\n\n    def fold(rest):\n        return rest[:-1]  # keeps the newest\n\tTab, “quotes” — dash. "
+    "12,500 messages wait.\n\n    def fold(rest):\n        return rest[:-1]  # keeps the newest\n\tTab, "
+    "“quotes” — dash. "
 )
 SAMPLES = {
     "english": "The library keeps the context small and complete, however long the conversation gets. ",
@@ -124,7 +125,12 @@ def raising(error: BaseException) -> Callable[[], object]:
 def run_python(code: str, **environ: str) -> str:
     env = {key: value for key, value in os.environ.items() if key not in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], env=env | environ, capture_output=True, text=True, timeout=100
+        [sys.executable, "-W", "error", "-c", code],
+        env=env | environ,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -151,7 +157,7 @@ def test_shipped_encoding_equals_the_one_tiktoken_builds(name: str, reference: d
 def test_import_and_construction_load_nothing() -> None:
     out = run_python(
         "import sys; from contract_engine.memory.token_counter import TokenCounter; TokenCounter('gpt-4');"
-        "print([m for m in ('tiktoken', 'lzma', 'requests') if m in sys.modules])"
+        "print([m for m in ('tiktoken', 'regex', 'requests') if m in sys.modules])"
     )
     assert out == "[]"
 
@@ -347,7 +353,7 @@ def test_a_count_of_a_long_text_is_exact_or_says_that_it_is_not(
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("language", SAMPLES)
 def test_ordinary_long_texts_are_exact(name: str, language: str, reference: dict[str, tiktoken.Encoding]) -> None:
-    text = (SAMPLES[language] * 3000)[: CHUNK_CHARS + 9_999]
+    text = (SAMPLES[language] * 6000)[: CHUNK_CHARS + 9_999]
     assert len(text) == CHUNK_CHARS + 9_999
     assert measure(encodings.get(name), text) == (len(reference[name].encode_ordinary(text)), False)
 
@@ -436,7 +442,7 @@ def test_estimates_stay_within_a_factor_of_the_truth(reference: dict[str, tiktok
     for name, text in SAMPLES.items():
         for encoding in reference.values():
             ratio = estimate_tokens(text) / len(encoding.encode_ordinary(text))
-            assert 0.6 < ratio < 3, (name, encoding.name, ratio)
+            assert 0.45 < ratio < 3, (name, encoding.name, ratio)
     assert estimate_tokens("") == 0
     assert estimate_tokens("a") == 1
     assert estimate_tokens("\ud800") == 1
@@ -588,7 +594,7 @@ def test_what_is_remembered_goes_with_its_counter() -> None:
 
 
 def test_threads_get_the_same_counts(reference: dict[str, tiktoken.Encoding]) -> None:
-    texts = [f"{SAMPLES['german']} {index % 700}" for index in range(4000)]
+    texts = [f"{SAMPLES['german']} {index}" for index in range(6000)]
     expected = [len(reference["o200k_base"].encode_ordinary(text)) for text in texts]
     shared = TokenCounter()
     with ThreadPoolExecutor(8) as pool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+import msgspec
 import sqlalchemy as sa
 
 from contract_engine.memory.summarizers import SummaryRequest
@@ -27,16 +28,14 @@ class Script:
     sha: str
 
 
-@dataclass(slots=True)
-class Command:
+class Command(msgspec.Struct):
     """One command of a round trip: plain words, or the keys and arguments of a script."""
 
     words: tuple[Any, ...]
     script: Script | None = None
 
 
-@dataclass(slots=True)
-class RedisCall:
+class RedisCall(msgspec.Struct):
     """Commands sent together, answered in order: one round trip.
 
     A kept connection can turn out to have died while idle, in which case nobody knows whether the commands arrived.
@@ -61,8 +60,7 @@ class Statement:
     is_hot: bool = False
 
 
-@dataclass(slots=True)
-class Query:
+class Query(msgspec.Struct):
     """Run a statement on a pooled psycopg connection, past SQLAlchemy: this is the hot path. Answers the rows.
 
     Every statement sent this way may be repeated without harm: reads, and writes that are idempotent by message id.
@@ -72,22 +70,19 @@ class Query:
     parameters: Mapping[str, Any]
 
 
-@dataclass(slots=True)
-class Transaction:
+class Transaction(msgspec.Struct):
     """Run ``body`` in one transaction and answer what it returns; it sees nothing but a SQLAlchemy connection."""
 
     body: Callable[[sa.Connection], Any]
 
 
-@dataclass(slots=True)
-class Summarize:
+class Summarize(msgspec.Struct):
     """Run the built-in summarizer: processor time, which the asyncio runtime spends outside the event loop."""
 
     request: SummaryRequest
 
 
-@dataclass(slots=True)
-class Spawn:
+class Spawn(msgspec.Struct):
     """Run another flow in the background. Its errors are logged with ``name`` and end there."""
 
     flow: Callable[[], Flow[None]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from contract_engine.memory._effects import Command
-from contract_engine.memory.config import SessionLimits
+from contract_engine.memory.config import session_limits
 from contract_engine.memory.errors import CorruptDataError
 from contract_engine.memory.keys import SessionKeys
 from contract_engine.memory.models import NO_SUMMARY, Outgoing, SessionState, Summary
@@ -52,7 +52,7 @@ def parse_session(replies: list[Any]) -> SessionState | None:
         return None
     if header[0] != FORMAT or len(header) != HEADER_FIELDS or set(map(type, header)) != {int}:
         raise CorruptDataError("a header of another format")
-    _, epoch, revision, last_seq, tokens, version, watermark, trigger, max_tokens, max_messages, updated = header
+    _, epoch, revision, version, watermark, trigger, max_tokens, max_messages, last_seq, tokens, updated = header
     del found[0]
     try:
         numbers = [row[0] for row in found]
@@ -67,7 +67,7 @@ def parse_session(replies: list[Any]) -> SessionState | None:
         last_seq,
         watermark,
         parse_summary(cached, version),
-        SessionLimits(summary_trigger_tokens=trigger, max_buffer_tokens=max_tokens, max_buffer_messages=max_messages),
+        session_limits(trigger, max_tokens, max_messages),
         found,
         tokens,
         updated,
@@ -98,13 +98,13 @@ def header_bytes(state: SessionState) -> bytes:
         FORMAT,
         state.epoch,
         state.revision,
-        state.last_seq,
-        state.buffer_tokens,
         state.summary.version,
         state.watermark,
         limits.summary_trigger_tokens,
         limits.max_buffer_tokens,
         limits.max_buffer_messages,
+        state.last_seq,
+        state.buffer_tokens,
         state.updated_at_ms,
     )
     return b"[%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d]" % fields

@@ -12,16 +12,24 @@ from contract_engine.memory.config import SessionLimits
 from contract_engine.memory.keys import SessionKeys
 
 
-def _load(name: str, prelude: str) -> Script:
-    source = prelude + (resources.files("contract_engine.memory") / "lua" / f"{name}.lua").read_text("utf-8")
+def _read(name: str) -> str:
+    return (resources.files("contract_engine.memory") / "lua" / f"{name}.lua").read_text("utf-8")
+
+
+def _load(name: str) -> Script:
+    source = _read(name).replace("-- include _header\n", _read("_header"))
     # SHA-1 is not a choice made here: it is how Redis names a script.
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
-_prelude = (resources.files("contract_engine.memory") / "lua" / "_header.lua").read_text("utf-8")
 APPEND, ASSIGN, CLAIM, INSTALL, COMMIT, CONFIGURE, RELEASE = ALL_SCRIPTS = tuple(
-    _load(name, _prelude) for name in ("append", "assign", "claim", "install", "commit", "configure", "release")
+    _load(name) for name in ("append", "assign", "claim", "install", "commit", "configure", "release")
 )
+
+
+def limits_text(limits: SessionLimits) -> str:
+    """Return limits as the scripts take them."""
+    return f"{limits.summary_trigger_tokens},{limits.max_buffer_tokens},{limits.max_buffer_messages}"
 
 
 def append_call(
@@ -36,7 +44,7 @@ def append_call(
     ticket: int,
     ticket_ttl: int,
     lease_ms: int,
-    limits: SessionLimits,
+    limits: str,
     messages: Sequence[Any],
 ) -> Command:
     """Append messages that the log numbered; ``messages`` is tokens, element, tokens, element, ..."""
@@ -55,9 +63,7 @@ def append_call(
             ticket,
             ticket_ttl,
             lease_ms,
-            limits.summary_trigger_tokens,
-            limits.max_buffer_tokens,
-            limits.max_buffer_messages,
+            limits,
             *messages,
         ),
         APPEND,
@@ -72,7 +78,7 @@ def assign_call(
     ttl: int,
     lease_token: int,
     lease_ms: int,
-    limits: SessionLimits,
+    limits: str,
     at_cap: str,
     message_id: bytes,
     messages: Sequence[Any],
@@ -86,15 +92,13 @@ def assign_call(
             keys.fold,
             keys.history,
             keys.context,
-            epoch,
             at_ms,
             ttl,
+            epoch,
+            limits,
+            at_cap,
             lease_token,
             lease_ms,
-            limits.summary_trigger_tokens,
-            limits.max_buffer_tokens,
-            limits.max_buffer_messages,
-            at_cap,
             message_id,
             *messages,
         ),
@@ -180,7 +184,7 @@ def configure_call(
     epoch: int,
     at_ms: int,
     ttl: int,
-    limits: SessionLimits,
+    limits: str,
     changes: Mapping[str, int],
 ) -> Command:
     """Set the limits of an ephemeral session; no changes only make sure that the session exists."""
@@ -191,9 +195,7 @@ def configure_call(
             epoch,
             at_ms,
             ttl,
-            limits.summary_trigger_tokens,
-            limits.max_buffer_tokens,
-            limits.max_buffer_messages,
+            limits,
             changes.get("summary_trigger_tokens", ""),
             changes.get("max_buffer_tokens", ""),
             changes.get("max_buffer_messages", ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -56,6 +57,12 @@ class SessionLimits:
     def as_dict(self) -> dict[str, int]:
         """Return the three settings by name."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+@lru_cache(maxsize=1024)
+def session_limits(trigger: int, max_tokens: int, max_messages: int) -> SessionLimits:
+    """Return the limits with these values; most sessions share theirs, and each read needs them."""
+    return SessionLimits(summary_trigger_tokens=trigger, max_buffer_tokens=max_tokens, max_buffer_messages=max_messages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

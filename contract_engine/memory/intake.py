@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import random
 import time
 from collections.abc import Sequence
 
@@ -50,8 +50,9 @@ class Intake:
 
 def new_message_id() -> str:
     """Return a fresh UUIDv7 (RFC 9562): it begins with the time, so an index on ids grows at its end."""
-    number = int.from_bytes(os.urandom(10), "big")
     milliseconds = time.time_ns() // 1_000_000
-    digits = f"{(milliseconds << 80) | (0x7 << 76) | (number & ((1 << 76) - 1)):032x}"
-    variant = "89ab"[int(digits[16], 16) & 3]
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+    bits = random.getrandbits(74)
+    return (
+        f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{bits & 0xFFF:03x}"
+        f"-{0x8000 | (bits >> 12) & 0x3FFF:04x}-{bits >> 26:012x}"
+    )

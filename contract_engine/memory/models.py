@@ -1,18 +1,21 @@
-"""What the layers hand to each other and to callers; all of it immutable."""
+"""What the layers hand to each other and to callers; all of it immutable.
+
+Structs of msgspec where they are made on every call: a frozen dataclass takes ten times as long to make.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import msgspec
 
 from contract_engine.memory.config import SessionLimits
 
 Message = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(msgspec.Struct, frozen=True):
     """Proof that a message was acknowledged.
 
     ``seq``: its place in the session, counted from 1. ``durable``: a PostgreSQL commit stands behind it (otherwise
@@ -75,8 +78,7 @@ class Summary(NamedTuple):
 NO_SUMMARY = Summary(0, 0, 0, 0, "")
 
 
-@dataclass(frozen=True, slots=True)
-class SessionState:
+class SessionState(msgspec.Struct, frozen=True):
     """One consistent view of a session: the summary of 1..W and the messages W+1..N, word for word.
 
     ``epoch`` names the life of the session between two clearings. ``revision`` counts every change that is not an

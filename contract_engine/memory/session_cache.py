@@ -45,7 +45,7 @@ class SessionCache:
 
     def __init__(self, config: MemoryConfig, *, clock: Callable[[], float] = time.time) -> None:
         self._prefix, self._tenant = config.key_prefix, config.tenant
-        self._limits = config.limits
+        self._limits = _scripts.limits_text(config.limits)
         self._buffer_ttl = config.buffer_ttl_seconds
         # Without a log the session lives and dies as a whole, so every key gets the buffer's deadline.
         self._summary_ttl = config.summary_ttl_seconds if config.is_durable else config.buffer_ttl_seconds
@@ -74,7 +74,9 @@ class SessionCache:
             logger.warning("session %s: %s under our keys; it is replaced", session_id, exc)
             return Reading(None, seen)
 
-    def append_command(self, keys: SessionKeys, placed: Placed, outgoing: Sequence[Outgoing]) -> Command:
+    def append_command(
+        self, keys: SessionKeys, placed: Placed, outgoing: Sequence[Outgoing], *, ticket: int
+    ) -> Command:
         """Return the call that lets the buffer follow the log."""
         messages: list[object] = []
         for seq, at_ms, message in zip(placed.seqs, placed.at_ms, outgoing, strict=True):
@@ -87,7 +89,7 @@ class SessionCache:
             at_ms=placed.at_ms[-1],
             buffer_ttl=self._buffer_ttl,
             summary_ttl=self._summary_ttl,
-            ticket=new_ticket(),
+            ticket=ticket,
             ticket_ttl=TICKET_TTL_SECONDS,
             lease_ms=self._lease_ms,
             limits=self._limits,

@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 REDIS_TROUBLE = (RedisUnavailableError, PoolExhaustedError, StoreMisconfiguredError)
 """What makes a reader go to the log instead."""
 
-# The first item of what the append and assign scripts answer.
-_STALE, _FOLD_DUE = 0, 2
+# What the append and assign scripts answer; see there.
+_STALE, _APPENDED, _FOLD_DUE = 0, 1, 2
 _FULL, _KNOWN, _CONFLICT = 0, 3, 4
 
 
@@ -101,13 +101,14 @@ class Sessions:
             yield from self.cache.forget_buffer(session_id)
             return None
         keys = self.cache.keys(session_id)
-        call = self.cache.append_command(keys, placed, outgoing)
+        ticket = new_ticket()
+        call = self.cache.append_command(keys, placed, outgoing, ticket=ticket)
         replies = yield from redis_call(call, *(read_commands(keys) if read else ()))
-        status, ticket = replies[0]
-        if status == _FOLD_DUE:
-            yield from self._spawn_fold(session_id, int(ticket))
-        elif status == _STALE:
-            return (yield from self._rebuild(session_id, int(ticket)))
+        answer = replies[0]
+        if answer == _FOLD_DUE:
+            yield from self._spawn_fold(session_id, ticket)
+        elif answer != _APPENDED and answer[0] == _STALE:
+            return (yield from self._rebuild(session_id, int(answer[1])))
         if not read:
             return None
         state = self.cache.reading(replies[1:], session_id).state
@@ -122,8 +123,6 @@ class Sessions:
         for message in outgoing:
             messages += (message.tokens, element_rest(message))
         reads = read_commands(keys) if read else ()
-        known_id = json_text(outgoing[0].message_id) if len(outgoing) == 1 else b""
-        first_id = known_id if outgoing[0].is_retry_safe else b""
         for _ in range(ATTEMPTS):
             token = new_ticket()
 
@@ -134,9 +133,11 @@ class Sessions:
                 return (call, *reads)
 
             # A fresh id cannot be there yet, so the script need not look for it; after a lost reply it may be.
-            again = (lambda: commands(known_id)) if known_id else None  # used before the next round
-            replies = yield from redis_call_once(*commands(first_id), again=again)
-            status, first, at_ms = replies[0]
+            known_id = json_text(outgoing[0].message_id) if outgoing[0].is_retry_safe else b""
+            again = (lambda: commands(json_text(outgoing[0].message_id))) if len(outgoing) == 1 else None  # noqa: B023
+            replies = yield from redis_call_once(*commands(known_id), again=again)
+            answer = replies[0]
+            status, first, at_ms = (_APPENDED, answer, self.cache.now_ms()) if type(answer) is int else answer
             if status == _FULL:
                 if (yield from self._make_room(session_id, outgoing)) or len(outgoing) == 1:
                     continue
@@ -254,10 +255,8 @@ class Sessions:
 
 
 def _receipts(placed: Placed, outgoing: Sequence[Outgoing], *, is_durable: bool, degraded: bool) -> list[Receipt]:
-    return [
-        Receipt(seq, message.message_id, is_durable, degraded)
-        for seq, message in zip(placed.seqs, outgoing, strict=True)
-    ]
+    pairs = zip(placed.seqs, outgoing, strict=True)
+    return [Receipt(seq, message.message_id, is_durable, degraded) for seq, message in pairs]
 
 
 def context_of(loaded: Loaded, session_id: str) -> dict[str, Any]:

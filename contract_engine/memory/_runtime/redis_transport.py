@@ -16,6 +16,7 @@ import weakref
 from collections import deque
 from typing import Any
 
+import hiredis
 import redis
 import redis.asyncio
 from redis import exceptions as redis_exc
@@ -50,11 +51,20 @@ def _words(command: Command, *, by_source: bool = False) -> tuple[Any, ...]:
     return ("EVAL", script.source, *command.words) if by_source else ("EVALSHA", script.sha, *command.words)
 
 
+def _packed(commands: list[tuple[Any, ...]]) -> list[bytes]:
+    """Return the commands in the protocol's form, in one piece: one system call sends them."""
+    return [b"".join([hiredis.pack_command(command) for command in commands])]
+
+
 def _first_unknown_script(replies: list[Any]) -> int | None:
     for index, reply in enumerate(replies):
         if isinstance(reply, redis_exc.NoScriptError):
             return index
     return None
+
+
+_Place = tuple[Any, float] | None
+"""Room for one connection: the idle one and when it was last used, or none yet."""
 
 
 class _Guard:
@@ -104,19 +114,24 @@ class RedisTransport(_Guard):
         _transports.add(self)
 
     def _forget(self) -> None:
-        self._free: deque[tuple[Any, float]] = deque()
-        self._slots = threading.BoundedSemaphore(self._pool_size)
+        # As many places as connections may be open; a place holds an idle connection, or nothing yet. Taking one and
+        # putting it back are single operations of a deque, so the usual case needs no lock.
+        self._places: deque[_Place] = deque([None] * self._pool_size)
+        self._place_came_back = threading.Condition()
+        self._waiting = 0
 
     def call(self, effect: RedisCall) -> list[Any]:
         """Send the commands and return their replies; every error is one of ours."""
         permit = self.breaker.acquire()
         try:
-            if not self._slots.acquire(timeout=self._timeout):
-                raise PoolExhaustedError("no free Redis connection")  # noqa: TRY301  # the permit goes back below
+            place = self._take_place()
             try:
-                replies = self._converse(effect)
+                replies, place = self._converse(effect, place)
+            except BaseException:
+                place = None
+                raise
             finally:
-                self._slots.release()
+                self._put_back(place)
         except redis_exc.RedisError as exc:
             raise self.translate(permit, exc) from exc
         except BaseException:
@@ -124,67 +139,89 @@ class RedisTransport(_Guard):
             raise
         return self.settle(permit, replies)
 
-    def _converse(self, effect: RedisCall) -> list[Any]:
-        connection, is_reused = self._take()
+    def _take_place(self) -> _Place:
         try:
-            return self._exchange(connection, effect.commands)
+            return self._places.pop()
+        except IndexError:
+            pass
+        with self._place_came_back:
+            self._waiting += 1
+            try:
+                if not self._place_came_back.wait_for(lambda: self._places, self._timeout):
+                    raise PoolExhaustedError("no free Redis connection")
+                return self._places.pop()
+            finally:
+                self._waiting -= 1
+
+    def _put_back(self, place: _Place) -> None:
+        # Idle connections lie on the right, where they are taken first; places without one on the left.
+        (self._places.appendleft if place is None else self._places.append)(place)
+        if self._waiting:
+            with self._place_came_back:
+                self._place_came_back.notify()
+
+    def _converse(self, effect: RedisCall, place: _Place) -> tuple[list[Any], _Place]:
+        connection = self._connection_of(place)
+        try:
+            return self._exchange(connection or self._factory.make_connection(), effect.commands)
         except redis_exc.ConnectionError:
             # The server may have restarted while the connection lay idle: then all the others are dead too.
-            if not is_reused or effect.again is None:
+            if connection is None or effect.again is None:
                 raise
             self.close()
-            connection = self._factory.make_connection()
-            return self._exchange(connection, effect.again())
+            return self._exchange(self._factory.make_connection(), effect.again())
 
-    def _exchange(self, connection: Any, commands: tuple[Command, ...]) -> list[Any]:
+    @staticmethod
+    def _exchange(connection: Any, commands: tuple[Command, ...]) -> tuple[list[Any], _Place]:
         try:
-            replies = self._send(connection, [_words(command) for command in commands])
+            replies = _send(connection, [_words(command) for command in commands])
             unknown = _first_unknown_script(replies)
             if unknown is not None:
                 words = [_words(command, by_source=True) for command in commands[unknown:]]
-                replies[unknown:] = self._send(connection, words)
+                replies[unknown:] = _send(connection, words)
         except BaseException:
             connection.disconnect()
             raise
-        self._free.append((connection, time.monotonic()))
-        return replies
+        return replies, (connection, time.monotonic())
 
     @staticmethod
-    def _send(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
-        packed = connection.pack_command(*commands[0]) if len(commands) == 1 else connection.pack_commands(commands)
-        connection.send_packed_command(packed, check_health=False)
-        replies: list[Any] = []
-        for _ in commands:
-            try:
-                replies.append(connection.read_response())
-            except redis_exc.ResponseError as exc:
-                replies.append(exc)
-        return replies
-
-    def _take(self) -> tuple[Any, bool]:
-        while True:
-            try:
-                connection, last_used = self._free.pop()
-            except IndexError:
-                return self._factory.make_connection(), False
-            if time.monotonic() - last_used < IDLE_CHECK_SECONDS:
-                return connection, True
-            try:
-                is_quiet = not connection.can_read(0)
-            except redis_exc.ConnectionError:
-                is_quiet = False
-            if is_quiet:
-                return connection, True
-            connection.disconnect()
+    def _connection_of(place: _Place) -> Any:
+        """Return the idle connection of a place, if it is still good."""
+        if place is None:
+            return None
+        connection, last_used = place
+        if time.monotonic() - last_used < IDLE_CHECK_SECONDS:
+            return connection
+        try:
+            is_quiet = not connection.can_read(0)
+        except redis_exc.ConnectionError:
+            is_quiet = False
+        if is_quiet:
+            return connection
+        connection.disconnect()
+        return None
 
     def close(self) -> None:
         """Close the idle connections; the next call opens new ones."""
-        while self._free:
+        for _ in range(self._pool_size):
             try:
-                connection, _ = self._free.pop()
+                place = self._places.pop()
             except IndexError:
                 return
-            connection.disconnect()
+            if place is not None:
+                place[0].disconnect()
+            self._places.appendleft(None)
+
+
+def _send(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+    connection.send_packed_command(_packed(commands), check_health=False)
+    replies: list[Any] = []
+    for _ in commands:
+        try:
+            replies.append(connection.read_response())
+        except redis_exc.ResponseError as exc:
+            replies.append(exc)
+    return replies
 
 
 class AsyncRedisTransport(_Guard):
@@ -251,8 +288,7 @@ class AsyncRedisTransport(_Guard):
 
     @staticmethod
     async def _send(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
-        packed = connection.pack_command(*commands[0]) if len(commands) == 1 else connection.pack_commands(commands)
-        await connection.send_packed_command(packed, check_health=False)
+        await connection.send_packed_command(_packed(commands), check_health=False)
         replies: list[Any] = []
         for _ in commands:
             try:

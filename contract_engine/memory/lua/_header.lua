@@ -1,31 +1,39 @@
--- Shared by every script: the first element of a buffer list.
+-- The first element of a buffer list, shared by the scripts that include this file.
 --
--- A buffer:      [1,epoch,revision,last_seq,tokens,version,watermark,trigger,max_tokens,max_messages,updated_ms]
+-- A buffer:      [1,epoch,revision,version,watermark,trigger,max_tokens,max_messages,last_seq,tokens,updated_ms]
 -- A placeholder: [0,ticket,epoch,tail]  nothing may be read here; whoever holds the ticket installs the session from
 --                the log, and only if what it read reaches as far as `tail`, the last message known to be acknowledged.
 --
--- Numbers stay below 2^53; epochs are compared as text and never computed with.
-
-local FIELDS = '^%[1' .. string.rep(',(%d+)', 10) .. '%]$'
+-- An append changes the last three fields and nothing before them. Numbers stay below 2^53; epochs are compared as text
+-- and never computed with.
 
 -- Answer the header as {epoch=, revision=, ...}, or nil, and the text it was read from. Another type of key, random
 -- bytes and other versions all answer nil: they are replaced like a missing buffer.
 local function read_header(key)
   local text = redis.pcall('LINDEX', key, 0)
   if type(text) ~= 'string' then return nil, '' end
-  local epoch, revision, last, tokens, version, watermark, trigger, max_tokens, max_messages, updated =
-    string.match(text, FIELDS)
+  local epoch, revision, version, watermark, trigger, max_tokens, max_messages, last, tokens, updated = string.match(
+    text, '^%[1,(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+)%]$')
   if not epoch then return nil, text end
   return {
-    epoch = epoch, revision = tonumber(revision), last = tonumber(last), tokens = tonumber(tokens),
-    version = tonumber(version), watermark = tonumber(watermark), trigger = tonumber(trigger),
-    max_tokens = tonumber(max_tokens), max_messages = tonumber(max_messages), updated = updated,
+    epoch = epoch, revision = tonumber(revision), version = tonumber(version), watermark = tonumber(watermark),
+    trigger = tonumber(trigger), max_tokens = tonumber(max_tokens), max_messages = tonumber(max_messages),
+    last = tonumber(last), tokens = tonumber(tokens), updated = updated,
   }, text
 end
 
+-- Answer the header of a session that begins here: limits are 'trigger,max_tokens,max_messages'.
+local function new_header(epoch, limits, updated)
+  local trigger, max_tokens, max_messages = string.match(limits, '^(%d+),(%d+),(%d+)$')
+  return {
+    epoch = epoch, revision = 0, version = 0, watermark = 0, trigger = tonumber(trigger),
+    max_tokens = tonumber(max_tokens), max_messages = tonumber(max_messages), last = 0, tokens = 0, updated = updated,
+  }
+end
+
 local function header_text(h)
-  return string.format('[1,%s,%d,%d,%d,%d,%d,%d,%d,%d,%s]', h.epoch, h.revision, h.last, h.tokens, h.version,
-    h.watermark, h.trigger, h.max_tokens, h.max_messages, h.updated)
+  return string.format('[1,%s,%d,%d,%d,%d,%d,%d,%d,%d,%s]', h.epoch, h.revision, h.version, h.watermark, h.trigger,
+    h.max_tokens, h.max_messages, h.last, h.tokens, h.updated)
 end
 
 -- Put a placeholder in place of whatever is there, and answer the ticket to install with. `fresh` is false where

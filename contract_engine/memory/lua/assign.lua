@@ -1,20 +1,57 @@
 -- Append messages where no log numbers them: the buffer gives the numbers (ephemeral mode).
 --
 -- KEYS  1 buffer  2 summary  3 fold  4 history  5 context
--- ARGV  1 epoch of a session that begins here  2 time (ms)  3 TTL of every key (s)  4 lease token  5 lease of a fold (ms)
---       6 trigger  7 max tokens  8 max messages (6 to 8 for a session that begins here)
---       9 what to do at a cap: 'fold' (append nothing and say so) or 'drop' (the oldest messages go)
---       10 the message id as JSON, where an earlier attempt may have stored it; else ''
+-- ARGV  1 time (ms)  2 TTL of every key (s)  3 epoch and  4 limits of a session that begins here
+--       5 what to do at a cap: 'fold' (append nothing and say so) or 'drop' (the oldest messages go)
+--       6 lease token  7 lease of a fold (ms)
+--       8 the message id as JSON, where an earlier attempt may have stored it; else ''
 --       then for each message: tokens, the rest of the element from the id on
--- Answer {status, seq of the first message, time (ms)}: 1 appended; 2 appended, and the caller is to fold; 0 full;
---       3 already there; 4 the id is there with other content.
-local buffer = KEYS[1]
-local n = (#ARGV - 10) / 2
-local h = read_header(buffer)
+-- Answer the seq of the first message: appended. Else {status, seq, time (ms)}: 0 full, nothing was appended;
+--       2 appended, and the caller is to fold; 3 already there; 4 the id is there with other content.
 
+-- The usual case first, before anything else is even defined: this is the hot path, and every line of it counts.
+local call = redis.call
+local buffer = KEYS[1]
+local now = ARGV[1]
+local text = redis.pcall('LINDEX', buffer, 0)
+if ARGV[8] == '' and type(text) == 'string' then
+  local head, version, watermark, trigger, max_tokens, max_messages, last, tokens = string.match(
+    text, '^(%[1,%d+,%d+,(%d+),(%d+),(%d+),(%d+),(%d+),)(%d+),(%d+),%d+%]$')
+  if head then
+    local first = last + 1
+    last = last + (#ARGV - 8) / 2
+    for i = 9, #ARGV, 2 do tokens = tokens + ARGV[i] end
+    local count = last - watermark
+    max_messages = tonumber(max_messages)
+    if count == 1 or (count <= max_messages and tokens <= tonumber(max_tokens)) then
+      local seq = first
+      for i = 9, #ARGV, 2 do
+        call('RPUSH', buffer, '[' .. seq .. ',' .. ARGV[i] .. ',' .. now .. ',' .. ARGV[i + 1])
+        seq = seq + 1
+      end
+      call('LSET', buffer, 0, head .. last .. ',' .. tokens .. ',' .. now .. ']')
+      call('EXPIRE', buffer, ARGV[2])
+      call('EXPIRE', KEYS[5], ARGV[2])
+      if version ~= '0' then
+        call('EXPIRE', KEYS[2], ARGV[2])
+        call('EXPIRE', KEYS[4], ARGV[2])
+      end
+      if count > 1 and (tokens >= tonumber(trigger) or count >= max_messages) and ARGV[5] == 'fold'
+        and call('SET', KEYS[3], ARGV[6], 'NX', 'PX', ARGV[7]) then
+        return { 2, first, tonumber(now) }
+      end
+      return first
+    end
+  end
+end
+
+-- include _header
+
+local FIRST = 9
+local n = (#ARGV - FIRST + 1) / 2
+local h = read_header(buffer)
 if not h then
-  h = { epoch = ARGV[1], revision = 0, last = 0, tokens = 0, version = 0, watermark = 0, trigger = tonumber(ARGV[6]),
-    max_tokens = tonumber(ARGV[7]), max_messages = tonumber(ARGV[8]), updated = ARGV[2] }
+  h = new_header(ARGV[3], ARGV[4], now)
   -- A summary that outlived its evicted buffer still covers what it covers: the session goes on behind it.
   local kept = redis.pcall('GET', KEYS[2])
   if type(kept) == 'string' then
@@ -25,48 +62,37 @@ if not h then
   redis.call('RPUSH', buffer, header_text(h))
 end
 
-if ARGV[10] ~= '' then
+if ARGV[8] ~= '' then
   for _, element in ipairs(redis.call('LRANGE', buffer, 1, -1)) do
     local seq, at, rest = string.match(element, '^%[(%d+),%d+,(%d+),(.*)$')
-    if rest and string.sub(rest, 1, #ARGV[10] + 1) == ARGV[10] .. ',' then
-      return { rest == ARGV[12] and 3 or 4, tonumber(seq), tonumber(at) }
+    if rest and string.sub(rest, 1, #ARGV[8] + 1) == ARGV[8] .. ',' then
+      return { rest == ARGV[FIRST + 1] and 3 or 4, tonumber(seq), tonumber(at) }
     end
   end
 end
 
-local count, tokens = h.last - h.watermark, h.tokens
+local count, tokens, dropped = h.last - h.watermark, h.tokens, 0
 local added = 0
-for i = 11, #ARGV, 2 do added = added + ARGV[i] end
+for i = FIRST, #ARGV, 2 do added = added + ARGV[i] end
 local function fits()
-  return count == 0 and n == 1 or (count + n <= h.max_messages and tokens + added <= h.max_tokens)
+  return (count == 0 and n == 1) or (count + n <= h.max_messages and tokens + added <= h.max_tokens)
 end
-if not fits() then
-  if ARGV[9] == 'fold' then return { 0, h.last, 0 } end
-  local dropped = 0
-  while count > 0 and not fits() do
-    dropped = dropped + 1
-    count = count - 1
-    tokens = tokens - tonumber(string.match(redis.call('LINDEX', buffer, dropped), '^%[%d+,(%d+),'))
-  end
-  if dropped > 0 then drop_oldest(buffer, h, dropped) end
+if not fits() and ARGV[5] == 'fold' then return { 0, h.last, 0 } end
+while count > 0 and not fits() do
+  dropped = dropped + 1
+  count = count - 1
+  tokens = tokens - tonumber(string.match(redis.call('LINDEX', buffer, dropped), '^%[%d+,(%d+),'))
 end
+if not fits() then return { 0, h.last, 0 } end
+if dropped > 0 then drop_oldest(buffer, h, dropped) end
 
 local first = h.last + 1
-for i = 11, #ARGV, 2 do
+for i = FIRST, #ARGV, 2 do
   h.last = h.last + 1
-  redis.call('RPUSH', buffer, string.format('[%d,%s,%s,', h.last, ARGV[i], ARGV[2]) .. ARGV[i + 1])
+  redis.call('RPUSH', buffer, string.format('[%d,%s,%s,', h.last, ARGV[i], now) .. ARGV[i + 1])
 end
-h.tokens, h.updated = h.tokens + added, ARGV[2]
+h.tokens, h.updated = h.tokens + added, now
 redis.call('LSET', buffer, 0, header_text(h))
-redis.call('EXPIRE', buffer, ARGV[3])
-redis.call('EXPIRE', KEYS[5], ARGV[3])
-if h.version > 0 then
-  redis.call('EXPIRE', KEYS[2], ARGV[3])
-  redis.call('EXPIRE', KEYS[4], ARGV[3])
-end
-count = h.last - h.watermark
-if ARGV[9] == 'fold' and count > 1 and (h.tokens >= h.trigger or count >= h.max_messages)
-  and redis.call('SET', KEYS[3], ARGV[4], 'NX', 'PX', ARGV[5]) then
-  return { 2, first, tonumber(ARGV[2]) }
-end
-return { 1, first, tonumber(ARGV[2]) }
+redis.call('EXPIRE', buffer, ARGV[2])
+for _, key in ipairs({ KEYS[2], KEYS[4], KEYS[5] }) do redis.call('EXPIRE', key, ARGV[2]) end
+return first

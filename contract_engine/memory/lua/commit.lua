@@ -4,6 +4,9 @@
 -- ARGV  1 epoch  2 revision expected  3 version expected  4 new revision  5 new watermark  6 buffer TTL (s)
 --       7 summary TTL (s)  8 summary  9 entry for the history, or ''  10 entries to keep
 -- Answer 1 done; 0 the session has moved on and nothing was changed.
+
+-- include _header
+
 local buffer = KEYS[1]
 local h = read_header(buffer)
 local watermark = tonumber(ARGV[5])

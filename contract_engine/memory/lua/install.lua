@@ -5,6 +5,9 @@
 --       then the elements, oldest first
 -- Answer 1 installed; 0 refused: the ticket is not the one in place, or a message behind what was read has been
 --       acknowledged since. Then the next reader rebuilds.
+
+-- include _header
+
 local _, text = read_header(KEYS[1])
 local held, epoch, tail = string.match(text, '^%[0,(%d+),(%d+),(%d+)%]$')
 if held ~= ARGV[1] or tonumber(epoch) > tonumber(ARGV[2])

@@ -111,7 +111,7 @@ class _Selection:
                 continue
             unit = self.candidates[index].unit
             cost = self.tokens[index] + (0 if self._continues(index) else self.labels[unit.speaker])
-            cost += DAY_TOKENS if unit.day not in days else 0
+            cost += DAY_TOKENS if unit.day and unit.day not in days else 0
             if cost <= room:
                 room -= cost
                 days.add(unit.day)

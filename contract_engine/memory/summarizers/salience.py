@@ -1,7 +1,8 @@
 """Salience: how much a sentence is worth keeping, judged by its words alone.
 
-A logistic of fixed weights, fitted on public conversations by whether a later question could still be answered. Old and
-new sentences are scored alike, so a summary may be scored again at every fold without drifting.
+A logistic of fixed weights; a few of them are for English words, the others for numbers, names and signs of any
+language, and Chinese, Japanese and the facts of tools have weights of their own. Old and new sentences are scored
+alike, so a summary may be scored again at every fold without drifting.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ _DECISIONS = _words(
     planning plans should want will"""
 )
 _EVENTS = _words(
-    """adopted attended booked bought called camped created finished found gave got graduated hiked hosted joined learned
+    """adopted attended booked bought called camped created finished
+    found gave got graduated hiked hosted joined learned
     lost made married met moved opened ordered organized painted passed performed played ran read received reserved saw
     signed started took travelled traveled tried visited volunteered went won wrote"""
 )
@@ -91,7 +93,7 @@ _DIGIT = re.compile(r"\d")
 _YEAR = re.compile(r"\b(?:19|20)\d\d\b")
 _PERSONAL = re.compile(r"\bi live\b|\bi work\b|\bi am from\b|\bi'm from\b|\bborn\b")
 _LIST = re.compile(r",[^,]+,| \w+, (?:\w+ ){0,2}(?:and|or) ")
-_GREETING = re.compile(r"hey\b|hi\b|hello\b|bye\b|see you\b|take care\b|good (?:morning|evening|night)\b|how are you\b")
+_GREETING = re.compile(r"(?:hey|hi|hello|bye|see you|take care|good (?:morning|evening|night)|how are you)\b")
 _MONEY = re.compile(r"[$€£¥]|\d ?(?:元|块|円|万|usd|eur)", re.IGNORECASE)
 _CLOCK = re.compile(r"\d{1,2}:\d\d")
 _ISO_DATE = re.compile(r"\b\d{4}-\d\d-\d\d")

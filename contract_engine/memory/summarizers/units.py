@@ -14,7 +14,9 @@ from contract_engine.memory.summarizers.sentences import one_line, plain_lines, 
 MAX_TEXT_CHARS = 64 * 1024
 """What is read of one text; of a longer one the first three quarters of this and the last quarter."""
 MAX_JSON_CHARS = 2 * 1024 * 1024
-MAX_FACTS = 500
+MAX_UNITS = 2000
+"""What one text gives at most; a text of more has a few letters in each."""
+MAX_ITEMS = 100
 MAX_VALUE_CHARS = 2000
 MAX_FACT_CHARS = 160
 MAX_DEPTH = 8
@@ -47,7 +49,7 @@ def is_tool_label(label: str) -> bool:
 
 
 def message_units(messages: Sequence[Mapping[str, object]], times: Sequence[float]) -> list[Unit]:
-    """Return what the messages say, in their order; a message's own ``timestamp`` comes before its entry in ``times``."""
+    """Return what the messages say, in their order; a message's own ``timestamp`` is preferred to ``times``."""
     tools: dict[str, str] = {}
     found: list[Unit] = []
     for index, message in enumerate(messages):
@@ -116,13 +118,13 @@ def _told(label: str, text: str) -> Iterator[tuple[str, str]]:
     if is_tool_label(label) and text.lstrip()[:1] in ("{", "["):
         value = _decoded(text)
         if value is not None:
-            for fact in islice(_facts(value), MAX_FACTS):
+            for fact in islice(_facts(value), MAX_UNITS):
                 for sentence in _one_sentence(fact):
                     yield label, sentence
             return
-    for line in plain_lines(_capped(text)):
-        for sentence in sentences(line):
-            yield label, sentence
+    told = (sentence for line in plain_lines(_capped(text)) for sentence in sentences(line))
+    for sentence in islice(told, MAX_UNITS):
+        yield label, sentence
 
 
 def _call(name: object, arguments: object, *, call_id: object, tools: dict[str, str]) -> Iterator[tuple[str, str]]:
@@ -137,7 +139,7 @@ def _call(name: object, arguments: object, *, call_id: object, tools: dict[str, 
         if isinstance(arguments, Mapping)
         else [_inline(arguments, depth=1)]
     )
-    for pack in (_packs(pairs, head="") or [""])[:MAX_FACTS]:
+    for pack in (_packs(pairs, head="") or [""])[:MAX_UNITS]:
         for sentence in _one_sentence(f"{tool}({pack})"):
             yield CALL_LABEL, sentence
 
@@ -196,7 +198,7 @@ def _inline(value: object, *, depth: int) -> str:
         inner = (f"{key} {_inline(item, depth=depth + 1)}" for key, item in value.items() if not _is_empty(item))
         return f"({', '.join(inner)})"
     if isinstance(value, list):
-        return ", ".join(_inline(item, depth=depth + 1) for item in value)
+        return ", ".join(_inline(item, depth=depth + 1) for item in value[:MAX_ITEMS])
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
     if isinstance(value, int) and value.bit_length() > MAX_VALUE_CHARS:

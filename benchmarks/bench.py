@@ -1,0 +1,115 @@
+"""What each call costs, as a ratio to a PING in the same run: ``make bench``.
+
+Machines differ and are noisy, so nothing here is judged in microseconds. Every measurement goes in rounds, each of which
+times the call and its reference one after the other; what is printed is the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+
+import psutil
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from scenarios import SCENARIOS, Bench
+
+from contract_engine.embedded import EmbeddedServers
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One line of the table: medians over all rounds."""
+
+    operation: str
+    microseconds: float
+    reference: str
+    reference_microseconds: float
+    ratio: float
+    reach: float | None
+
+    @property
+    def is_reached(self) -> bool:
+        return self.reach is None or self.ratio <= self.reach
+
+
+@contextmanager
+def one_core(servers: EmbeddedServers) -> Iterator[str]:
+    """Pin this process and the servers to one core where the system allows it; unpinned runs are bimodal."""
+    me = psutil.Process()
+    if not hasattr(me, "cpu_affinity"):
+        yield "not pinned (this system cannot)"
+        return
+    before = me.cpu_affinity()
+    core = before[-1]
+    pids = [pid for pid in (servers.redis_pid, servers.postgres_pid) if pid is not None]
+    for process in (me, *(psutil.Process(pid) for pid in pids)):
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # PostgreSQL's autovacuum workers come and go
+                one.cpu_affinity([core])
+    yield f"client and servers pinned to core {core}"
+    me.cpu_affinity(before)
+
+
+def measure(rounds: int, call: Callable[[], float], reference: Callable[[], float]) -> tuple[float, float, float]:
+    """Return the medians of both times (microseconds) and of their ratio, round by round."""
+    times, references, ratios = [], [], []
+    for number in range(rounds + 1):
+        first, second = (call, reference) if number % 2 else (reference, call)
+        one, two = first(), second()
+        taken, unit = (one, two) if number % 2 else (two, one)
+        if number:  # the first round warms up
+            times.append(taken)
+            references.append(unit)
+            ratios.append(taken / unit)
+    return statistics.median(times) * 1e6, statistics.median(references) * 1e6, statistics.median(ratios)
+
+
+def run(rounds: int, wanted: str, *, is_quiet: bool) -> tuple[list[Result], str]:
+    """Run the scenarios whose name contains ``wanted``."""
+    with EmbeddedServers() as servers, one_core(servers) as pinning, Bench(servers) as bench:
+        results = []
+        chosen = [scenario for scenario in SCENARIOS if wanted in scenario.name]
+        for scenario in track(chosen, description="measuring", disable=is_quiet, console=Console(stderr=True)):
+            with scenario.prepare(bench) as (call, reference):
+                taken, unit, ratio = measure(scenario.rounds or rounds, call, reference)
+            results.append(Result(scenario.name, taken, scenario.reference, unit, ratio, scenario.reach))
+    return results, pinning
+
+
+def main() -> int:
+    """Print the table; exit code 1 where a figure is not within its reach."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=25, help="rounds per measurement (default 25)")
+    parser.add_argument("--only", default="", help="only operations whose name contains this")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    results, pinning = run(options.rounds, options.only, is_quiet=options.json)
+    if options.json:
+        print(json.dumps({"pinning": pinning, "results": [asdict(result) for result in results]}, indent=2))
+    else:
+        table = Table(title=f"Cost of a call ({pinning}; {os.cpu_count()} cores; medians of {options.rounds} rounds)")
+        for name in ("operation", "us", "reference", "us", "ratio", "reach"):
+            table.add_column(name, justify="left" if name in ("operation", "reference") else "right")
+        for result in results:
+            table.add_row(
+                result.operation,
+                f"{result.microseconds:,.2f}",
+                result.reference,
+                f"{result.reference_microseconds:,.2f}",
+                f"[{'green' if result.is_reached else 'red'}]{result.ratio:.2f}[/]",
+                "" if result.reach is None else f"{result.reach:.2f}",
+            )
+        Console().print(table)
+    return 0 if all(result.is_reached for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

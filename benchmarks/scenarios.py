@@ -1,0 +1,337 @@
+"""The calls that are measured, each with the reference it is measured against."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import psycopg
+import redis
+from contract_engine.embedded import EmbeddedServers
+from contract_engine.memory import AsyncMemoryManager, MemoryManager, SessionLimits, TokenCounter
+from contract_engine.memory._log import APPEND_ONE
+from contract_engine.memory._scripts import APPEND
+from contract_engine.memory.encodings import encodings
+from contract_engine.memory.intake import Intake
+from contract_engine.memory.models import Placed
+from contract_engine.memory.session_cache import SessionCache
+
+Timer = Callable[[], float]
+"""Runs the thing once or many times and answers the seconds of one."""
+
+CALLS = 40
+"""Calls per round."""
+
+# Far above what is measured: no fold gets into the figures, each of which is about one call.
+WIDE = SessionLimits(summary_trigger_tokens=1_000_000, max_buffer_tokens=2_000_000, max_buffer_messages=100_000)
+
+WORDS = (
+    "the flight from Paris leaves at nine and my seat should be near a window please check whether the hotel in Rome "
+    "still has two rooms for the third of May because our friends arrive late and need a taxi to the old town"
+).split()
+
+
+def message(number: int) -> dict[str, Any]:
+    """Return a message of about 40 tokens whose text no other number has."""
+    words = random.Random(number).choices(WORDS, k=34)
+    return {"role": "user" if number % 2 else "assistant", "content": f"{number} {' '.join(words)}"}
+
+
+class Bench:
+    """The servers under measurement and the managers on them."""
+
+    def __init__(self, servers: EmbeddedServers) -> None:
+        self.redis_url, self.database_url = servers.redis_url, servers.database_url
+        self.redis = redis.Redis.from_url(self.redis_url)
+        self.ephemeral = MemoryManager(redis_url=self.redis_url, limits=WIDE)
+        self.durable = MemoryManager(redis_url=self.redis_url, database_url=self.database_url, limits=WIDE)
+        self.loop = asyncio.new_event_loop()
+        self.async_ephemeral = AsyncMemoryManager(redis_url=self.redis_url, limits=WIDE)
+        self.async_durable = AsyncMemoryManager(redis_url=self.redis_url, database_url=self.database_url, limits=WIDE)
+        self._numbers = itertools.count()
+        self.ephemeral.token_counter.warm()
+        self.durable.token_counter.warm()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loop.run_until_complete(self.async_ephemeral.aclose())
+        self.loop.run_until_complete(self.async_durable.aclose())
+        self.loop.close()
+        self.ephemeral.close()
+        self.durable.close()
+        self.redis.close()
+
+    def fresh(self, count: int) -> list[dict[str, Any]]:
+        """Return messages never seen before, so that no token count is remembered."""
+        return [message(next(self._numbers)) for _ in range(count)]
+
+    def session(self, manager: MemoryManager, messages: int = 30) -> str:
+        """Return a new session that holds this many messages."""
+        name = f"bench-{next(self._numbers)}"
+        manager.add_messages(name, self.fresh(messages))
+        return name
+
+    def ping(self) -> float:
+        """Time a PING through redis-py: the unit of the table."""
+        return per_call([self.redis.ping] * CALLS)
+
+
+def per_call(calls: list[Callable[[], object]]) -> float:
+    """Run the calls one after the other and return the seconds of one."""
+    started = time.perf_counter()
+    for call in calls:
+        call()
+    return (time.perf_counter() - started) / len(calls)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One line of the table."""
+
+    name: str
+    reference: str
+    reach: float | None
+    prepare: Callable[[Bench], AbstractContextManager[tuple[Timer, Timer]]]
+    rounds: int | None = None
+
+
+@contextmanager
+def add_ephemeral(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+    def call() -> float:
+        name, messages = bench.session(bench.ephemeral), bench.fresh(CALLS)
+        add = bench.ephemeral.add_message
+        return per_call([lambda one=one: add(name, one) for one in messages])  # type: ignore[misc]  # bound now
+
+    yield call, bench.ping
+
+
+@contextmanager
+def get_context(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+    name = bench.session(bench.ephemeral)
+    yield lambda: per_call([lambda: bench.ephemeral.get_context(name)] * CALLS), bench.ping
+
+
+@contextmanager
+def turn_ephemeral(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+    def call() -> float:
+        turn = bench.ephemeral.add_and_get_context
+        # Ten sessions, a few turns each: the context stays near 30 messages.
+        names = [bench.session(bench.ephemeral, 28) for _ in range(CALLS // 4)]
+        work = zip(itertools.cycle(names), bench.fresh(CALLS), strict=False)
+        return per_call([lambda name=name, one=one: turn(name, one) for name, one in work])  # type: ignore[misc]
+
+    yield call, bench.ping
+
+
+class Bare:
+    """A durable append without this package: its statement on psycopg, its script on redis-py."""
+
+    def __init__(self, bench: Bench) -> None:
+        manager = bench.durable
+        self._intake = Intake(manager.token_counter, max_message_bytes=2**20)
+        self._cache = SessionCache(manager.config)
+        self._redis = bench.redis
+        self._redis.script_load(APPEND.source)
+        self._connection = psycopg.connect(bench.database_url, autocommit=True)
+
+    def parameters(self, name: str, one: dict[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
+        """Encode everything beforehand: only the two round trips are to be measured."""
+        outgoing = self._intake.message(one)
+        row = {
+            "of_tenant": "bare",
+            "of_session": name,
+            "message_id": outgoing.message_id,
+            "tokens": outgoing.tokens,
+            "body": outgoing.body,
+        }
+        placed = Placed((1,), (int(time.time() * 1000),), 1, 0, False)
+        call = self._cache.append_command(self._cache.keys(f"bare-{name}"), placed, (outgoing,), ticket=1)
+        return row, call.words
+
+    def append(self, row: dict[str, Any], words: tuple[Any, ...]) -> None:
+        """Send the statement, then the script."""
+        self._connection.execute(APPEND_ONE.sql, row, prepare=True, binary=True).fetchall()
+        self._redis.evalsha(APPEND.sha, *words)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+@contextmanager
+def add_durable(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+    bare = Bare(bench)
+
+    def call() -> float:
+        name, messages = bench.session(bench.durable), bench.fresh(CALLS)
+        add = bench.durable.add_message
+        return per_call([lambda one=one: add(name, one) for one in messages])  # type: ignore[misc]
+
+    def reference() -> float:
+        work = [bare.parameters(f"{time.time_ns()}-{number}", one) for number, one in enumerate(bench.fresh(CALLS))]
+        same = [(row | {"of_session": work[0][0]["of_session"]}, words) for row, words in work]
+        return per_call([lambda row=row, words=words: bare.append(row, words) for row, words in same])  # type: ignore[misc]
+
+    yield call, reference
+    bare.close()
+
+
+HISTORY = 30_000
+
+
+def _long_session(bench: Bench) -> str:
+    """Return a session with a long history behind its watermark and 30 messages before it."""
+    name = f"long-{time.time_ns()}"
+    narrow = {"summary_trigger_tokens": 3000, "max_buffer_tokens": 4000, "max_buffer_messages": 30}
+    bench.durable.set_session_config(name, narrow)
+    for _ in range(HISTORY // 1000):
+        bench.durable.add_messages(name, bench.fresh(1000))
+    bench.durable.set_session_config(name, WIDE.as_dict())
+    held = bench.durable.get_context(name)["message_count"]
+    bench.durable.add_messages(name, bench.fresh(30 - held))
+    return name
+
+
+@contextmanager
+def growth_append(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+    add = bench.durable.add_message
+    long, short = _long_session(bench), bench.session(bench.durable)
+
+    def timer(name: str) -> Timer:
+        def call() -> float:
+            return per_call([lambda one=one: add(name, one) for one in bench.fresh(CALLS)])  # type: ignore[misc]
+
+        return call
+
+    yield timer(long), timer(short)
+
+
+@contextmanager
+def growth_read(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+    get = bench.durable.get_context
+    long, short = _long_session(bench), bench.session(bench.durable)
+    # The long session has a summary, which is part of what is read: give the short one the same.
+    bench.durable.summary_store.add_summary(short, bench.durable.get_context(long)["current_summary"])
+    for name in (long, short):
+        get(name)
+    yield lambda: per_call([lambda: get(long)] * CALLS), lambda: per_call([lambda: get(short)] * CALLS)
+
+
+@contextmanager
+def count_batch(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+    counter = TokenCounter()
+    counter.warm()
+    plain = encodings.get(counter.encoding_name)
+    assert plain is not None, "the shipped encodings load"
+
+    def batch() -> list[dict[str, Any]]:
+        return bench.fresh(100)
+
+    def ours() -> float:
+        messages = batch()
+        return per_call([lambda: counter.count_batch_tokens(messages)])
+
+    def theirs() -> float:
+        texts = [one["content"] for one in batch()]
+        return per_call([lambda: sum(len(plain.encode_ordinary(text)) for text in texts)])
+
+    yield ours, theirs
+
+
+@contextmanager
+def count_repeated(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+    counter = TokenCounter()
+    text = bench.fresh(1)[0]["content"]
+
+    def reference() -> float:
+        started = time.perf_counter()
+        for _ in itertools.repeat(None, 10_000):
+            len(text)
+        return (time.perf_counter() - started) / 10_000
+
+    def call() -> float:
+        started = time.perf_counter()
+        for _ in itertools.repeat(None, 10_000):
+            counter.count_tokens(text)
+        return (time.perf_counter() - started) / 10_000
+
+    yield call, reference
+
+
+@contextmanager
+def imports(_: Bench) -> Iterator[tuple[Timer, Timer]]:
+    def timer(code: str) -> Timer:
+        def call() -> float:
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            return time.perf_counter() - started
+
+        return call
+
+    yield timer("import contract_engine.memory"), timer("import redis, sqlalchemy, psycopg")
+
+
+def on_loop(work: Callable[[Bench], Coroutine[Any, Any, float]]) -> Callable[[Bench], Any]:
+    """Make a scenario of a coroutine that times its own calls."""
+
+    @contextmanager
+    def prepare(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+        yield lambda: bench.loop.run_until_complete(work(bench)), bench.ping
+
+    return prepare
+
+
+async def _async_add(bench: Bench, manager: AsyncMemoryManager) -> float:
+    name = f"bench-{time.time_ns()}"
+    await manager.add_messages(name, bench.fresh(30))
+    messages = bench.fresh(CALLS)
+    started = time.perf_counter()
+    for one in messages:
+        await manager.add_message(name, one)
+    return (time.perf_counter() - started) / CALLS
+
+
+async def _async_get(bench: Bench) -> float:
+    name = f"bench-{time.time_ns()}"
+    await bench.async_ephemeral.add_messages(name, bench.fresh(30))
+    started = time.perf_counter()
+    for _ in range(CALLS):
+        await bench.async_ephemeral.get_context(name)
+    return (time.perf_counter() - started) / CALLS
+
+
+async def _async_turn(bench: Bench) -> float:
+    name = f"bench-{time.time_ns()}"
+    await bench.async_ephemeral.add_messages(name, bench.fresh(28))
+    messages = bench.fresh(4)
+    started = time.perf_counter()
+    for one in messages:
+        await bench.async_ephemeral.add_and_get_context(name, one)
+    return (time.perf_counter() - started) / len(messages)
+
+
+SCENARIOS = (
+    Scenario("add_message, ephemeral", "PING", 1.8, add_ephemeral),
+    Scenario("add_message, ephemeral, async", "PING", None, on_loop(lambda b: _async_add(b, b.async_ephemeral))),
+    Scenario("get_context, 30 messages", "PING", 1.9, get_context),
+    Scenario("get_context, 30 messages, async", "PING", None, on_loop(_async_get)),
+    Scenario("add_and_get_context, ephemeral", "PING", 3.0, turn_ephemeral),
+    Scenario("add_and_get_context, ephemeral, async", "PING", None, on_loop(_async_turn)),
+    Scenario("add_message, durable", "bare SQL + bare EVALSHA", 1.25, add_durable),
+    Scenario("add_message, durable, async", "PING", None, on_loop(lambda b: _async_add(b, b.async_durable))),
+    Scenario("growth: append at 30,000 messages", "at 30", 1.1, growth_append),
+    Scenario("growth: read at 30,000 messages", "at 30", 1.1, growth_read),
+    Scenario("count a batch of 4,000 tokens", "plain tiktoken", 1.15, count_batch),
+    Scenario("count a repeated text", "len()", None, count_repeated),
+    Scenario("import contract_engine.memory", "redis, sqlalchemy, psycopg", 1.2, imports, rounds=10),
+)

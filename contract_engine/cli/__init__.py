@@ -1,0 +1,5 @@
+"""The ``contract-memory`` command: look at sessions, replay conversations, migrate, find out what is wrong."""
+
+from contract_engine.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,347 @@
+"""The commands of ``contract-memory``, their options and exit codes."""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from contract_engine import demo as shipped
+from contract_engine.cli import display, doctor, probes
+from contract_engine.cli.conversations import Conversation, conversation_of, read_conversations
+from contract_engine.cli.options import AsJson, DatabaseUrl, Ephemeral, Full, Limit, RedisUrl, Session, Tenant, Yes
+from contract_engine.cli.outcome import EXIT_CODES, NO, CommandGroup, confirm, say
+from contract_engine.cli.replay import SessionReport, clear_session, existing_messages, replay_conversation
+from contract_engine.cli.servers import Choice, chosen_servers
+from contract_engine.memory import (
+    ConfigurationError,
+    InvalidInputError,
+    MemoryManager,
+    SessionLimits,
+    StoreUnavailableError,
+)
+
+# Small enough that conversations of forty messages are folded several times.
+DEMO_LIMITS = {"summary_trigger_tokens": 1200, "max_buffer_tokens": 2000, "max_buffer_messages": 16}
+DEMO_SUMMARY_TOKENS = 250
+
+app = typer.Typer(
+    name="contract-memory",
+    cls=CommandGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Session memory for LLM orchestrators: look at sessions, replay conversations, migrate, find what is wrong.",
+    epilog="Servers: the options, else the environment (REDIS_URL or REDIS_HOST, DATABASE_URL or POSTGRES_HOST) as the "
+    "library reads it: a Redis alone means ephemeral mode, a database alone means Redis at localhost:6379. Where "
+    "nothing is named, Redis and PostgreSQL are started for the command; their data stays in CONTRACT_MEMORY_HOME, "
+    f"by default ~/.local/share/contract-memory (root: /var/lib/contract-memory).\n\n{EXIT_CODES}",
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a bar in a terminal of another encoding is no reason to fail
+    app(prog_name="contract-memory")
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(metadata.version("contract-engine"))
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    *,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Use the servers of the other commands, and leave the sessions there.")
+    ] = False,
+    full: Full = False,
+    redis_url: RedisUrl = None,
+    database_url: DatabaseUrl = None,
+    tenant: Tenant = None,
+    ephemeral: Ephemeral = False,
+    as_json: AsJson = False,
+) -> None:
+    """Replay the conversations that come with the package, and show what the memory made of them.
+
+    Runs on servers of its own that are gone afterwards, unless --keep or an address is given. The sessions are called
+    demo-1, demo-2, ... and replace those of an earlier run.
+    """
+    conversations = [
+        Conversation(f"demo-{number}", conversation_of(record, place=f"demo {number}").messages)
+        for number, record in enumerate(shipped.conversations(), start=1)
+    ]
+    choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
+    with _manager(choice, temporary=not keep, max_summary_tokens=DEMO_SUMMARY_TOKENS) as manager:
+        reports = _replay_all(manager, conversations, limits=DEMO_LIMITS, replace=True, keep=keep)
+    _print_reports(reports, full=full, as_json=as_json)
+    if not as_json:
+        console = display.output()
+        console.print("The conversations are Sierra's, from tau-bench and tau2-bench (MIT licence).", style="dim")
+        if keep:
+            console.print("Look at one of them: contract-memory show demo-1", style="dim")
+
+
+@app.command()
+def replay(
+    *,
+    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help='A conversation per line: {"id", "messages"}.')],
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Replay the first conversations only.")] = None,
+    session_prefix: Annotated[
+        str, typer.Option(metavar="TEXT", help="Put before each id to make the session id.")
+    ] = "",
+    keep: Annotated[bool, typer.Option("--keep/--clear", help="Leave the sessions, or delete them at the end.")] = True,
+    replace: Annotated[bool, typer.Option("--replace", help="Clear sessions of the same name first.")] = False,
+    summary_trigger_tokens: Limit = None,
+    max_buffer_tokens: Limit = None,
+    max_buffer_messages: Limit = None,
+    full: Full = False,
+    redis_url: RedisUrl = None,
+    database_url: DatabaseUrl = None,
+    tenant: Tenant = None,
+    ephemeral: Ephemeral = False,
+    as_json: AsJson = False,
+) -> None:
+    """Feed conversations through the memory, verify every context, and show what became of each session.
+
+    Verified after every message: the context is the summary of 1..W and the messages W+1..N, word for word as sent.
+    """
+    limits = {
+        "summary_trigger_tokens": summary_trigger_tokens,
+        "max_buffer_tokens": max_buffer_tokens,
+        "max_buffer_messages": max_buffer_messages,
+    }
+    given = {name: value for name, value in limits.items() if value is not None}
+    SessionLimits().with_changes(given)
+    conversations = read_conversations(file, prefix=session_prefix, limit=limit)
+    choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
+    with _manager(choice) as manager:
+        reports = _replay_all(manager, conversations, limits=given, replace=replace, keep=keep)
+    _print_reports(reports, full=full or len(reports) == 1, as_json=as_json)
+
+
+@app.command()
+def show(
+    *,
+    session: Session,
+    full: Full = False,
+    redis_url: RedisUrl = None,
+    database_url: DatabaseUrl = None,
+    tenant: Tenant = None,
+    ephemeral: Ephemeral = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the context of a session: its summary, and the messages of its buffer."""
+    choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
+    with _manager(choice) as manager:
+        context = _known_context(manager, session)
+    if as_json:
+        display.print_json(context)
+    else:
+        display.output().print(display.session_view(context, full=full))
+
+
+@app.command()
+def stats(
+    *,
+    session: Session,
+    redis_url: RedisUrl = None,
+    database_url: DatabaseUrl = None,
+    tenant: Tenant = None,
+    ephemeral: Ephemeral = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the figures of a session, and of the Redis it lies in."""
+    choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
+    with _manager(choice) as manager:
+        context = _known_context(manager, session)
+        found = manager.get_memory_stats(session)
+    if as_json:
+        names = ("session_id", "watermark", "last_seq", "summary_version", "summary_tokens")
+        display.print_json({name: context[name] for name in names} | found)
+    else:
+        display.output().print(display.stats_view(found, context))
+
+
+@app.command()
+def clear(
+    *,
+    session: Session,
+    yes: Yes = False,
+    redis_url: RedisUrl = None,
+    database_url: DatabaseUrl = None,
+    tenant: Tenant = None,
+    ephemeral: Ephemeral = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a session for good: from Redis and from every table."""
+    choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
+    with _manager(choice) as manager:
+        count = manager.get_context(session)["last_seq"]
+        if count:
+            confirm(f"Delete session {session!r} and its {count} messages for good?", yes=yes)
+        clear_session(manager, session)
+    if as_json:
+        display.print_json({"session_id": session, "cleared": True, "messages": count})
+    elif count:
+        say(f"Cleared session {session!r}: {count} messages, and every summary of them.")
+    else:
+        say(f"Nothing to clear: there is no session {session!r}.")
+
+
+@app.command()
+def migrate(
+    *,
+    revision: Annotated[str | None, typer.Option(help="Go up to this revision; by default to the newest.")] = None,
+    down: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="Go back to this revision; base drops every table.")
+    ] = None,
+    yes: Yes = False,
+    database_url: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the schema of the database up to date, or take it back."""
+    if revision is not None and down is not None:
+        raise typer.BadParameter("--revision goes up and --down goes back: give one of them")
+    choice = Choice(database_url=database_url)
+    with chosen_servers(choice, display.notices(), only_database=True, migrate=False) as config:
+        url = config.database_url
+        if url is None:
+            raise ConfigurationError("database_url", "no database is configured; give --database-url or DATABASE_URL")
+        before = probes.schema_revision(url)
+        if down is not None:
+            confirm(f"Take the schema back from {before or 'nothing'} to {down}, and drop what is younger?", yes=yes)
+        probes.migrate(url, down or revision or "head", down=down is not None)
+        after = probes.schema_revision(url)
+    if as_json:
+        display.print_json({"from": before, "to": after})
+    elif before == after:
+        say(f"The schema is at {after or 'nothing'} already.")
+    else:
+        say(f"Migrated the schema: {before or 'nothing'} → {after or 'nothing'}.")
+
+
+@app.command(name="doctor")
+def examine(
+    *,
+    redis_url: RedisUrl = None,
+    database_url: DatabaseUrl = None,
+    tenant: Tenant = None,
+    ephemeral: Ephemeral = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check servers, schema and token counting, and say what to do about what is wrong.
+
+    Exit code 0 if all is well, 1 if there are warnings, 2 if anything fails.
+    """
+    choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
+    console = display.notices()
+    with chosen_servers(choice, console) as config, console.status("checking …"):
+        findings = list(doctor.examine(config))
+    state = doctor.worst(findings)
+    if as_json:
+        mode = "durable" if config.is_durable else "ephemeral"
+        checks = [asdict(finding) for finding in findings]
+        display.print_json({"status": state, "mode": mode, "checks": checks})
+    else:
+        display.output().print(display.findings_view(findings))
+    raise typer.Exit(doctor.EXIT_CODES[state])
+
+
+@contextmanager
+def _manager(choice: Choice, *, temporary: bool = False, **settings: Any) -> Iterator[MemoryManager]:
+    with (
+        chosen_servers(choice, display.notices(), temporary=temporary, **settings) as config,
+        MemoryManager(config=config) as manager,
+    ):
+        yield manager
+
+
+def _replay_all(
+    manager: MemoryManager,
+    conversations: Sequence[Conversation],
+    *,
+    limits: Mapping[str, int],
+    replace: bool,
+    keep: bool,
+) -> list[SessionReport]:
+    existing = existing_messages(manager, conversations)
+    if existing and not replace:
+        names = ", ".join(repr(name) for name in list(existing)[:3]) + (", ..." if len(existing) > 3 else "")
+        raise InvalidInputError(
+            "session_id", f"{names} would be continued, not replayed: give --replace or another --session-prefix"
+        )
+    for session_id in existing:
+        clear_session(manager, session_id)
+    reports = []
+    with display.progress(display.notices()) as bar:
+        task = bar.add_task("", total=sum(len(item.messages) for item in conversations))
+        for conversation in conversations:
+            bar.update(task, description=escape(display.shortened(conversation.session_id, 30)))
+            reports.append(replay_conversation(manager, conversation, limits=limits, advance=lambda: bar.advance(task)))
+            if not keep:
+                clear_session(manager, conversation.session_id)
+    return reports
+
+
+def _print_reports(reports: Sequence[SessionReport], *, full: bool, as_json: bool) -> None:
+    verified = not any(report.violations for report in reports)
+    if as_json:
+        display.print_json(
+            {
+                "verified": verified,
+                "messages": sum(report.messages for report in reports),
+                "folds": sum(len(report.folds) for report in reports),
+                "tokens_sent": {
+                    "whole": sum(report.whole_sent for report in reports),
+                    "context": sum(report.context_sent for report in reports),
+                },
+                "sessions": [report.as_json() for report in reports],
+            }
+        )
+    else:
+        console = display.output()
+        for report in reports:
+            console.print(display.session_panel(report, full=full))
+        console.print(display.totals(reports))
+    if not verified:
+        raise typer.Exit(NO)
+
+
+def _known_context(manager: MemoryManager, session: str) -> dict[str, Any]:
+    """Return the context of a session that has messages; else say that there is none, and which there are."""
+    context = manager.get_context(session)
+    if context["last_seq"]:
+        return context
+    known = ""
+    if manager.config.is_durable:
+        try:
+            recent = [str(item["session_id"]) for item in manager.session_store.get_all_sessions(5)]
+        except StoreUnavailableError:
+            recent = []
+        known = f" The latest are: {', '.join(recent)}." if recent else ""
+    say(f"There is no session {session!r} of tenant {manager.config.tenant}.{known}", display.notices())
+    raise typer.Exit(NO)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    """Leave in order on a signal, so that servers started here are stopped."""
+    sys.exit(128 + number)

@@ -1,0 +1,185 @@
+"""Is everything there that the promises of this package need? Each answer with what to do next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from contract_engine import schema
+from contract_engine.cli.probes import DatabaseFacts, RedisFacts, database_facts, redis_facts, within
+from contract_engine.cli.servers import database_address, redis_address
+from contract_engine.memory import MemoryConfig, MemoryServiceError, TokenCounter
+from contract_engine.memory.encodings import load_encoding
+from contract_engine.memory.errors import CorruptDataError
+
+CHECK_SECONDS = 8.0
+"""The hard end of each check; a server that does not answer costs two to four seconds of it."""
+
+OLDEST_REDIS = (6, 2)
+OLDEST_POSTGRES = 14
+
+
+class State(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+EXIT_CODES = {State.OK: 0, State.WARN: 1, State.FAIL: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The outcome of one check; ``hint`` says what to do next, and is empty where nothing is to be done."""
+
+    check: str
+    state: State
+    detail: str
+    hint: str = ""
+
+
+def examine(config: MemoryConfig) -> Iterator[Finding]:
+    """Run every check, one after the other; what a server that is away cannot tell is not reported."""
+    yield from redis_findings(config)
+    yield from database_findings(config)
+    yield token_finding(config)
+
+
+def worst(findings: Sequence[Finding]) -> State:
+    """Return the state that decides the exit code."""
+    return max((finding.state for finding in findings), key=EXIT_CODES.__getitem__, default=State.OK)
+
+
+def redis_findings(config: MemoryConfig) -> Iterator[Finding]:
+    """Check Redis: reachable, writable, new enough; eviction and persistence as the mode needs them."""
+    address = redis_address(config.redis_url)
+    try:
+        facts = within(CHECK_SECONDS, lambda: redis_facts(config.redis_url))
+    except MemoryServiceError as exc:
+        yield Finding("redis", State.FAIL, f"{address}: {exc}", "start it, or correct --redis-url or REDIS_URL")
+        return
+    if facts.role == "master":
+        yield Finding("redis", State.OK, f"{address} answers and runs scripts")
+    else:
+        yield Finding(
+            "redis", State.FAIL, f"{address} is a replica: it refuses writes", "give the address of its primary"
+        )
+    yield _redis_version(facts)
+    yield _eviction(facts, is_durable=config.is_durable)
+    yield _persistence(facts, is_durable=config.is_durable)
+
+
+def database_findings(config: MemoryConfig) -> Iterator[Finding]:
+    """Check PostgreSQL: reachable, writable, new enough, migrated, and keeping what it has committed."""
+    url = config.database_url
+    if url is None:
+        yield Finding("postgres", State.OK, "not configured: ephemeral mode, Redis alone keeps the messages")
+        return
+    address = database_address(url)
+    try:
+        facts = within(CHECK_SECONDS, lambda: database_facts(url))
+    except MemoryServiceError as exc:
+        hint = "start it, or correct --database-url or DATABASE_URL"
+        yield Finding("postgres", State.FAIL, f"{address}: {exc}", hint)
+        return
+    if facts.is_standby:
+        yield Finding(
+            "postgres", State.FAIL, f"{address} is a standby: it refuses writes", "give the primary's address"
+        )
+    else:
+        yield Finding("postgres", State.OK, f"{address} answers")
+    yield _database_version(facts)
+    yield _schema(facts)
+    yield _commits(facts)
+
+
+def token_finding(config: MemoryConfig) -> Finding:
+    """Check that tokens are counted exactly, with no network: the shipped encoding loads and is the published one."""
+    name = TokenCounter(config.model).encoding_name
+    started = time.monotonic()
+    try:
+        load_encoding(name)
+    except (ImportError, OSError, CorruptDataError) as exc:
+        hint = "install the package again; until then token counts are estimates"
+        return Finding("tokens", State.WARN, f"{name} does not load: {exc}", hint)
+    seconds = time.monotonic() - started
+    return Finding("tokens", State.OK, f"{name} for {config.model}: loaded offline in {seconds:.1f} s, hash verified")
+
+
+def _redis_version(facts: RedisFacts) -> Finding:
+    # Valkey began at 7.2, so its own numbers pass the same test.
+    numbers = tuple(int(part) for part in facts.version.split(".")[:2] if part.isdecimal())
+    if numbers >= OLDEST_REDIS:
+        return Finding("redis version", State.OK, f"{facts.server} {facts.version}")
+    return Finding("redis version", State.FAIL, f"{facts.server} {facts.version}", "upgrade to Redis 6.2 or newer")
+
+
+def _eviction(facts: RedisFacts, *, is_durable: bool) -> Finding:
+    """Every key of ours has a time to live, so the volatile policies evict it just as the allkeys ones do."""
+    check, policy = "redis memory", facts.policy
+    if not facts.maxmemory:
+        return Finding(check, State.OK, f"no limit set, so nothing is evicted (policy {policy})")
+    limit = f"limit {facts.maxmemory / 2**20:,.1f} MiB, policy {policy}"
+    if policy == "noeviction":
+        if is_durable:
+            detail = f"{limit}: when it is full, calls go on from PostgreSQL, slower and marked degraded"
+            return Finding(
+                check, State.WARN, detail, "CONFIG SET maxmemory-policy allkeys-lru: the log keeps everything"
+            )
+        return Finding(check, State.OK, f"{limit}: when it is full, new messages are refused, none is lost")
+    if is_durable:
+        return Finding(check, State.OK, f"{limit}: what it evicts is read again from PostgreSQL")
+    detail = f"{limit}: acknowledged messages can be evicted, and nothing else keeps them"
+    return Finding(check, State.WARN, detail, "CONFIG SET maxmemory-policy noeviction, or configure a database")
+
+
+def _persistence(facts: RedisFacts, *, is_durable: bool) -> Finding:
+    check = "redis persistence"
+    if is_durable:
+        return Finding(check, State.OK, "not needed: PostgreSQL keeps every acknowledged message")
+    if facts.appendonly and facts.appendfsync != "no":
+        window = {"always": "nothing", "everysec": "at most a second"}.get(facts.appendfsync or "", "little")
+        return Finding(check, State.OK, f"append-only file, a crash loses {window}")
+    hint = "CONFIG SET appendonly yes, or configure a database"
+    if facts.appendonly:
+        return Finding(check, State.WARN, "append-only file with appendfsync no: a crash loses half a minute", hint)
+    if facts.save:
+        return Finding(
+            check, State.WARN, f"snapshots alone ({facts.save}): a crash loses what came after the last", hint
+        )
+    if facts.save is None:
+        return Finding(check, State.WARN, "no append-only file, and the server does not tell of snapshots", hint)
+    return Finding(check, State.WARN, "none: a restart of Redis loses every session", hint)
+
+
+def _database_version(facts: DatabaseFacts) -> Finding:
+    detail = f"PostgreSQL {facts.version}"
+    if facts.version_number >= OLDEST_POSTGRES * 10000:
+        return Finding("postgres version", State.OK, detail)
+    hint = f"upgrade: this package is tested from PostgreSQL {OLDEST_POSTGRES} on"
+    return Finding("postgres version", State.WARN, detail, hint)
+
+
+def _schema(facts: DatabaseFacts) -> Finding:
+    needed = schema.head()
+    if facts.revision == needed:
+        return Finding("schema", State.OK, f"at {needed}, as this version needs")
+    if facts.revision is None:
+        return Finding("schema", State.FAIL, "the tables are missing", "run `contract-memory migrate`")
+    detail = f"at {facts.revision}, this version needs {needed}"
+    return Finding(
+        "schema", State.FAIL, detail, "run `contract-memory migrate`; if that is unknown here, upgrade the package"
+    )
+
+
+def _commits(facts: DatabaseFacts) -> Finding:
+    detail = ", ".join(f"{name} {value}" for name, value in facts.settings.items())
+    off = [name for name, value in facts.settings.items() if value == "off"]
+    if not off:
+        return Finding("postgres commits", State.OK, detail)
+    hint = f"set {' and '.join(off)} to on: a power cut or crash may lose acknowledged messages"
+    return Finding("postgres commits", State.WARN, detail, hint)

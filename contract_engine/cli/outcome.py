@@ -1,0 +1,65 @@
+"""How a command ends: its exit code, and the one line that says why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.prompt import Confirm
+from rich.text import Text
+from typer.core import TyperGroup
+
+from contract_engine.cli.display import notices, output, printable
+from contract_engine.memory import DatabaseUnavailableError, MemoryServiceError, RedisUnavailableError
+
+NO, ERROR, INTERRUPTED = 1, 2, 130
+"""Exit codes beside 0: the answer is no; an error; Ctrl-C."""
+
+EXIT_CODES = (
+    "Exit codes: 0 done. 1 the answer is no: no such session, not confirmed, verification failed, warnings of the "
+    "doctor. 2 an error: wrong usage, a server that is away, failures found by the doctor. 130 interrupted."
+)
+
+
+class CommandGroup(TyperGroup):
+    """Turns what this package raises on purpose into one line on standard error, and Ctrl-C into its exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MemoryServiceError as exc:
+            line = Text.assemble(("Error: ", "bold red"), printable(f"{exc}{_advice(exc)}"))
+            notices().print(line, soft_wrap=True)
+            raise typer.Exit(ERROR) from exc
+        except KeyboardInterrupt as exc:
+            notices().print("Interrupted.")
+            raise typer.Exit(INTERRUPTED) from exc
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask, unless ``yes``; ends the command where the answer is not yes."""
+    if yes:
+        return
+    console = notices()
+    try:
+        if Confirm.ask(escape(printable(question)), console=console, default=False):
+            return
+        console.print("Nothing was changed.")
+    except EOFError:
+        console.print("Nothing was changed: nobody there to ask, give --yes.")
+    raise typer.Exit(NO)
+
+
+def say(text: str, console: Console | None = None) -> None:
+    """Print one line that is not cut or wrapped, on standard output where no console is given."""
+    (console or output()).print(Text(printable(text)), soft_wrap=True)
+
+
+def _advice(exc: MemoryServiceError) -> str:
+    if isinstance(exc, RedisUnavailableError):
+        return "; start it, or correct --redis-url or REDIS_URL (contract-memory doctor tells more)"
+    if isinstance(exc, DatabaseUnavailableError):
+        return "; start it, or correct --database-url or DATABASE_URL (contract-memory doctor tells more)"
+    return ""

@@ -1,0 +1,165 @@
+"""What the servers say about themselves: the one place of the command line that talks to them directly."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import psycopg
+import redis
+import sqlalchemy as sa
+import sqlalchemy.exc as sa_exc
+from redis import exceptions as redis_exc
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from contract_engine import schema
+from contract_engine.memory._runtime.database import Database
+from contract_engine.memory._runtime.failures import database_failure, redis_failure
+from contract_engine.memory.errors import ConfigurationError, DeadlineExceededError, MemoryServiceError
+
+T = TypeVar("T")
+
+CALL_SECONDS = 2.0
+"""What one answer of a server may take."""
+
+DURABILITY_SETTINGS = ("fsync", "synchronous_commit", "full_page_writes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisFacts:
+    """A Redis that answers; None where it does not tell."""
+
+    server: str
+    version: str
+    role: str
+    maxmemory: int
+    policy: str
+    appendonly: bool
+    appendfsync: str | None
+    save: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseFacts:
+    """A PostgreSQL that answers; ``revision`` is None where no migration was ever applied."""
+
+    version: str
+    version_number: int
+    is_standby: bool
+    revision: str | None
+    settings: Mapping[str, str]
+
+
+def redis_facts(url: str) -> RedisFacts:
+    """Ask a Redis; raises RedisUnavailableError or StoreMisconfiguredError."""
+    # retry: the client's own default would go on for four seconds at a dead port.
+    options: dict[str, Any] = {"socket_timeout": CALL_SECONDS, "socket_connect_timeout": CALL_SECONDS}
+    try:
+        with redis.Redis.from_url(url, decode_responses=True, retry=Retry(NoBackoff(), 0), **options) as client:
+            client.eval("return 1", 0)  # everything we do there is a script; an ACL may forbid them
+            info: dict[str, Any] = {}
+            for section in ("server", "memory", "persistence", "replication"):
+                answer = client.info(section)
+                assert isinstance(answer, dict)
+                info |= answer
+            settings = _redis_settings(client)
+    except redis_exc.RedisError as exc:
+        failure, _ = redis_failure(exc)
+        raise failure from exc
+    return RedisFacts(
+        server=str(info.get("server_name", "redis")),
+        version=str(info.get("valkey_version", info.get("redis_version", "0"))),
+        role=str(info.get("role", "master")),
+        maxmemory=int(info.get("maxmemory", 0)),
+        policy=str(info.get("maxmemory_policy", "noeviction")),
+        appendonly=bool(info.get("aof_enabled")),
+        appendfsync=settings.get("appendfsync"),
+        save=settings.get("save"),
+    )
+
+
+def database_facts(url: str) -> DatabaseFacts:
+    """Ask a PostgreSQL; raises DatabaseUnavailableError or StoreMisconfiguredError."""
+
+    def ask(connection: sa.Connection) -> DatabaseFacts:
+        def value(sql: str) -> str:
+            return str(connection.execute(sa.text(sql)).scalar_one())
+
+        return DatabaseFacts(
+            version=value("SHOW server_version").split(" ", 1)[0],
+            version_number=int(value("SHOW server_version_num")),
+            is_standby=value("SELECT pg_is_in_recovery()") == "True",
+            revision=schema.current(connection),
+            settings={name: value(f"SHOW {name}") for name in DURABILITY_SETTINGS},
+        )
+
+    return _with_database(url, ask)
+
+
+def schema_revision(url: str) -> str | None:
+    """Return the revision a database is at."""
+    return _with_database(url, schema.current)
+
+
+def migrate(url: str, revision: str, *, down: bool) -> None:
+    """Apply or take back migrations; an unknown revision is a ConfigurationError."""
+    # Alembic takes most of a second to import, and no other command needs it.
+    from alembic.util.exc import CommandError
+
+    try:
+        if down:
+            schema.downgrade(url, revision)
+        else:
+            schema.upgrade(url, revision)
+    except CommandError as exc:
+        raise ConfigurationError("revision", str(exc)) from exc
+    except sa_exc.SQLAlchemyError as exc:
+        raise database_failure(exc) or exc from exc
+
+
+def within(seconds: float, action: Callable[[], T]) -> T:
+    """Return what ``action`` returns, or raise DeadlineExceededError when the time is up.
+
+    It then goes on in a thread nobody waits for: resolving a name cannot be interrupted.
+    """
+    done: list[T] = []
+    failed: list[MemoryServiceError] = []
+
+    def run() -> None:
+        try:
+            done.append(action())
+        except MemoryServiceError as exc:
+            failed.append(exc)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failed:
+        raise failed[0]
+    if not done:
+        assert thread.is_alive(), "the probe ended with a fault of this program; its traceback stands above"
+        raise DeadlineExceededError(f"no answer within {seconds:g} s")
+    return done[0]
+
+
+def _redis_settings(client: redis.Redis) -> dict[str, str]:
+    """Read what INFO does not tell; hosted servers often forbid it."""
+    try:
+        answer = {**client.config_get("appendfsync"), **client.config_get("save")}
+    except redis_exc.ResponseError:
+        return {}
+    return {str(name): str(value) for name, value in answer.items()}
+
+
+def _with_database(url: str, body: Callable[[sa.Connection], T]) -> T:
+    database = Database(url, timeout=CALL_SECONDS, pool_size=1)
+    try:
+        return database.transaction(body)
+    except psycopg.ProgrammingError as exc:
+        # What has no SQLSTATE was never sent: the URL names an option that libpq does not know.
+        raise ConfigurationError("database_url", str(exc).partition("\n")[0]) from exc
+    finally:
+        database.close()

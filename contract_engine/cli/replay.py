@@ -1,0 +1,150 @@
+"""Feed conversations through a manager as a chat would, and verify every context it gives.
+
+What must hold after every message: context = summary of messages 1..W + messages W+1..N, word for word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from contract_engine.cli.conversations import Conversation
+from contract_engine.memory import InvalidInputError, MemoryManager, StoreUnavailableError
+from contract_engine.memory.models import Message
+
+FOLD_SECONDS = 30.0
+ALL_VERSIONS = 2**31 - 1
+
+
+@dataclass(slots=True, kw_only=True)
+class SessionReport:
+    """What became of one conversation; ``violations`` is empty where the law held after every message.
+
+    ``opening`` is what the user said first. ``turns`` are the model calls the conversation shows: messages that an
+    assistant's message follows. ``whole_sent`` is what these calls cost in tokens if each is given the whole
+    conversation, ``context_sent`` if each is given the context.
+    """
+
+    session_id: str
+    messages: int
+    opening: str = ""
+    conversation_tokens: int = 0
+    context: dict[str, Any] = field(default_factory=dict)
+    folds: list[tuple[int, int]] = field(default_factory=list)
+    turns: int = 0
+    whole_sent: int = 0
+    context_sent: int = 0
+    degraded_reads: int = 0
+    violations: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report for machines."""
+        info = self.context["buffer_info"]
+        return {
+            "session_id": self.session_id,
+            "messages": self.messages,
+            "folds": [{"first_seq": first, "last_seq": last} for first, last in self.folds],
+            "summary_version": self.context["summary_version"],
+            "watermark": self.context["watermark"],
+            "last_seq": self.context["last_seq"],
+            "buffer": {
+                "messages": info["message_count"],
+                "max_messages": info["max_messages"],
+                "tokens": info["total_tokens"],
+                "max_tokens": info["max_tokens"],
+            },
+            "summary": self.context["current_summary"],
+            "summary_tokens": self.context["summary_tokens"],
+            "conversation_tokens": self.conversation_tokens,
+            "context_tokens": self.context["total_tokens"],
+            "turns": self.turns,
+            "tokens_sent": {"whole": self.whole_sent, "context": self.context_sent},
+            "degraded_reads": self.degraded_reads,
+            "violations": self.violations,
+        }
+
+
+def replay_conversation(
+    manager: MemoryManager,
+    conversation: Conversation,
+    *,
+    limits: Mapping[str, int],
+    advance: Callable[[], None],
+) -> SessionReport:
+    """Send the messages one by one, reading the context after each; ``advance`` is called once per message.
+
+    The session must not exist yet. ``limits`` are set for it first.
+    """
+    session_id, messages = conversation.session_id, conversation.messages
+    opening = next((item["content"] for item in messages if _is_said(item)), "")
+    report = SessionReport(session_id=session_id, messages=len(messages), opening=opening)
+    if limits:
+        manager.set_session_config(session_id, limits)
+    for count, message in enumerate(messages, start=1):
+        try:
+            context = manager.add_and_get_context(session_id, message)
+        except InvalidInputError as exc:
+            raise InvalidInputError(f"{session_id!r}, message {count}, {exc.field}", exc.problem) from exc
+        # Nobody types faster than a fold takes; without the pause the folds of a replay would depend on its speed.
+        manager.wait_for_folds(FOLD_SECONDS)
+        report.violations += [f"after message {count}: {text}" for text in violations(context, messages[:count])]
+        report.conversation_tokens += manager.token_counter.count_message_tokens(message)
+        report.degraded_reads += bool(context["degraded"])
+        if count < len(messages) and messages[count].get("role") == "assistant":
+            report.turns += 1
+            report.whole_sent += report.conversation_tokens
+            report.context_sent += context["total_tokens"]
+        advance()
+    report.context = manager.get_context(session_id)
+    report.violations += [f"at the end: {text}" for text in violations(report.context, messages)]
+    _verify_stores(manager, report, messages)
+    return report
+
+
+def violations(context: Mapping[str, Any], sent: Sequence[Message]) -> list[str]:
+    """Compare one context with everything that was sent, and say in which points it breaks the law."""
+    found = []
+    watermark, last_seq = context["watermark"], context["last_seq"]
+    info = context["buffer_info"]
+    if last_seq != len(sent):
+        found.append(f"{len(sent)} messages were acknowledged, the context ends at {last_seq}")
+    if context["buffer_messages"] != list(sent[watermark:]):
+        found.append(f"messages {watermark + 1}..{last_seq} are not the ones that were sent")
+    if not context["complete"]:
+        found.append(f"the summary of messages 1..{watermark} is lost")
+    if info["message_count"] > info["max_messages"]:
+        found.append(f"{info['message_count']} messages, the cap is {info['max_messages']}")
+    if info["total_tokens"] > info["max_tokens"] and info["message_count"] > 1:
+        found.append(f"{info['total_tokens']} tokens, the cap is {info['max_tokens']}")
+    return found
+
+
+def existing_messages(manager: MemoryManager, conversations: Sequence[Conversation]) -> dict[str, int]:
+    """Return the sessions that exist already, with the number of their messages."""
+    counts = {item.session_id: manager.get_context(item.session_id)["last_seq"] for item in conversations}
+    return {session_id: count for session_id, count in counts.items() if count}
+
+
+def clear_session(manager: MemoryManager, session_id: str) -> None:
+    """Delete a session for good; raises StoreUnavailableError where a server was away and some of it may be left."""
+    if not manager.clear_session_memory(session_id):
+        raise StoreUnavailableError(f"session {session_id!r} is not cleared everywhere", hint="clear it again")
+
+
+def _verify_stores(manager: MemoryManager, report: SessionReport, messages: Sequence[Message]) -> None:
+    """Compare what lies behind the context: the ranges of the summary versions, and the log."""
+    history = manager.summary_store.get_summary_history(report.session_id, ALL_VERSIONS)
+    report.folds = [(version["first_seq"], version["last_seq"]) for version in history]
+    starts = [first for first, _ in report.folds]
+    ends = [last for _, last in report.folds]
+    # In ephemeral mode only the newest versions are kept, so the first of them need not begin at 1.
+    expected = [1 if history and history[0]["version"] == 1 else starts[0] if starts else 0, *(end + 1 for end in ends)]
+    if starts != expected[: len(starts)] or (ends[-1] if ends else 0) != report.context["watermark"]:
+        report.violations.append(f"the summary versions do not cover 1..{report.context['watermark']}: {report.folds}")
+    if manager.config.is_durable and manager.session_store.get_chat_history(report.session_id) != list(messages):
+        report.violations.append("the log does not hold the messages that were sent")
+
+
+def _is_said(message: Message) -> bool:
+    return message.get("role") == "user" and isinstance(message.get("content"), str)
