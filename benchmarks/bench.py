@@ -1,7 +1,7 @@
 """What each call costs, as a ratio to a PING in the same run: ``make bench``.
 
-Machines differ and are noisy, so nothing here is judged in microseconds. Every measurement goes in rounds, each of which
-times the call and its reference one after the other; what is printed is the median of the rounds' ratios.
+Machines differ and are noisy, so nothing here is judged in microseconds. Every measurement goes in rounds, each of
+which times the call and its reference one after the other; what is printed is the median of the rounds' ratios.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import psycopg
 import redis
+
 from contract_engine.embedded import EmbeddedServers
 from contract_engine.memory import AsyncMemoryManager, MemoryManager, SessionLimits, TokenCounter
 from contract_engine.memory._log import APPEND_ONE
@@ -33,15 +34,15 @@ CALLS = 40
 # Far above what is measured: no fold gets into the figures, each of which is about one call.
 WIDE = SessionLimits(summary_trigger_tokens=1_000_000, max_buffer_tokens=2_000_000, max_buffer_messages=100_000)
 
-WORDS = (
+TEXT = (
     "the flight from Paris leaves at nine and my seat should be near a window please check whether the hotel in Rome "
     "still has two rooms for the third of May because our friends arrive late and need a taxi to the old town"
-).split()
+)
 
 
 def message(number: int) -> dict[str, Any]:
     """Return a message of about 40 tokens whose text no other number has."""
-    words = random.Random(number).choices(WORDS, k=34)
+    words = random.Random(number).choices(TEXT.split(), k=34)
     return {"role": "user" if number % 2 else "assistant", "content": f"{number} {' '.join(words)}"}
 
 

@@ -6,6 +6,7 @@ installed. Alembic is imported where it is used: it takes most of a second, whic
 
 from __future__ import annotations
 
+import threading
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,19 +20,24 @@ if TYPE_CHECKING:
 
 VERSION_TABLE = "memory_schema_version"
 
+# Alembic keeps its state in module globals: one migration per process. Between processes the database's lock decides.
+_one_at_a_time = threading.Lock()
+
 
 def upgrade(database_url: str, revision: str = "head") -> None:
     """Apply the migrations up to ``revision``; two processes doing so at once wait for each other."""
     from alembic import command  # costs most of a second
 
-    command.upgrade(_config(database_url), revision)
+    with _one_at_a_time:
+        command.upgrade(_config(database_url), revision)
 
 
 def downgrade(database_url: str, revision: str) -> None:
     """Take the migrations back to ``revision`` (``base`` drops every table with what it holds)."""
     from alembic import command  # costs most of a second
 
-    command.downgrade(_config(database_url), revision)
+    with _one_at_a_time:
+        command.downgrade(_config(database_url), revision)
 
 
 def head() -> str:

@@ -58,13 +58,20 @@ def main() -> None:
     app(prog_name="contract-memory")
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(metadata.version("contract-engine"))
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Stand for the options that come before any command."""
 
 
 @app.command()
@@ -287,7 +294,7 @@ def _replay_all(
     if existing and not replace:
         names = ", ".join(repr(name) for name in list(existing)[:3]) + (", ..." if len(existing) > 3 else "")
         raise InvalidInputError(
-            "session_id", f"{names} would be continued, not replayed: give --replace or another --session-prefix"
+            "session_id", f"{names} already hold messages: give --replace to clear them first, or a --session-prefix"
         )
     for session_id in existing:
         clear_session(manager, session_id)

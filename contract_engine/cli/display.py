@@ -137,6 +137,7 @@ def session_view(context: Mapping[str, Any], *, full: bool) -> RenderableType:
     heading.add_row("session", Text(printable(context["session_id"])))
     heading.add_row("messages", coverage(context))
     heading.add_row("buffer", buffer_bars(context["buffer_info"]))
+    heading.add_row("tokens", f"{context['total_tokens']:,} in the context, summary included")
     if context["degraded"]:
         heading.add_row("degraded", Text("Redis is away; this was read from PostgreSQL", style="yellow"))
     if not context["complete"]:
@@ -146,6 +147,7 @@ def session_view(context: Mapping[str, Any], *, full: bool) -> RenderableType:
         parts += [summary_heading(context), Text(printable(context["current_summary"])), ""]
     messages = Table("seq", "role", "content", box=None, header_style="dim", padding=(0, 1), pad_edge=False)
     messages.columns[0].justify = "right"
+    messages.columns[2].overflow = "fold"  # arguments of calls are long words
     for seq, message in enumerate(context["buffer_messages"], start=context["watermark"] + 1):
         role = shortened(str(message.get("role", "")), 16)
         messages.add_row(str(seq), Text(role, style=_ROLE_STYLES.get(role, "")), message_text(message, full=full))
@@ -189,7 +191,11 @@ def findings_view(findings: Sequence[Finding]) -> RenderableType:
             detail.append(f"\n→ {printable(finding.hint)}", style=style)
         table.add_row(Text(mark, style=style), Text(finding.check, style="bold"), detail)
     counts = {state: sum(finding.state is state for finding in findings) for state in State}
-    problems = [f"{counts[state]} {name}" for state, name in ((State.FAIL, "failed"), (State.WARN, "to look at"))]
+    problems = [
+        f"{counts[state]} {name}"
+        for state, name in ((State.FAIL, "failed"), (State.WARN, "to look at"))
+        if counts[state]
+    ]
     if worst(findings) is State.OK:
         return Group(table, Text(f"All {len(findings)} checks are well.", style="green"))
     return Group(table, Text(f"{len(findings)} checks: {', '.join(problems)}.", style=_MARKS[worst(findings)][1]))

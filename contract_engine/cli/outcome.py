@@ -30,7 +30,7 @@ class CommandGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except MemoryServiceError as exc:
-            line = Text.assemble(("Error: ", "bold red"), printable(f"{exc}{_advice(exc)}"))
+            line = Text.assemble(("Error: ", "bold red"), printable(f"{str(exc).rstrip('.')}{_advice(exc)}"))
             notices().print(line, soft_wrap=True)
             raise typer.Exit(ERROR) from exc
         except KeyboardInterrupt as exc:
@@ -48,7 +48,7 @@ def confirm(question: str, *, yes: bool) -> None:
             return
         console.print("Nothing was changed.")
     except EOFError:
-        console.print("Nothing was changed: nobody there to ask, give --yes.")
+        console.print("\nNothing was changed: nobody there to ask, give --yes.")
     raise typer.Exit(NO)
 
 
@@ -59,7 +59,7 @@ def say(text: str, console: Console | None = None) -> None:
 
 def _advice(exc: MemoryServiceError) -> str:
     if isinstance(exc, RedisUnavailableError):
-        return "; start it, or correct --redis-url or REDIS_URL (contract-memory doctor tells more)"
+        return ". Start it, or correct --redis-url or REDIS_URL (contract-memory doctor tells more)"
     if isinstance(exc, DatabaseUnavailableError):
-        return "; start it, or correct --database-url or DATABASE_URL (contract-memory doctor tells more)"
+        return ". Start it, or correct --database-url or DATABASE_URL (contract-memory doctor tells more)"
     return ""

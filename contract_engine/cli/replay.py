@@ -70,7 +70,7 @@ def replay_conversation(
     conversation: Conversation,
     *,
     limits: Mapping[str, int],
-    advance: Callable[[], None],
+    advance: Callable[[], object],
 ) -> SessionReport:
     """Send the messages one by one, reading the context after each; ``advance`` is called once per message.
 

@@ -10,7 +10,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,13 +144,17 @@ def _home(environ: Mapping[str, str]) -> Path:
     for place in places:
         if _is_usable(place):
             return place / "contract-memory"
-    fallback = Path(tempfile.gettempdir()) / f"contract-memory-{os.getuid()}"
-    # Anyone may have made something of that name there.
-    fallback.mkdir(mode=0o711, exist_ok=True)
-    facts = fallback.lstat()
+    return own_directory(Path(tempfile.gettempdir()) / f"contract-memory-{os.getuid()}")
+
+
+def own_directory(path: Path) -> Path:
+    """Make a directory where anyone may have made something of that name; refuse what is not ours alone."""
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o711)
+    facts = path.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o022:
-        raise ConfigurationError(HOME_VARIABLE, f"is not set, and {fallback} is not ours to use")
-    return fallback
+        raise ConfigurationError(HOME_VARIABLE, f"is not set, and {path} is not ours to use")
+    return path
 
 
 def _is_usable(place: Path) -> bool:

@@ -9,6 +9,9 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
 from contract_engine.memory.errors import ConfigurationError
 
 HOUR = 3600
@@ -137,7 +140,7 @@ class MemoryConfig:
         limits: dict[str, object] = {}
         converters = _converters()
         for name, raw in env.items():
-            if not name.startswith(ENV_PREFIX):
+            if not name.startswith(ENV_PREFIX) or name == HOME_VARIABLE:
                 continue
             key = name.removeprefix(ENV_PREFIX).lower()
             if key not in converters:
@@ -157,6 +160,8 @@ class MemoryConfig:
 
 
 ENV_PREFIX = "CONTRACT_MEMORY_"
+HOME_VARIABLE = "CONTRACT_MEMORY_HOME"
+"""Where the command line keeps the data of its embedded servers; no setting of the library."""
 
 
 def _converters() -> dict[str, type[int] | type[float] | type[str]]:
@@ -197,7 +202,14 @@ def psycopg_url(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in ("postgres", "postgresql", "postgresql+psycopg"):
         raise ConfigurationError("database_url", f"scheme {scheme!r} is not supported; use postgresql://")
-    return f"postgresql+psycopg://{rest}"
+    url = f"postgresql+psycopg://{rest}"
+    try:
+        make_url(url)
+    except (ValueError, ArgumentError) as exc:
+        raise ConfigurationError(
+            "database_url", "not a URL of the form postgresql://user:password@host:port/name"
+        ) from exc
+    return url
 
 
 def _positive(name: str, value: object) -> None:

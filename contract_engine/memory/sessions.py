@@ -134,7 +134,7 @@ class Sessions:
 
             # A fresh id cannot be there yet, so the script need not look for it; after a lost reply it may be.
             known_id = json_text(outgoing[0].message_id) if outgoing[0].is_retry_safe else b""
-            again = (lambda: commands(json_text(outgoing[0].message_id))) if len(outgoing) == 1 else None  # noqa: B023
+            again = (lambda: commands(json_text(outgoing[0].message_id))) if len(outgoing) == 1 else None
             replies = yield from redis_call_once(*commands(known_id), again=again)
             answer = replies[0]
             status, first, at_ms = (_APPENDED, answer, self.cache.now_ms()) if type(answer) is int else answer

@@ -33,15 +33,24 @@ IDLE_CHECK_SECONDS = 1.0
 """A connection idle for longer is looked at before use: servers and firewalls close idle ones in silence."""
 
 
-def _options(timeout: float) -> dict[str, Any]:
-    return {
+def _connection_factory(pool: Any, url: str, *, timeout: float, retry: object) -> Any:
+    """Return what makes connections for ``url``; one is made, and not opened, to see that the URL is right."""
+    options: dict[str, Any] = {
         "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
-        "socket_keepalive": True,
         "health_check_interval": 0,
         "decode_responses": False,
         "protocol": 2,
+        "retry": retry,
     }
+    if not url.startswith("unix:"):
+        options |= {"socket_connect_timeout": timeout, "socket_keepalive": True}
+    try:
+        factory = pool.from_url(url, **options)
+        factory.make_connection()
+    except (ValueError, TypeError) as exc:
+        problem = "not a redis://, rediss:// or unix:// URL with options that redis-py knows"
+        raise ConfigurationError("redis_url", problem) from exc
+    return factory
 
 
 def _words(command: Command, *, by_source: bool = False) -> tuple[Any, ...]:
@@ -103,10 +112,8 @@ class RedisTransport(_Guard):
     """Blocking round trips; safe to share between threads, opened by the first call."""
 
     def __init__(self, url: str, *, timeout: float, pool_size: int, breaker: CircuitBreaker) -> None:
-        try:
-            self._factory = redis.ConnectionPool.from_url(url, retry=Retry(NoBackoff(), 0), **_options(timeout))
-        except ValueError as exc:
-            raise ConfigurationError("redis_url", "not a redis://, rediss:// or unix:// URL") from exc
+        retry = Retry(NoBackoff(), 0)
+        self._factory = _connection_factory(redis.ConnectionPool, url, timeout=timeout, retry=retry)
         self.breaker = breaker
         self._timeout = timeout
         self._pool_size = pool_size
@@ -228,12 +235,8 @@ class AsyncRedisTransport(_Guard):
     """Round trips on an event loop; belongs to the loop that uses it, opened by the first call."""
 
     def __init__(self, url: str, *, timeout: float, pool_size: int, breaker: CircuitBreaker) -> None:
-        try:
-            self._factory: Any = redis.asyncio.ConnectionPool.from_url(
-                url, retry=AsyncRetry(NoBackoff(), 0), **_options(timeout)
-            )
-        except ValueError as exc:
-            raise ConfigurationError("redis_url", "not a redis://, rediss:// or unix:// URL") from exc
+        retry = AsyncRetry(NoBackoff(), 0)
+        self._factory = _connection_factory(redis.asyncio.ConnectionPool, url, timeout=timeout, retry=retry)
         self.breaker = breaker
         self._timeout = timeout
         self._slots = asyncio.Semaphore(pool_size)

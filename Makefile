@@ -1,0 +1,36 @@
+# Everything runs in .venv, which the first command makes. Needed: Python 3.11 or newer, and make.
+PYTHON  ?= python3
+WORKERS ?= 2
+VENV    := .venv
+RUN     := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help:  ## Show what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+demo: $(VENV)/.ready  ## Replay real conversations on real servers and show what the memory keeps
+	@$(RUN)/contract-memory demo
+
+test: $(VENV)/.ready  ## Run the whole suite on a real Redis and PostgreSQL
+	@echo "-- tests, on $(WORKERS) workers, each with its own Redis and PostgreSQL"
+	@$(RUN)/pytest -n $(WORKERS) --dist loadfile
+
+lint: $(VENV)/.ready  ## Check style and types
+	@$(RUN)/ruff format --check . && $(RUN)/ruff check . && $(RUN)/mypy
+
+bench: $(VENV)/.ready  ## Measure what each call costs, as a ratio to a PING
+	@$(RUN)/python benchmarks/bench.py
+
+clean:  ## Remove what these commands made
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+
+$(VENV)/.ready: pyproject.toml uv.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; $(PYTHON) is older. Try: make PYTHON=python3.12 <command>"; exit 1; }
+	@echo "-- making $(VENV) and installing the locked packages (once, about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN)/pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	@UV_PROJECT_ENVIRONMENT=$(VENV) $(RUN)/uv sync --quiet --frozen --inexact --extra dev
+	@touch $@

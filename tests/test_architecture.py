@@ -1,0 +1,211 @@
+"""The shape of the package: what may import what, how long a module may be, what stands where."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from contract_engine.memory import _scripts
+
+PACKAGE = Path(str(resources.files("contract_engine")))
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "migrations" not in path.parts)
+
+# From the ground up. A module may import from its own line and the lines above it.
+LAYERS = (
+    "errors",
+    "config keys call_window",
+    "encodings encodings.measurement token_counter exchange swisper_context circuit_breaker",
+    "models serializer",
+    "summarizers summarizers.request summarizers.sentences summarizers.salience summarizers.form summarizers.units"
+    " summarizers.extractive",
+    "_effects",
+    "_scripts _tables",
+    "_layout _log intake",
+    "_runtime _runtime.failures _runtime.redis_transport _runtime.database _runtime.background _runtime.runner",
+    "message_log session_cache",
+    "folding",
+    "sessions",
+    "buffer_store summary_store session_store",
+    "_manager_flows",
+    "manager",
+)
+HEIGHT = {name: height for height, line in enumerate(LAYERS) for name in line.split()}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE / "memory").with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def memory_modules() -> list[Path]:
+    return [path for path in (PACKAGE / "memory").rglob("*.py") if name_of(path)]
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module, node
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node
+
+
+def test_every_module_of_the_memory_has_a_layer() -> None:
+    assert {name_of(path) for path in memory_modules()} == set(HEIGHT)
+
+
+@pytest.mark.parametrize("path", memory_modules(), ids=name_of)
+def test_imports_point_one_way(path: Path) -> None:
+    mine = name_of(path)
+    prefix = "contract_engine.memory."
+    for module, _ in imports(ast.parse(path.read_text("utf-8"))):
+        name = module.removeprefix(prefix)
+        if module.startswith(prefix) and name in HEIGHT:
+            assert HEIGHT[name] <= HEIGHT[mine], f"{mine} imports {name}, which stands above it"
+
+
+def test_the_memory_knows_nothing_of_what_is_built_on_it() -> None:
+    for path in memory_modules():
+        for module, _ in imports(ast.parse(path.read_text("utf-8"))):
+            assert not module.startswith("contract_engine.") or module.startswith("contract_engine.memory"), path
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_is_over_500_lines(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= 500
+
+
+def test_there_are_at_most_a_handful_of_broad_excepts_and_each_says_why() -> None:
+    found = []
+    for path in MODULES:
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            if re.search(r"except( (Base)?Exception)?( as \w+)?:", line):
+                found.append(f"{path.relative_to(PACKAGE)}:{number}")
+                following = path.read_text("utf-8").splitlines()[number : number + 6]
+                swallows = not any(re.match(r"\s+raise\b", later) for later in following)
+                assert not swallows or "#" in line, f"{found[-1]} swallows everything without saying why"
+    assert found, "the pattern finds what it is meant to find"
+
+
+def test_only_the_runtime_touches_clients_and_engines() -> None:
+    allowed = {"_runtime", "_log", "_tables", "_effects", "message_log", "config"}  # config: it only parses URLs
+    for path in memory_modules():
+        if name_of(path).split(".")[0] in allowed:
+            continue
+        for module, _ in imports(ast.parse(path.read_text("utf-8"))):
+            assert module.split(".")[0] not in ("redis", "sqlalchemy", "psycopg", "hiredis"), f"{path}: {module}"
+
+
+def test_await_stands_only_in_the_runtime_and_in_one_line_shells() -> None:
+    for path in memory_modules():
+        if name_of(path).startswith("_runtime") or name_of(path) == "circuit_breaker":
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.AsyncFunctionDef):
+                code = [
+                    statement
+                    for statement in node.body
+                    if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Constant)
+                ]
+                lines = sum((statement.end_lineno or 0) - statement.lineno + 1 for statement in code)
+                assert lines <= 2, f"{path.name}: {node.name} is more than a shell"
+
+
+def test_packages_hold_imports_and_names_only() -> None:
+    for path in (PACKAGE / "memory").rglob("__init__.py"):
+        if path.parent.name == "encodings":  # the data files' own loader
+            continue
+        for node in ast.parse(path.read_text("utf-8")).body:
+            assert isinstance(node, ast.ImportFrom | ast.Assign | ast.Expr), f"{path}: {ast.unparse(node)[:60]}"
+
+
+def test_each_script_is_called_with_the_arguments_its_header_states() -> None:
+    """KEYS and the fixed ARGV of the header comment, against what the Python call sends."""
+    from contract_engine.memory.keys import session_keys
+
+    keys = session_keys("p", "t", "s")
+    calls = {
+        "append": _scripts.append_call(
+            keys, epoch=1, revision=0, first_seq=1, at_ms=1, buffer_ttl=1, summary_ttl=1, ticket=1, ticket_ttl=1,
+            lease_ms=1, limits="1,1,1", messages=(),
+        ),
+        "assign": _scripts.assign_call(
+            keys, epoch=1, at_ms=1, ttl=1, lease_token=1, lease_ms=1, limits="1,1,1", at_cap="fold", message_id=b"",
+            messages=(),
+        ),
+        "claim": _scripts.claim_call(keys, ticket=1, ticket_ttl=1, seen=b""),
+        "install": _scripts.install_call(
+            keys, ticket=1, epoch=1, last_seq=1, header=b"", buffer_ttl=1, summary_ttl=1, summary=b"", elements=(),
+        ),
+        "commit": _scripts.commit_call(
+            keys, epoch=1, revision=1, version=1, new_revision=1, watermark=1, buffer_ttl=1, summary_ttl=1, summary=b"",
+            history_entry=b"", history_length=1,
+        ),
+        "configure": _scripts.configure_call(keys, epoch=1, at_ms=1, ttl=1, limits="1,1,1", changes={}),
+        "release": _scripts.release_call(keys, lease_token=1),
+    }  # fmt: skip
+    assert set(calls) == {script.name for script in _scripts.ALL_SCRIPTS}
+    for script in _scripts.ALL_SCRIPTS:
+        header = re.split(r"\n(?!--)", script.source)[0]
+        stated_keys = re.search(r"-- KEYS(.*)", header)
+        stated_args = re.search(r"-- ARGV(.*?)(?=-- Answer|$)", header, re.DOTALL)
+        assert stated_keys, script.name
+        assert stated_args, script.name
+        words = calls[script.name].words
+        assert words[0] == max(map(int, re.findall(r"  (\d+) ", stated_keys[1] + " "))), script.name
+        numbers = {int(number) for number in re.findall(r"(?:^|  | and  ?)(\d+) ", stated_args[1])}
+        assert len(words) - 1 - words[0] == max(numbers), script.name
+
+
+def test_scripts_name_every_key_and_never_unpack_without_bound() -> None:
+    for script in _scripts.ALL_SCRIPTS:
+        code = re.sub(r"--.*", "", script.source)
+        assert not re.search(r"'(KEYS|SCAN|FLUSHALL|FLUSHDB)'", code)
+        assert "unpack(" not in code
+        assert not re.search(r"KEYS\[\d\]\s*\.\.|\.\.\s*KEYS", code), "keys are never made inside a script"
+
+
+def test_importing_and_constructing_opens_no_connection() -> None:
+    code = """
+import socket
+def refuse(*_):
+    raise AssertionError("a connection was opened")
+socket.socket.connect = refuse
+socket.socket.connect_ex = refuse
+from contract_engine.memory import *
+import contract_engine.memory as memory
+memory.memory_manager
+memory.MemoryManager(redis_url="redis://localhost:1", database_url="postgresql://localhost:1/x")
+memory.AsyncMemoryManager(redis_url="redis://localhost:1", database_url="postgresql://localhost:1/x")
+memory.BufferStore(), memory.SummaryStore(), memory.PostgresSessionStore(), memory.TokenCounter()
+manager = memory.MemoryManager(redis_url="redis://localhost:1", database_url="postgresql://localhost:1/x")
+manager.buffer_store, manager.summary_store, manager.session_store, manager.token_counter
+print("opened nothing")
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "opened nothing\n", done.stderr
+
+
+def test_the_instance_is_not_hidden_by_a_module_of_its_name() -> None:
+    import contract_engine.memory
+
+    assert isinstance(contract_engine.memory.memory_manager, contract_engine.memory.MemoryManager)
+    assert not (PACKAGE / "memory" / "memory_manager.py").exists()
+
+
+def test_importing_costs_neither_alembic_nor_tiktoken_nor_rich() -> None:
+    code = (
+        "import sys, contract_engine.memory; "
+        "print([name for name in ('alembic', 'tiktoken', 'rich', 'typer') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

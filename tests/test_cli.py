@@ -1,0 +1,758 @@
+"""The command line as people and programs use it, on real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from servers import PrivateServers
+from typer.testing import CliRunner
+
+from contract_engine import demo, schema
+from contract_engine.cli.app import app
+from contract_engine.cli.conversations import Conversation, conversation_of, read_conversations
+from contract_engine.cli.display import printable
+from contract_engine.cli.replay import replay_conversation, violations
+from contract_engine.cli.servers import ADDRESS_VARIABLES, HOME_VARIABLE, data_directory, own_directory
+from contract_engine.embedded import EmbeddedServers
+from contract_engine.memory import ConfigurationError, InvalidInputError, MemoryConfig, MemoryManager
+
+Command = Callable[..., "Answer"]
+SECRET = "hunter2"  # stands for a password that must not be seen
+
+
+class Answer:
+    """What a command printed and how it ended."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """No server is named, and started ones would keep their data in a directory of this test."""
+    for name in (*ADDRESS_VARIABLES, "CONTRACT_MEMORY_TENANT", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    home = Path(tempfile.mkdtemp(prefix="contract-cli-"))
+    home.chmod(0o711)  # PostgreSQL's user must pass when we are root
+    monkeypatch.setenv(HOME_VARIABLE, str(home))
+    yield home
+    shutil.rmtree(home)
+
+
+def run(*arguments: str, answer: str = "") -> Answer:
+    """Run a command in this process."""
+    result = CliRunner().invoke(app, list(arguments), input=answer)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Answer(result.exit_code, result.stdout, result.stderr)
+
+
+def run_process(*arguments: str) -> Answer:
+    """Run a command as a program of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "contract_engine.cli", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(params=["durable", "ephemeral"])
+def command(request: pytest.FixtureRequest, redis_url: str, database_url: str, tenant: str) -> Command:
+    """Run a command against the shared servers, in either mode, as a tenant of its own."""
+    mode = ("--ephemeral",) if request.param == "ephemeral" else ()
+
+    def run_there(name: str, *arguments: str, answer: str = "") -> Answer:
+        servers = ("--redis-url", redis_url, "--database-url", database_url, "--tenant", tenant)
+        return run(name, *servers, *mode, *arguments, answer=answer)
+
+    return run_there
+
+
+@pytest.fixture
+def durable(redis_url: str, database_url: str, tenant: str) -> Command:
+    """The same with a database alone."""
+
+    def run_there(name: str, *arguments: str, answer: str = "") -> Answer:
+        servers = ("--redis-url", redis_url, "--database-url", database_url, "--tenant", tenant)
+        return run(name, *servers, *arguments, answer=answer)
+
+    return run_there
+
+
+@pytest.fixture
+def dead_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write(path: Path, *conversations: object) -> str:
+    path.write_text("".join(json.dumps(item) + "\n" for item in conversations), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> str:
+    """Two shipped conversations under names of our own: a long one that is folded, and a short one."""
+    long, short = demo.conversations()[2], demo.conversations()[6]
+    return write(tmp_path / "chats.jsonl", {**long, "id": "long"}, {**short, "id": "short"})
+
+
+SMALL = ("--summary-trigger-tokens", "600", "--max-buffer-tokens", "900", "--max-buffer-messages", "10")
+
+
+def test_replay_verifies_every_context(command: Command, chats: str) -> None:
+    report = command("replay", chats, *SMALL, "--json").json
+    assert report["verified"] is True
+    assert report["messages"] == 72
+    long, short = report["sessions"]
+    assert (long["session_id"], long["messages"], long["last_seq"]) == ("long", 59, 59)
+    assert len(long["folds"]) == long["summary_version"] > 3
+    starts, ends = zip(*((fold["first_seq"], fold["last_seq"]) for fold in long["folds"]), strict=True)
+    assert starts == (1, *(end + 1 for end in ends[:-1]))
+    assert ends[-1] == long["watermark"]
+    assert long["buffer"]["messages"] == 59 - long["watermark"] <= long["buffer"]["max_messages"] == 10
+    assert long["context_tokens"] == long["buffer"]["tokens"] + long["summary_tokens"] < long["conversation_tokens"]
+    assert long["turns"] == 29
+    assert long["tokens_sent"]["context"] < long["tokens_sent"]["whole"]
+    assert long["violations"] == short["violations"] == []
+    assert report["tokens_sent"]["whole"] == sum(item["tokens_sent"]["whole"] for item in (long, short))
+
+
+def test_replay_tells_people_what_they_want_to_know(durable: Command, chats: str) -> None:
+    answer = durable("replay", chats, *SMALL)
+    assert answer.code == 0
+    for words in (
+        "59: 1..",
+        "word for word",
+        "of 10 messages",
+        "of 900 tokens",
+        "% saved",
+        "summary of 1..",
+        "--full shows them",
+        "verified after each of the 59 messages",
+        "2, with 72 messages",
+        "✓ verified: every context was summary 1..W + messages W+1..N word for word",
+    ):
+        assert words in answer.out
+    assert "\x1b" not in answer.out
+    assert "--full" not in durable("replay", chats, "--limit", "1", "--session-prefix", "again-", *SMALL).out
+
+
+def test_replay_does_not_continue_a_session(durable: Command, chats: str) -> None:
+    assert durable("replay", chats).code == 0
+    again = durable("replay", chats)
+    assert again.code == 2
+    assert "'long', 'short' already hold messages" in again.err
+    assert "--replace" in again.err
+    assert durable("replay", chats, "--replace").code == 0
+    assert durable("replay", chats, "--session-prefix", "b-").code == 0
+    assert durable("show", "long", "--json").json["last_seq"] == durable("show", "b-long", "--json").json["last_seq"]
+
+
+def test_replay_can_leave_nothing_behind(command: Command, chats: str) -> None:
+    answer = command("replay", chats, "--clear", "--limit", "1", "--json")
+    assert [item["session_id"] for item in answer.json["sessions"]] == ["long"]
+    assert command("show", "long").code == 1
+
+
+def test_replay_finds_a_log_that_lies(private_servers: PrivateServers, chats: str) -> None:
+    servers = private_servers()
+    with psycopg.connect(servers.database_url, autocommit=True) as connection:
+        connection.execute(
+            """CREATE FUNCTION lie() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 NEW.body := convert_to('{"role":"user","content":"never said"}', 'UTF8'); RETURN NEW;
+               END $$"""
+        )
+        connection.execute(
+            "CREATE TRIGGER lie BEFORE INSERT ON memory_messages FOR EACH ROW WHEN (NEW.seq = 3) EXECUTE FUNCTION lie()"
+        )
+    address = ("--redis-url", servers.redis_url, "--database-url", servers.database_url)
+    answer = run("replay", chats, "--limit", "1", *address)
+    assert answer.code == 1
+    assert "✗ verification FAILED in 1 of 1 sessions: long" in answer.out
+    assert "the log does not hold the messages that were sent" in answer.out
+    told = run("replay", chats, "--limit", "1", "--replace", "--json", *address)
+    assert told.code == 1
+    assert told.json["verified"] is False
+
+
+def test_replay_finds_another_writer(redis_url: str, database_url: str, tenant: str) -> None:
+    config = MemoryConfig(redis_url=redis_url, database_url=database_url, tenant=tenant)
+    conversation = Conversation("shared", [{"role": "user", "content": f"number {place}"} for place in range(3)])
+    with MemoryManager(config=config) as manager:
+        intruder = {"role": "user", "content": "me too"}
+        report = replay_conversation(
+            manager, conversation, limits={}, advance=lambda: manager.add_message("shared", intruder)
+        )
+    assert "after message 2: 2 messages were acknowledged, the context ends at 3" in report.violations
+    assert "the log does not hold the messages that were sent" in report.violations
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, None),
+        ({"last_seq": 3}, "4 messages were acknowledged, the context ends at 3"),
+        ({"watermark": 1}, "messages 2..4 are not the ones"),
+        ({"buffer_messages": [{"content": "2"}, {"content": "3"}]}, "messages 3..4 are not the ones"),
+        ({"complete": False}, "the summary of messages 1..2 is lost"),
+        ({"buffer_info": {"message_count": 9, "total_tokens": 1, "max_messages": 8, "max_tokens": 9}}, "the cap is 8"),
+        ({"buffer_info": {"message_count": 2, "total_tokens": 10, "max_messages": 8, "max_tokens": 9}}, "the cap is 9"),
+        ({"buffer_info": {"message_count": 1, "total_tokens": 10, "max_messages": 8, "max_tokens": 9}}, None),
+    ],
+)
+def test_violations_of_the_law_are_seen(change: dict[str, Any], words: str | None) -> None:
+    sent = [{"content": str(seq)} for seq in (1, 2, 3, 4)]
+    info = {"message_count": 2, "total_tokens": 9, "max_messages": 8, "max_tokens": 9}
+    right = {"last_seq": 4, "watermark": 2, "buffer_messages": sent[2:], "complete": True, "buffer_info": info}
+    found = violations(right | change, sent)
+    assert (found == []) if words is None else (len(found) == 1 and words in found[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds no conversation"),
+        ("{not json}\n", "line 1: is not JSON"),
+        ("[1]\n", "line 1: expected an object"),
+        ('\n{"messages": [{}]}\n', 'line 2: "id" is missing'),
+        ('{"id": "a\\u0007", "messages": [{}]}', "control character U+0007"),
+        ('{"id": "a"}', '"messages" is missing'),
+        ('{"id": "a", "messages": ["hello"]}', "messages[0] is not an object"),
+        ('{"id": "a", "messages": [{}]}\n{"id": "a", "messages": [{}]}', "line 2: the id 'a' comes a second time"),
+        ("[" * 100_000, "line 1: is not JSON"),
+    ],
+)
+def test_files_that_hold_no_conversations_are_refused_by_line(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "chats.jsonl"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidInputError) as caught:
+        read_conversations(file)
+    assert words in str(caught.value)
+    answer = run("replay", str(file))
+    assert answer.code == 2
+    assert answer.err.startswith("Error: chats.jsonl")
+
+
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
+    assert "cannot be read: No such file" in run("replay", str(tmp_path / "none")).err
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    assert "is not a text in UTF-8" in run("replay", str(tmp_path / "binary")).err
+
+
+def test_message_that_is_refused_is_named(durable: Command, tmp_path: Path) -> None:
+    deep: list[Any] = []
+    for _ in range(500):
+        deep = [deep]
+    file = write(tmp_path / "chats.jsonl", {"id": "deep", "messages": [{"role": "user"}, {"content": deep}]})
+    answer = durable("replay", file)
+    assert answer.code == 2
+    assert "'deep', message 2, message" in answer.err
+
+
+def test_show_gives_the_context(command: Command, chats: str) -> None:
+    assert command("replay", chats, *SMALL).code == 0
+    context = command("show", "long", "--json").json
+    sent = demo.conversations()[2]["messages"]
+    assert context["last_seq"] == 59
+    assert context["buffer_messages"] == sent[context["watermark"] :]
+    seen = command("show", "long", "--full").out
+    assert f"summary of 1..{context['watermark']} (version {context['summary_version']}" in seen
+    assert context["current_summary"].splitlines()[-1][:40] in seen
+    call = next(item for item in context["buffer_messages"] if item.get("tool_calls"))["tool_calls"][0]
+    assert f"⚙ {call['function']['name']}(" in seen
+    for seq in range(context["watermark"] + 1, 60):
+        assert f" {seq}  " in seen
+
+
+def test_show_keeps_the_terminal_safe(durable: Command, tmp_path: Path) -> None:
+    content = "[bold]not markup[/bold] \x1b[31mred\x07 \u202eback"
+    blocks = [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": "data:"}}]
+    messages = [
+        {"role": "user", "content": content},
+        {"role": "user", "content": blocks},
+        {"role": "assistant", "content": None, "tool_calls": ["odd", {"name": "plain", "args": {"a": 1}}]},
+        {"role": "user", "content": "x" * 500},
+    ]
+    assert durable("replay", write(tmp_path / "chats.jsonl", {"id": "odd", "messages": messages})).code == 0
+    seen = durable("show", "odd").out
+    assert "[bold]not markup[/bold]" in seen
+    assert not {"\x1b", "\x07", "\u202e"} & set(seen)
+    assert "look [image_url]" in seen
+    assert '⚙ plain({"a": 1})' in seen
+    assert "x…" in seen
+    assert durable("show", "odd", "--full").out.count("x") > 500
+    assert durable("show", "odd", "--json").json["buffer_messages"] == messages
+
+
+def test_printable_keeps_lines_and_replaces_what_steers() -> None:
+    assert printable("a\tb\nc\x00\x9b\ud800é😀") == "a\tb\nc\ufffd\ufffd\ufffdé😀"
+
+
+def test_unknown_session_is_said_to_be_none(command: Command, chats: str) -> None:
+    for name in ("show", "stats"):
+        answer = command(name, "nobody", "--json")
+        assert (answer.code, answer.out) == (1, "")
+        assert "There is no session 'nobody'" in answer.err
+
+
+def test_show_names_the_latest_sessions(durable: Command, chats: str) -> None:
+    durable("replay", chats)
+    assert "The latest are: short, long." in durable("show", "nobody").err
+
+
+@pytest.mark.parametrize("name", ["show", "stats", "clear", "replay"])
+def test_missing_argument_is_named(name: str) -> None:
+    answer = run(name)
+    assert answer.code == 2
+    assert "Missing argument" in answer.err
+    assert ("FILE.jsonl" if name == "replay" else "SESSION") in answer.err
+
+
+def test_empty_session_id_is_refused(durable: Command) -> None:
+    answer = durable("show", "")
+    assert answer.code == 2
+    assert "Error: session_id: must not be empty" in answer.err
+
+
+def test_tenants_see_their_own(durable: Command, chats: str) -> None:
+    durable("replay", chats)
+    assert durable("show", "long").code == 0
+    assert durable("show", "long", "--tenant", "somebody-else").code == 1
+
+
+def test_stats(command: Command, chats: str) -> None:
+    command("replay", chats, *SMALL)
+    facts = command("stats", "long", "--json").json
+    assert facts["session_config"]["max_buffer_messages"] == 10
+    assert facts["summary"]["summary_count"] == facts["summary_version"]
+    assert facts["buffer"]["message_count"] == facts["last_seq"] - facts["watermark"]
+    seen = command("stats", "long").out
+    assert f"{facts['summary_version']} versions" in seen
+    assert "max_buffer_messages 10" in seen
+    assert f"policy {facts['redis_memory']['maxmemory_policy']}" in seen
+
+
+def test_clear_asks_first(command: Command, chats: str) -> None:
+    command("replay", chats, "--limit", "1")
+    for reply, words in (("n\n", "Nothing was changed."), ("", "nobody there to ask, give --yes")):
+        refused = command("clear", "long", answer=reply)
+        assert refused.code == 1
+        assert "Delete session 'long' and its 59 messages for good?" in refused.err
+        assert words in refused.err
+        assert command("show", "long").code == 0
+    done = command("clear", "long", answer="y\n")
+    assert done.code == 0
+    assert "Cleared session 'long': 59 messages" in done.out
+    assert command("show", "long").code == 1
+
+
+def test_clear_without_asking(command: Command, chats: str) -> None:
+    command("replay", chats, "--limit", "1")
+    done = command("clear", "long", "--yes", "--json")
+    assert done.json == {"session_id": "long", "cleared": True, "messages": 59}
+    again = command("clear", "long")
+    assert again.code == 0
+    assert "there is no session 'long'" in again.out
+
+
+def test_clear_says_when_a_server_was_away(database_url: str, tenant: str, dead_port: int) -> None:
+    address = ("--redis-url", f"redis://127.0.0.1:{dead_port}/0", "--database-url", database_url, "--tenant", tenant)
+    answer = run("clear", "any", "--yes", *address)
+    assert answer.code == 2
+    assert "is not cleared everywhere (clear it again)" in answer.err
+
+
+def test_without_redis_everything_goes_on(database_url: str, tenant: str, dead_port: int, chats: str) -> None:
+    address = ("--redis-url", f"redis://127.0.0.1:{dead_port}/0", "--database-url", database_url, "--tenant", tenant)
+    report = run("replay", chats, *SMALL, "--json", *address).json
+    assert report["verified"] is True
+    assert report["sessions"][0]["degraded_reads"] == 59
+    shown = run("show", "long", *address)
+    assert shown.code == 0
+    assert "Redis is away" in shown.out
+    assert "Redis" in run("stats", "long", *address).err
+
+
+@pytest.mark.parametrize("name", ["show", "stats", "clear", "replay"])
+def test_dead_servers_are_told_in_one_line(name: str, dead_port: int, chats: str) -> None:
+    address = (
+        "--redis-url",
+        f"redis://:{SECRET}@127.0.0.1:{dead_port}/0",
+        "--database-url",
+        f"postgresql://me:{SECRET}@127.0.0.1:{dead_port}/memory",
+    )
+    answer = run(name, chats if name == "replay" else "any", *address)
+    assert answer.code == 2
+    assert answer.out == ""
+    using, error = answer.err.splitlines()
+    assert f"Redis 127.0.0.1:{dead_port}/0, PostgreSQL 127.0.0.1:{dead_port}/memory (from the options)" in using
+    assert error.startswith("Error: postgres unavailable")
+    assert "Start it, or correct --database-url or DATABASE_URL" in error
+    assert SECRET not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--redis-url", "localhost"), "redis_url"),
+        (("--redis-url", "redis://localhost:port"), "redis_url"),
+        (("--database-url", "mysql://localhost"), "database_url: scheme 'mysql' is not supported"),
+        (("--database-url", "postgresql://localhost:port/db"), "database_url: is not a URL"),
+        (("--tenant", "a b"), "tenant: expected at most 64 letters"),
+    ],
+)
+def test_wrong_settings_are_told_in_one_line(redis_url: str, options: tuple[str, str], words: str) -> None:
+    address = () if options[0] == "--redis-url" else ("--redis-url", redis_url)
+    answer = run("show", "any", *address, *options)
+    assert answer.code == 2
+    assert answer.err.startswith("Error: ")
+    assert words in answer.err
+
+
+def test_environment_names_the_servers(
+    monkeypatch: pytest.MonkeyPatch, redis_url: str, database_url: str, tenant: str, chats: str
+) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("CONTRACT_MEMORY_TENANT", tenant)
+    alone = run("replay", chats, "--limit", "1")
+    assert alone.code == 0
+    assert f"no database: ephemeral (from the environment); tenant {tenant}" in alone.err
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    both = run("replay", chats, "--limit", "1", "--session-prefix", "b-")
+    assert both.code == 0
+    assert "PostgreSQL" in both.err
+    assert f"; tenant {tenant}" in both.err
+
+
+def test_limits_must_fit(chats: str) -> None:
+    answer = run("replay", chats, "--summary-trigger-tokens", "500", "--max-buffer-tokens", "400")
+    assert answer.code == 2
+    assert "summary_trigger_tokens: 500 is above max_buffer_tokens (400)" in answer.err
+
+
+def test_migrate_up_and_down(private_servers: PrivateServers) -> None:
+    address = ("--database-url", private_servers(redis=False, migrate=False).database_url)
+    head = schema.head()
+    up = run("migrate", *address)
+    assert up.code == 0
+    assert f"Migrated the schema: nothing → {head}." in up.out
+    assert f"The schema is at {head} already." in run("migrate", *address).out
+    refused = run("migrate", "--down", "base", *address, answer="n\n")
+    assert refused.code == 1
+    assert f"Take the schema back from {head} to base" in refused.err
+    down = run("migrate", "--down", "base", "--yes", "--json", *address)
+    assert down.json == {"from": head, "to": None}
+    assert run("migrate", "--revision", head, "--json", *address).json == {"from": None, "to": head}
+    unknown = run("migrate", "--revision", "nonsense", *address)
+    assert unknown.code == 2
+    assert "Error: revision: Can't locate revision identified by 'nonsense'" in unknown.err
+
+
+def test_migrate_needs_a_database_and_one_direction(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = run("migrate", "--revision", "head", "--down", "base")
+    assert both.code == 2
+    assert "give one of them" in both.err
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    none = run("migrate")
+    assert none.code == 2
+    assert "no database is configured; give --database-url or DATABASE_URL" in none.err
+
+
+def test_migrate_tells_of_a_dead_database(dead_port: int) -> None:
+    answer = run("migrate", "--database-url", f"postgresql://127.0.0.1:{dead_port}/memory")
+    assert answer.code == 2
+    assert "Error: postgres unavailable" in answer.err
+
+
+def states(answer: Answer) -> dict[str, str]:
+    return {check["check"]: check["state"] for check in answer.json["checks"]}
+
+
+def finding(answer: Answer, check: str) -> dict[str, str]:
+    found: dict[str, str] = next(item for item in answer.json["checks"] if item["check"] == check)
+    return found
+
+
+def test_doctor_finds_all_well() -> None:
+    with EmbeddedServers(durable=True) as servers:
+        address = ("--redis-url", servers.redis_url, "--database-url", servers.database_url)
+        answer = run("doctor", "--json", *address)
+        assert (answer.code, answer.json["status"], answer.json["mode"]) == (0, "ok", "durable")
+        assert set(states(answer).values()) == {"ok"}
+        assert "hash verified" in finding(answer, "tokens")["detail"]
+        seen = run("doctor", *address)
+        assert seen.code == 0
+        assert "All 9 checks are well." in seen.out
+
+
+def test_doctor_misses_the_schema_and_fears_for_commits(private_servers: PrivateServers) -> None:
+    servers = private_servers(migrate=False)  # which run without fsync
+    address = ("--redis-url", servers.redis_url, "--database-url", servers.database_url)
+    answer = run("doctor", "--json", *address)
+    assert answer.code == 2
+    assert finding(answer, "schema")["hint"] == "run `contract-memory migrate`"
+    assert finding(answer, "postgres commits")["state"] == "warn"
+    run("migrate", "--database-url", servers.database_url)
+    better = run("doctor", *address)
+    assert better.code == 1
+    assert "may lose acknowledged messages" in better.out
+    assert "9 checks: 1 to look at." in better.out
+    with psycopg.connect(servers.database_url, autocommit=True) as connection:
+        connection.execute("UPDATE memory_schema_version SET version_num = '9999'")
+    newer = finding(run("doctor", "--json", *address), "schema")
+    assert newer["state"] == "fail"
+    assert f"at 9999, this version needs {schema.head()}" in newer["detail"]
+
+
+def test_doctor_weighs_eviction_by_mode(private_servers: PrivateServers, database_url: str) -> None:
+    servers = private_servers(postgres=False)
+    address = ("--redis-url", servers.redis_url)
+    durable = (*address, "--database-url", database_url)
+    with redis.Redis.from_url(servers.redis_url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        assert "nothing is evicted" in finding(run("doctor", "--json", *address), "redis memory")["detail"]
+        client.config_set("maxmemory", "100mb")
+        for policy, alone, logged in (
+            ("allkeys-lru", "warn", "ok"),
+            ("volatile-ttl", "warn", "ok"),
+            ("noeviction", "ok", "warn"),
+        ):
+            client.config_set("maxmemory-policy", policy)
+            answer = run("doctor", "--json", *address)
+            assert answer.json["mode"] == "ephemeral"
+            assert states(answer)["redis memory"] == alone
+            assert states(run("doctor", "--json", *durable))["redis memory"] == logged
+            if alone == "warn":
+                assert "acknowledged messages can be evicted" in finding(answer, "redis memory")["detail"]
+
+
+def test_doctor_weighs_persistence_by_mode(private_servers: PrivateServers, database_url: str) -> None:
+    servers = private_servers(postgres=False)
+    address = ("--redis-url", servers.redis_url)
+    none = run("doctor", "--json", *address)
+    assert none.code == 1
+    assert "a restart of Redis loses every session" in finding(none, "redis persistence")["detail"]
+    with redis.Redis.from_url(servers.redis_url) as client:
+        client.config_set("save", "60 1")
+        assert "snapshots alone (60 1)" in finding(run("doctor", "--json", *address), "redis persistence")["detail"]
+        client.config_set("appendonly", "yes")
+        answer = run("doctor", "--json", *address)
+        assert (answer.code, set(states(answer).values())) == (0, {"ok"})
+        client.config_set("appendfsync", "no")
+        assert states(run("doctor", "--json", *address))["redis persistence"] == "warn"
+        client.config_set("appendonly", "no")
+    logged = run("doctor", "--json", *address, "--database-url", database_url)
+    assert states(logged)["redis persistence"] == "ok"
+
+
+def test_doctor_copes_with_a_server_that_tells_little(private_servers: PrivateServers) -> None:
+    servers = private_servers(postgres=False)
+    with redis.Redis.from_url(servers.redis_url) as client:
+        client.execute_command("ACL", "SETUSER", "app", "on", f">{SECRET}", "~*", "+@all", "-config")
+        client.execute_command("ACL", "SETUSER", "reader", "on", f">{SECRET}", "~*", "+@read", "+info")
+    port = servers.redis_url.rsplit(":", 1)[1]
+    little = run("doctor", "--json", "--redis-url", f"redis://app:{SECRET}@127.0.0.1:{port}")
+    assert little.code == 1
+    assert "does not tell of snapshots" in finding(little, "redis persistence")["detail"]
+    refused = run("doctor", "--json", "--redis-url", f"redis://reader:{SECRET}@127.0.0.1:{port}")
+    assert refused.code == 2
+    assert "check user, password and ACL" in finding(refused, "redis")["detail"]
+    assert SECRET not in refused.out + refused.err + little.out + little.err
+
+
+def test_doctor_finds_a_replica(private_servers: PrivateServers, dead_port: int) -> None:
+    servers = private_servers(postgres=False)
+    with redis.Redis.from_url(servers.redis_url) as client:
+        client.replicaof("127.0.0.1", dead_port)
+    answer = run("doctor", "--json", "--redis-url", servers.redis_url)
+    assert answer.code == 2
+    assert "is a replica" in finding(answer, "redis")["detail"]
+
+
+def test_doctor_on_dead_ports(dead_port: int) -> None:
+    address = ("--redis-url", f"redis://127.0.0.1:{dead_port}", "--database-url", f"postgresql://127.0.0.1:{dead_port}")
+    answer = run("doctor", "--json", *address)
+    assert (answer.code, answer.json["status"]) == (2, "fail")
+    assert states(answer) == {"redis": "fail", "postgres": "fail", "tokens": "ok"}
+    for check in ("redis", "postgres"):
+        assert finding(answer, check)["hint"].startswith("start it, or correct --")
+    assert "3 checks: 2 failed." in run("doctor", *address).out
+
+
+def test_doctor_does_not_wait_for_servers_that_say_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        started = time.monotonic()
+        answer = run(
+            "doctor",
+            "--json",
+            "--redis-url",
+            f"redis://127.0.0.1:{port}",
+            "--database-url",
+            f"postgres://127.0.0.1:{port}/x",
+        )
+        assert time.monotonic() - started < 20
+    assert answer.code == 2
+    assert states(answer) == {"redis": "fail", "postgres": "fail", "tokens": "ok"}
+
+
+def test_started_servers_keep_sessions_from_one_program_to_the_next(chats: str, environment: Path) -> None:
+    first = run_process("replay", chats, "--limit", "1", "--json")
+    assert first.code == 0
+    assert first.json["verified"] is True
+    assert f"(started here, data in {environment})" in first.err
+    shown = run_process("show", "long")
+    assert shown.code == 0
+    assert "59: 1.." in shown.out
+    assert "\x1b" not in shown.out + shown.err
+    asked = run_process("clear", "long")
+    assert asked.code == 1
+    assert "give --yes" in asked.err
+
+
+def test_started_servers_keep_ephemeral_sessions_apart(chats: str, environment: Path) -> None:
+    first = run_process("replay", chats, "--limit", "1", "--ephemeral")
+    assert first.code == 0
+    assert f"no database: ephemeral (started here, data in {environment / 'ephemeral'})" in first.err
+    assert run_process("show", "long", "--ephemeral").code == 0
+    assert run_process("show", "long").code == 1
+
+
+def test_demo_runs_for_itself(monkeypatch: pytest.MonkeyPatch, dead_port: int, environment: Path) -> None:
+    # What the environment names is somebody's production; the demo leaves it alone.
+    monkeypatch.setenv("REDIS_URL", f"redis://127.0.0.1:{dead_port}")
+    answer = run_process("demo", "--json")
+    assert answer.code == 0
+    assert "started for this command alone" in answer.err
+    assert answer.json["verified"] is True
+    assert [item["session_id"] for item in answer.json["sessions"]] == [f"demo-{number}" for number in range(1, 8)]
+    assert sum(len(item["folds"]) > 2 for item in answer.json["sessions"]) >= 5
+    assert answer.json["sessions"][-1]["folds"] == []
+    assert answer.json["tokens_sent"]["context"] < answer.json["tokens_sent"]["whole"] / 2
+    assert list(environment.iterdir()) == []
+
+
+def test_demo_can_be_kept_and_repeated(durable: Command) -> None:
+    for _ in range(2):
+        answer = durable("demo", "--keep")
+        assert answer.code == 0
+        assert "contract-memory show demo-1" in answer.out
+        assert "MIT" in answer.out
+    assert durable("show", "demo-1").code == 0
+    assert durable("demo").code == 0  # and without --keep they go
+    assert durable("show", "demo-1").code == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_program_leaves_in_order(
+    redis_url: str, tenant: str, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    messages = [{"role": "user", "content": f"number {place}"} for place in range(100_000)]
+    file = write(tmp_path / "endless.jsonl", {"id": "endless", "messages": messages})
+    command = [
+        sys.executable,
+        "-m",
+        "contract_engine.cli",
+        "replay",
+        file,
+        "--redis-url",
+        redis_url,
+        "--tenant",
+        tenant,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "Redis" in process.stderr.readline()
+        with MemoryManager(redis_url=redis_url, tenant=tenant, config=MemoryConfig()) as manager:
+            while not manager.get_context("endless")["last_seq"]:
+                assert process.poll() is None
+                time.sleep(0.02)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=30)
+            manager.clear_session_memory("endless")
+    assert process.returncode == code
+    assert out == ""
+    assert err == ("Interrupted.\n" if number == signal.SIGINT else "")
+
+
+def test_help_is_cheap_and_tells_the_exit_codes() -> None:
+    program = (
+        "import sys; from typer.testing import CliRunner; from contract_engine.cli.app import app; "
+        "print(CliRunner().invoke(app, ['--help']).stdout); "
+        "print([name for name in ('alembic', 'tiktoken') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    *text, loaded = done.stdout.strip().splitlines()
+    assert loaded == "[]"
+    words = " ".join(" ".join(text).split())
+    assert "Exit codes: 0 done. 1 the answer is no" in words
+    for name in ("demo", "replay", "show", "stats", "clear", "migrate", "doctor"):
+        assert f" {name} " in words
+    assert "1 if there are warnings, 2 if anything fails" in " ".join(run("doctor", "--help").out.split())
+
+
+def test_version() -> None:
+    answer = run("--version")
+    assert answer.code == 0
+    assert answer.out.strip()[0].isdigit()
+
+
+def test_data_directory_is_where_it_is_told_to_be() -> None:
+    told = {HOME_VARIABLE: "/some/where"}
+    assert data_directory(told, ephemeral=False) == Path("/some/where")
+    assert data_directory(told, ephemeral=True) == Path("/some/where/ephemeral")
+
+
+def test_data_directory_is_one_that_postgres_may_enter(environment: Path) -> None:
+    open_place, closed = environment / "open", environment / "closed"
+    open_place.mkdir(mode=0o755)
+    closed.mkdir(mode=0o700)
+    assert data_directory({"XDG_DATA_HOME": str(open_place)}, ephemeral=False) == open_place / "contract-memory"
+    found = data_directory({"XDG_DATA_HOME": str(closed / "share")}, ephemeral=False)
+    assert found == (Path("/var/lib") if os.geteuid() == 0 else closed / "share") / "contract-memory"
+
+
+def test_directory_in_a_shared_place_must_be_ours(environment: Path) -> None:
+    place = environment / "contract-memory-1"
+    assert own_directory(place) == own_directory(place) == place
+    assert stat.S_IMODE(place.stat().st_mode) & 0o022 == 0
+    place.chmod(0o777)
+    with pytest.raises(ConfigurationError, match="is not ours to use"):
+        own_directory(place)
+    (environment / "link").symlink_to("/tmp")
+    (environment / "file").touch(mode=0o600)
+    for name in ("link", "file"):
+        with pytest.raises(ConfigurationError, match="is not ours to use"):
+            own_directory(environment / name)
+
+
+def test_conversation_becomes_the_session_of_its_id() -> None:
+    found = conversation_of({"id": "a", "messages": [{"role": "user"}], "more": 1}, place="here", prefix="p-")
+    assert found == Conversation("p-a", [{"role": "user"}])
