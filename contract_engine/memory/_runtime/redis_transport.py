@@ -8,7 +8,6 @@ conversation; after any error, and after cancellation, it is closed, so that no 
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import threading
 import time
@@ -33,10 +32,10 @@ IDLE_CHECK_SECONDS = 1.0
 """A connection idle for longer is looked at before use: servers and firewalls close idle ones in silence."""
 
 
-def _connection_factory(pool: Any, url: str, *, timeout: float, retry: object) -> Any:
+def _connection_factory(pool: Any, url: str, *, timeout: float, read_timeout: float | None, retry: object) -> Any:
     """Return what makes connections for ``url``; one is made, and not opened, to see that the URL is right."""
     options: dict[str, Any] = {
-        "socket_timeout": timeout,
+        "socket_timeout": read_timeout,
         "health_check_interval": 0,
         "decode_responses": False,
         "protocol": 2,
@@ -113,7 +112,9 @@ class RedisTransport(_Guard):
 
     def __init__(self, url: str, *, timeout: float, pool_size: int, breaker: CircuitBreaker) -> None:
         retry = Retry(NoBackoff(), 0)
-        self._factory = _connection_factory(redis.ConnectionPool, url, timeout=timeout, retry=retry)
+        self._factory = _connection_factory(
+            redis.ConnectionPool, url, timeout=timeout, read_timeout=timeout, retry=retry
+        )
         self.breaker = breaker
         self._timeout = timeout
         self._pool_size = pool_size
@@ -236,7 +237,10 @@ class AsyncRedisTransport(_Guard):
 
     def __init__(self, url: str, *, timeout: float, pool_size: int, breaker: CircuitBreaker) -> None:
         retry = AsyncRetry(NoBackoff(), 0)
-        self._factory = _connection_factory(redis.asyncio.ConnectionPool, url, timeout=timeout, retry=retry)
+        # One deadline around the conversation instead of one in each step: those cost a task and a timer every time.
+        self._factory = _connection_factory(
+            redis.asyncio.ConnectionPool, url, timeout=timeout, read_timeout=None, retry=retry
+        )
         self.breaker = breaker
         self._timeout = timeout
         self._slots = asyncio.Semaphore(pool_size)
@@ -246,11 +250,7 @@ class AsyncRedisTransport(_Guard):
         """Send the commands and return their replies; every error is one of ours."""
         permit = self.breaker.acquire()
         try:
-            try:
-                async with asyncio.timeout(self._timeout):
-                    await self._slots.acquire()
-            except TimeoutError as exc:
-                raise PoolExhaustedError("no free Redis connection") from exc
+            await self._take_slot()
             try:
                 replies = await self._converse(effect)
             finally:
@@ -261,6 +261,16 @@ class AsyncRedisTransport(_Guard):
             self.breaker.cancel(permit)
             raise
         return self.settle(permit, replies)
+
+    async def _take_slot(self) -> None:
+        if not self._slots.locked():
+            await self._slots.acquire()  # does not wait
+            return
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._slots.acquire()
+        except TimeoutError as exc:
+            raise PoolExhaustedError("no free Redis connection") from exc
 
     async def _converse(self, effect: RedisCall) -> list[Any]:
         connection, is_reused = await self._take()
@@ -275,7 +285,7 @@ class AsyncRedisTransport(_Guard):
 
     async def _exchange(self, connection: Any, commands: tuple[Command, ...]) -> list[Any]:
         try:
-            async with asyncio.timeout(2 * self._timeout):
+            async with asyncio.timeout(self._timeout):
                 replies = await self._send(connection, [_words(command) for command in commands])
                 unknown = _first_unknown_script(replies)
                 if unknown is not None:
@@ -295,8 +305,7 @@ class AsyncRedisTransport(_Guard):
         replies: list[Any] = []
         for _ in commands:
             try:
-                # The deadline stands around the whole conversation, not around each reply.
-                replies.append(await connection.read_response(timeout=math.inf))
+                replies.append(await connection.read_response())
             except redis_exc.ResponseError as exc:
                 replies.append(exc)
         return replies
