@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -47,17 +48,25 @@ class RedisCall(msgspec.Struct):
     again: Callable[[], tuple[Command, ...]] | None
 
 
-@dataclass(frozen=True, slots=True)
 class Statement:
-    """One SQL statement, compiled once; run in autocommit, so the answer means committed.
+    """One SQL statement, composed and compiled at its first use; run in autocommit, so the answer means committed.
 
     ``is_hot``: prepared on each connection. Only writes whose plan cannot go wrong are: a plan made while its table was
     nearly empty is kept long after the table has grown.
     """
 
-    name: str
-    sql: str
-    is_hot: bool = False
+    def __init__(self, name: str, compose: Callable[[], sa.ClauseElement], *, is_hot: bool = False) -> None:
+        self.name = name
+        self.is_hot = is_hot
+        self._compose = compose
+
+    @cached_property
+    def sql(self) -> str:
+        """The text for psycopg; its bind names are the names of the parameters."""
+        # Imported here because the dialects of PostgreSQL take a tenth of a second that ephemeral mode need not pay.
+        from sqlalchemy.dialects.postgresql.psycopg import dialect
+
+        return str(self._compose().compile(dialect=dialect()))  # type: ignore[no-untyped-call]  # so in SQLAlchemy
 
 
 class Query(msgspec.Struct):

@@ -7,15 +7,18 @@ session is the lock: whatever changes a session updates or deletes that row firs
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY, insert
 
-from contract_engine.memory._tables import compile_statement, messages, sessions, summaries
+from contract_engine.memory._effects import Statement
+from contract_engine.memory._tables import messages, sessions, summaries
 from contract_engine.memory.config import SessionLimits
 from contract_engine.memory.models import NO_SUMMARY, SessionState, Summary
 from contract_engine.memory.serializer import decode_text, decode_value
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects.postgresql import Insert
 
 # Epochs only have to differ between two lives of one session id; microseconds of the server's clock do.
 _NEW_EPOCH: sa.ColumnElement[int] = sa.literal_column("(extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
@@ -24,6 +27,13 @@ _ONE: sa.ColumnElement[int] = sa.literal_column("1")
 # SQLAlchemy keeps the names of columns for itself in inserts and updates.
 tenant = sa.bindparam("of_tenant", type_=sa.Text)
 session_id = sa.bindparam("of_session", type_=sa.Text)
+
+
+def insert(table: sa.Table) -> Insert:
+    """Return PostgreSQL's own INSERT, which knows ON CONFLICT."""
+    from sqlalchemy.dialects import postgresql  # costs a tenth of a second, which ephemeral mode need not pay
+
+    return postgresql.insert(table)
 
 
 def _milliseconds(column: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
@@ -72,9 +82,9 @@ def _append_many() -> sa.Select[Any]:
     session = _advance(count)
     item = (
         sa.func.unnest(
-            sa.bindparam("message_ids", type_=ARRAY(sa.Text)),
-            sa.bindparam("tokens", type_=ARRAY(sa.Integer)),
-            sa.bindparam("bodies", type_=ARRAY(sa.LargeBinary)),
+            sa.bindparam("message_ids", type_=sa.ARRAY(sa.Text)),
+            sa.bindparam("tokens", type_=sa.ARRAY(sa.Integer)),
+            sa.bindparam("bodies", type_=sa.ARRAY(sa.LargeBinary)),
         )
         .table_valued("message_id", "tokens", "body", with_ordinality="place", name="item")
         .render_derived()
@@ -93,9 +103,10 @@ def _append_many() -> sa.Select[Any]:
 
 def _read_state() -> sa.Select[Any]:
     """One row: the session, its summary, and the messages above the watermark as parallel arrays."""
+    from sqlalchemy.dialects.postgresql import aggregate_order_by  # expensive, see insert()
 
     def array(column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[Any]:
-        return sa.func.array_agg(sa.dialects.postgresql.aggregate_order_by(column, messages.c.seq)).label(name)
+        return sa.func.array_agg(aggregate_order_by(column, messages.c.seq)).label(name)
 
     tail = (
         sa.select(
@@ -228,20 +239,20 @@ def _summary_history() -> sa.Select[Any]:
     )
 
 
-APPEND_ONE = compile_statement("append_one", _append_one(), is_hot=True)
-APPEND_MANY = compile_statement("append_many", _append_many(), is_hot=True)
-READ_STATE = compile_statement("read_state", _read_state())
-COMMIT_SUMMARY = compile_statement("commit_summary", _commit_summary())
-SAVE_CONTEXT = compile_statement("save_context", _save_context())
-LOAD_CONTEXT = compile_statement("load_context", sa.select(sessions.c.context).where(_this(sessions)))
-HISTORY = compile_statement("history", _history())
-SUMMARY_HISTORY = compile_statement("summary_history", _summary_history())
-SUMMARY_COUNT = compile_statement(
-    "summary_count", sa.select(sa.func.count()).select_from(summaries).where(_this(summaries))
+APPEND_ONE = Statement("append_one", _append_one, is_hot=True)
+APPEND_MANY = Statement("append_many", _append_many, is_hot=True)
+READ_STATE = Statement("read_state", _read_state)
+COMMIT_SUMMARY = Statement("commit_summary", _commit_summary)
+SAVE_CONTEXT = Statement("save_context", _save_context)
+LOAD_CONTEXT = Statement("load_context", lambda: sa.select(sessions.c.context).where(_this(sessions)))
+HISTORY = Statement("history", _history)
+SUMMARY_HISTORY = Statement("summary_history", _summary_history)
+SUMMARY_COUNT = Statement(
+    "summary_count", lambda: sa.select(sa.func.count()).select_from(summaries).where(_this(summaries))
 )
 
 
-PING = compile_statement("ping", sa.select(sa.literal_column("1")))
+PING = Statement("ping", lambda: sa.select(sa.literal_column("1")))
 
 
 class StoredMessage(NamedTuple):

@@ -7,9 +7,6 @@ by session. There are no foreign keys: all three are written and cleared in tran
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
-
-from contract_engine.memory._effects import Statement
 
 metadata = sa.MetaData()
 
@@ -65,10 +62,3 @@ summaries = sa.Table(
     sa.Column("metadata", sa.LargeBinary, comment="of the caller, JSON in UTF-8"),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
 )
-
-_dialect = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]  # untyped in SQLAlchemy
-
-
-def compile_statement(name: str, statement: sa.ClauseElement, *, is_hot: bool = False) -> Statement:
-    """Compile a Core statement for psycopg once; its bind names become the names of the parameters."""
-    return Statement(name, str(statement.compile(dialect=_dialect)), is_hot)

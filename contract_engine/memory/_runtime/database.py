@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import psycopg
 import sqlalchemy as sa
 import sqlalchemy.exc as sa_exc
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import greenlet_spawn
 
 from contract_engine.memory._effects import Query
@@ -159,7 +158,10 @@ class AsyncDatabase:
             connection.seconds = timeout
             return connection
 
-        self._engine: AsyncEngine = create_async_engine(url, async_creator=connect, **_pool_options(timeout, pool_size))
+        # Imported here because it brings SQLAlchemy's whole ORM along, which blocking programs need not pay for.
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        self._engine = create_async_engine(url, async_creator=connect, **_pool_options(timeout, pool_size))
         self._transactional = self._engine.execution_options(isolation_level="READ COMMITTED")
 
     async def query(self, effect: Query) -> Rows:
