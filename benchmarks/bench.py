@@ -49,8 +49,8 @@ def one_core(servers: EmbeddedServers) -> Iterator[str]:
         return
     before = me.cpu_affinity()
     core = before[-1]
-    pids = [pid for pid in (servers.redis_pid, servers.postgres_pid) if pid is not None]
-    for process in (me, *(psutil.Process(pid) for pid in pids)):
+    servers_of_bench = (psutil.Process(servers.redis_pid), psutil.Process(servers.postgres_pid))
+    for process in (me, *servers_of_bench):
         for one in (process, *process.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):  # PostgreSQL's autovacuum workers come and go
                 one.cpu_affinity([core])

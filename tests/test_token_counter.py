@@ -578,11 +578,12 @@ def test_the_characters_remembered_are_bounded() -> None:
     made = TokenCounter(source=CountingSource())
     length = token_counter.MAX_REMEMBERED_LENGTH
     for index in range(4 * token_counter.MAX_REMEMBERED_CHARS // length):
-        made.count_tokens(f"{index} ".ljust(length, "-"))
+        made.count_tokens((f"{index} words " * length)[:length])
     held = sum(map(len, [*made._recent, *made._recent._old]))
     assert token_counter.MAX_REMEMBERED_CHARS // 2 <= held <= token_counter.MAX_REMEMBERED_CHARS
-    made.count_tokens("z" * (length + 1))
-    assert "z" * (length + 1) not in made._recent
+    longer = ("words " * length)[: length + 1]
+    made.count_tokens(longer)
+    assert longer not in made._recent
 
 
 def test_what_is_remembered_goes_with_its_counter() -> None:

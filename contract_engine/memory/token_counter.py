@@ -89,7 +89,7 @@ class TokenCounter:
 
     def count_tokens(self, text: object) -> int:
         """Count one text. None is 0; bytes are read as UTF-8; any other value counts as its JSON."""
-        return self._recent[text][0] if type(text) is str else self.count(text)[0]
+        return self._recent[text] if type(text) is str else self.count(text).tokens
 
     def count(self, text: object) -> TokenCount:
         """Count one text as :meth:`count_tokens` does, and say whether the number is an estimate.
@@ -101,7 +101,8 @@ class TokenCounter:
             if text is None:
                 return TokenCount(0, False)
             text = _as_text(text)
-        return self._recent[text]
+        known = self._recent.get(text)
+        return self._recent.measure(text) if known is None else TokenCount(known, False)
 
     def count_message_tokens(self, message: Message) -> int:
         """Count one message with its framing; None is 0, a bare text is a message without a role.
@@ -117,8 +118,8 @@ class TokenCounter:
         get = message.get
         content = get("content")
         role = get("role")
-        total = TOKENS_PER_MESSAGE + (self._recent[role][0] if type(role) is str else self.count_tokens(role))
-        total += self._recent[content][0] if type(content) is str else self._content_tokens(content)
+        total = TOKENS_PER_MESSAGE + (self._recent[role] if type(role) is str else self.count_tokens(role))
+        total += self._recent[content] if type(content) is str else self._content_tokens(content)
         # Most messages are these two keys and nothing else.
         if len(message) > 2 or role is None or content is None:
             if (name := get("name")) is not None:
@@ -192,8 +193,8 @@ class TokenCounter:
         return self.count_tokens(function["name"]) + self.count_tokens(arguments)
 
 
-class _RecentCounts(dict[str, TokenCount]):
-    """The counts of texts seen lately, in two generations: a full young one (this dict) becomes the old one.
+class _RecentCounts(dict[str, int]):
+    """The exact counts of texts seen lately, in two generations: a full young one (this dict) becomes the old one.
 
     What is found in the old one moves back, so what is used stays, and a hit is one dict lookup. There is no lock on
     purpose: a race costs a text counted twice or forgotten early, never a wrong count.
@@ -204,7 +205,7 @@ class _RecentCounts(dict[str, TokenCount]):
         self._source = source
         self._model = model
         self._encoding: Encoding | None = None
-        self._old: dict[str, TokenCount] = {}
+        self._old: dict[str, int] = {}
         self._chars = 0
 
     def load(self) -> Encoding | None:
@@ -213,19 +214,30 @@ class _RecentCounts(dict[str, TokenCount]):
             self._encoding = self._source.get(_encoding_name(self._model))
         return self._encoding
 
-    def __missing__(self, text: str) -> TokenCount:
-        count = self._old.get(text)
-        if count is None:
-            count = measure(self._encoding or self.load(), text)
-        length = len(text)
-        if length <= MAX_REMEMBERED_LENGTH:
-            if len(self) >= MAX_REMEMBERED_TEXTS // 2 or self._chars + length > MAX_REMEMBERED_CHARS // 2:
-                self._old = self.copy()
-                self.clear()
-                self._chars = 0
-            self[text] = count
-            self._chars += length
+    def __missing__(self, text: str) -> int:
+        tokens = self._old.get(text)
+        if tokens is None:
+            return self.measure(text).tokens
+        self._remember(text, tokens)
+        return tokens
+
+    def measure(self, text: str) -> TokenCount:
+        """Count a text and remember the answer if it is exact."""
+        count = measure(self._encoding or self.load(), text)
+        if not count.is_estimate:
+            self._remember(text, count.tokens)
         return count
+
+    def _remember(self, text: str, tokens: int) -> None:
+        length = len(text)
+        if length > MAX_REMEMBERED_LENGTH:
+            return
+        if len(self) >= MAX_REMEMBERED_TEXTS // 2 or self._chars + length > MAX_REMEMBERED_CHARS // 2:
+            self._old = self.copy()
+            self.clear()
+            self._chars = 0
+        self[text] = tokens
+        self._chars += length
 
 
 def _encoding_name(model: str) -> str:
