@@ -1,1 +1,1 @@
-"""contract_engine."""
+"""Session memory for LLM orchestrators; the library is :mod:`contract_engine.memory`."""

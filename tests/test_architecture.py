@@ -136,7 +136,7 @@ def test_each_script_is_called_with_the_arguments_its_header_states() -> None:
     calls = {
         "append": _scripts.append_call(
             keys, epoch=1, revision=0, first_seq=1, at_ms=1, buffer_ttl=1, summary_ttl=1, ticket=1, ticket_ttl=1,
-            lease_ms=1, limits="1,1,1", messages=(),
+            lease_ms=1, messages=(),
         ),
         "assign": _scripts.assign_call(
             keys, epoch=1, at_ms=1, ttl=1, lease_token=1, lease_ms=1, limits="1,1,1", at_cap="fold", message_id=b"",
@@ -152,6 +152,8 @@ def test_each_script_is_called_with_the_arguments_its_header_states() -> None:
         ),
         "configure": _scripts.configure_call(keys, epoch=1, at_ms=1, ttl=1, limits="1,1,1", changes={}),
         "release": _scripts.release_call(keys, lease_token=1),
+        "lease": _scripts.lease_call(keys, lease_token=1, lease_ms=1),
+        "discard": _scripts.discard_call(keys, seen=b""),
     }  # fmt: skip
     assert set(calls) == {script.name for script in _scripts.ALL_SCRIPTS}
     for script in _scripts.ALL_SCRIPTS:

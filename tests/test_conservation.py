@@ -145,7 +145,7 @@ class Conservation(RuleBasedStateMachine):
     @rule(place=st.integers(-3, 3), garbage=st.binary(max_size=20) | st.sampled_from([b"[]", b"{}", b"1,2", b"[1,2]"]))
     def damage(self, place: int, garbage: bytes) -> None:
         with suppress(redis.ResponseError):  # the list is shorter, or is not there
-            self.redis.lset(self.keys.buffer, place, garbage)
+            self.redis.lset(self.keys.buffer, place, garbage)  # type: ignore[arg-type]  # bytes are fine
 
     @precondition(lambda self: self.database_url is not None)
     @rule(name=st.sampled_from(["buffer", "summary"]))
@@ -176,7 +176,7 @@ def test_nothing_is_lost_doubled_or_reordered(redis_url: str, database_url: str,
 
     Machine.redis_url = redis_url
     Machine.database_url = database_url if mode == "durable" else None
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]  # untyped in Hypothesis
+    run_state_machine_as_test(
         Machine,
         settings=settings(
             max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)

@@ -1,4 +1,4 @@
-"""Budgets, as ratios within one run, with room for a machine that is busy elsewhere; ``make bench`` is the exact one."""
+"""Budgets, as ratios within one run, with room for a machine that is busy elsewhere; ``make bench`` is exact."""
 
 from __future__ import annotations
 

@@ -105,9 +105,7 @@ def test_each_call_is_one_round_trip_to_redis(
         assert manager.get_context("s")["message_count"] == 12
 
 
-def test_an_unknown_script_costs_one_more_round_trip_once(
-    proxy: CountingProxy, redis_url: str, tenant: str
-) -> None:
+def test_an_unknown_script_costs_one_more_round_trip_once(proxy: CountingProxy, redis_url: str, tenant: str) -> None:
     import redis
 
     with MemoryManager(redis_url=proxy.url, tenant=tenant) as manager, redis.Redis.from_url(redis_url) as server:

@@ -91,6 +91,12 @@ class Summarize(msgspec.Struct):
     request: SummaryRequest
 
 
+class Pause(msgspec.Struct):
+    """Wait: somebody else is doing what is needed."""
+
+    seconds: float
+
+
 class Spawn(msgspec.Struct):
     """Run another flow in the background. Its errors are logged with ``name`` and end there."""
 
@@ -98,7 +104,7 @@ class Spawn(msgspec.Struct):
     name: str
 
 
-Effect = RedisCall | Query | Transaction | Summarize | Spawn
+Effect = RedisCall | Query | Transaction | Summarize | Spawn | Pause
 Flow = Generator[Effect, Any, T]
 
 
@@ -125,6 +131,11 @@ def transaction(body: Callable[[sa.Connection], T]) -> Flow[T]:
 def summarize(request: SummaryRequest) -> Flow[str]:
     """Answer the summary text."""
     return cast("str", (yield Summarize(request)))
+
+
+def pause(seconds: float) -> Flow[None]:
+    """Wait a moment."""
+    yield Pause(seconds)
 
 
 def spawn(flow: Callable[[], Flow[None]], name: str) -> Flow[None]:

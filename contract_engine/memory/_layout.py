@@ -11,7 +11,7 @@ from typing import Any
 
 from contract_engine.memory._effects import Command
 from contract_engine.memory.config import session_limits
-from contract_engine.memory.errors import CorruptDataError
+from contract_engine.memory.errors import ConfigurationError, CorruptDataError
 from contract_engine.memory.keys import SessionKeys
 from contract_engine.memory.models import NO_SUMMARY, Outgoing, SessionState, Summary
 from contract_engine.memory.serializer import decode_elements, decode_value, encode_value, json_text
@@ -50,24 +50,35 @@ def parse_session(replies: list[Any]) -> SessionState | None:
         raise CorruptDataError("a buffer without a header")
     if header[0] == 0:
         return None
-    if header[0] != FORMAT or len(header) != HEADER_FIELDS or set(map(type, header)) != {int}:
+    if (
+        header[0] != FORMAT
+        or len(header) != HEADER_FIELDS
+        or set(map(type, header)) != {int}
+        or min(header) < 0
+        or not header[1]
+    ):
         raise CorruptDataError("a header of another format")
     _, epoch, revision, version, watermark, trigger, max_tokens, max_messages, last_seq, tokens, updated = header
     del found[0]
     try:
         numbers = [row[0] for row in found]
-        is_whole = not found or {type(row[4]) for row in found} == {dict}
+        is_whole = (not found or {type(row[4]) for row in found} == {dict}) and sum(row[1] for row in found) == tokens
     except (TypeError, LookupError) as exc:
         raise CorruptDataError("a list element that is not a message") from exc
-    if not is_whole or numbers != list(range(watermark + 1, last_seq + 1)):
+    if not is_whole or len(numbers) != last_seq - watermark or numbers != list(range(watermark + 1, last_seq + 1)):
         raise CorruptDataError("messages that are not the ones the header names")
+    try:
+        limits = session_limits(trigger, max_tokens, max_messages)
+    except ConfigurationError as exc:
+        raise CorruptDataError("limits that no session can have") from exc
     return SessionState(
         epoch,
         revision,
         last_seq,
         watermark,
+        version,
         parse_summary(cached, version),
-        session_limits(trigger, max_tokens, max_messages),
+        limits,
         found,
         tokens,
         updated,
@@ -75,8 +86,8 @@ def parse_session(replies: list[Any]) -> SessionState | None:
     )
 
 
-def parse_summary(cached: object, version: int) -> Summary:
-    """Return the cached summary if it is the version wanted; ``NO_SUMMARY`` where it is missing, old or damaged.
+def parse_summary(cached: object, version: int | None) -> Summary:
+    """Return the cached summary if it is the version wanted (None: whichever); else ``NO_SUMMARY``.
 
     With a version above 0 that is a miss: the caller reads the log, or says that the summary is lost.
     """
@@ -86,7 +97,9 @@ def parse_summary(cached: object, version: int) -> Summary:
         found = decode_value(cached)
     except CorruptDataError:
         return NO_SUMMARY
-    if type(found) is not list or [type(item) for item in found] != [int, int, int, int, str] or found[0] != version:
+    if type(found) is not list or [type(item) for item in found] != [int, int, int, int, str]:
+        return NO_SUMMARY
+    if found[0] != version and version is not None:
         return NO_SUMMARY
     return Summary._make(found)
 
@@ -98,7 +111,7 @@ def header_bytes(state: SessionState) -> bytes:
         FORMAT,
         state.epoch,
         state.revision,
-        state.summary.version,
+        state.summary_version,
         state.watermark,
         limits.summary_trigger_tokens,
         limits.max_buffer_tokens,

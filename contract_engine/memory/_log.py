@@ -20,9 +20,13 @@ from contract_engine.memory.serializer import decode_text, decode_value
 if TYPE_CHECKING:
     from sqlalchemy.dialects.postgresql import Insert
 
+CLEARED = "cleared"
+"""Method of the empty version that goes on covering what was folded away, after the summaries were cleared."""
+
 # Epochs only have to differ between two lives of one session id; microseconds of the server's clock do.
 _NEW_EPOCH: sa.ColumnElement[int] = sa.literal_column("(extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
 _ONE: sa.ColumnElement[int] = sa.literal_column("1")
+_CLEARED_LITERAL: sa.ColumnElement[str] = sa.literal_column(f"'{CLEARED}'")
 
 # SQLAlchemy keeps the names of columns for itself in inserts and updates.
 tenant = sa.bindparam("of_tenant", type_=sa.Text)
@@ -233,7 +237,7 @@ def _summary_history() -> sa.Select[Any]:
             summaries.c.metadata,
             _milliseconds(summaries.c.created_at),
         )
-        .where(_this(summaries))
+        .where(_this(summaries), summaries.c.method != _CLEARED_LITERAL)
         .order_by(summaries.c.version.desc())
         .limit(sa.bindparam("limit", type_=sa.BigInteger))
     )
@@ -248,7 +252,7 @@ LOAD_CONTEXT = Statement("load_context", lambda: sa.select(sessions.c.context).w
 HISTORY = Statement("history", _history)
 SUMMARY_HISTORY = Statement("summary_history", _summary_history)
 SUMMARY_COUNT = Statement(
-    "summary_count", lambda: sa.select(sa.func.count()).select_from(summaries).where(_this(summaries))
+    "summary_count", lambda: sa.select(sa.func.count()).where(_this(summaries), summaries.c.method != _CLEARED_LITERAL)
 )
 
 
@@ -298,12 +302,14 @@ def erase(connection: sa.Connection, key: Mapping[str, str]) -> bool:
     """Delete every row of the session and answer whether there was one.
 
     The session's row goes first: an append that is under way holds it, so its message is deleted with the rest, and
-    one that comes later waits for us and begins a new session.
+    one that comes later waits for us and begins a new session. Where there is no such row there is nothing else either:
+    what may appear meanwhile belongs to a new session, and stays.
     """
-    existed = connection.execute(sa.delete(sessions).where(_this(sessions)), key).rowcount > 0
+    if connection.execute(sa.delete(sessions).where(_this(sessions)), key).rowcount == 0:
+        return False
     for table in (messages, summaries):
         connection.execute(sa.delete(table).where(_this(table)), key)
-    return existed
+    return True
 
 
 def clear_summaries(connection: sa.Connection, key: Mapping[str, str]) -> None:
@@ -324,7 +330,7 @@ def clear_summaries(connection: sa.Connection, key: Mapping[str, str]) -> None:
             last_seq=row.watermark,
             text=b"",
             tokens=0,
-            method="cleared",
+            method=CLEARED,
         ),
         key,
     )
@@ -370,6 +376,7 @@ def state_of_row(row: Sequence[Any], defaults: SessionLimits) -> SessionState:
         revision=revision,
         last_seq=last_seq,
         watermark=watermark,
+        summary_version=version or 0,
         summary=Summary(version, watermark, summary_tokens, summary_ms, decode_text(bytes(text)))
         if version is not None
         else NO_SUMMARY,

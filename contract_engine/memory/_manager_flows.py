@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,18 +10,27 @@ from contract_engine.memory._effects import Command, Flow, query, redis_call
 from contract_engine.memory._log import PING
 from contract_engine.memory.buffer_store import BufferFlows
 from contract_engine.memory.circuit_breaker import CircuitBreaker
-from contract_engine.memory.config import MemoryConfig
-from contract_engine.memory.errors import ContentionError, MemoryServiceError, StoreUnavailableError
+from contract_engine.memory.config import MemoryConfig, check_limit_changes
+from contract_engine.memory.errors import (
+    ContentionError,
+    CorruptDataError,
+    InvalidInputError,
+    MemoryServiceError,
+    StoreUnavailableError,
+)
 from contract_engine.memory.intake import Intake
 from contract_engine.memory.keys import check_session_id
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.models import Receipt
 from contract_engine.memory.serializer import decode_value, encode_value
+from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.session_store import StoreFlows
-from contract_engine.memory.sessions import REDIS_TROUBLE, Sessions, context_of
+from contract_engine.memory.sessions import Sessions, context_of
 from contract_engine.memory.summary_store import SummaryFlows
 from contract_engine.memory.swisper_context import SwisperContext
 from contract_engine.memory.token_counter import TokenCounter
+
+logger = logging.getLogger(__name__)
 
 
 class ManagerFlows:
@@ -75,8 +85,9 @@ class ManagerFlows:
             if self._log is not None:
                 yield from self._log.save_context(checked, body)
             else:
-                key = self._sessions.cache.keys(checked).context
-                yield from redis_call(Command(("SET", key, body, "EX", self.config.buffer_ttl_seconds)))
+                keys, ttl = self._sessions.cache.keys(checked), self.config.buffer_ttl_seconds
+                others = [Command(("EXPIRE", key, ttl)) for key in (keys.buffer, keys.summary, keys.history)]
+                yield from redis_call(Command(("SET", keys.context, body, "EX", ttl)), *others)
         except StoreUnavailableError:
             return False
         return True
@@ -85,14 +96,19 @@ class ManagerFlows:
         checked = check_session_id(session_id)
         if self._log is not None:
             body = yield from self._log.load_context(checked)
-        else:
-            (body,) = yield from redis_call(Command(("GET", self._sessions.cache.keys(checked).context)))
-        return SwisperContext.from_dict(decode_value(body)) if isinstance(body, bytes) else None
+            return None if body is None else SwisperContext.from_dict(decode_value(body))
+        (cached,) = yield from redis_call(Command(("GET", self._sessions.cache.keys(checked).context)))
+        if cached is None:
+            return None
+        try:
+            return SwisperContext.from_dict(decode_value(cached) if isinstance(cached, bytes) else cached)
+        except (CorruptDataError, InvalidInputError):
+            logger.warning("session %s: bytes under our context key that are no context of ours", checked)
+            return None
 
     def set_session_config(self, session_id: object, config: Mapping[str, Any]) -> Flow[None]:
         checked = check_session_id(session_id)
-        self.config.limits.with_changes(config)
-        yield from self._sessions.change_limits(checked, config)
+        yield from self._sessions.change_limits(checked, check_limit_changes(config))
 
     def get_session_config(self, session_id: object) -> Flow[dict[str, int]]:
         return (yield from self._sessions.load(check_session_id(session_id))).state.limits.as_dict()

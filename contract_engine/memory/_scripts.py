@@ -22,9 +22,8 @@ def _load(name: str) -> Script:
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
-APPEND, ASSIGN, CLAIM, INSTALL, COMMIT, CONFIGURE, RELEASE = ALL_SCRIPTS = tuple(
-    _load(name) for name in ("append", "assign", "claim", "install", "commit", "configure", "release")
-)
+NAMES = ("append", "assign", "claim", "install", "commit", "configure", "discard", "lease", "release")
+APPEND, ASSIGN, CLAIM, INSTALL, COMMIT, CONFIGURE, DISCARD, LEASE, RELEASE = ALL_SCRIPTS = tuple(map(_load, NAMES))
 
 
 def limits_text(limits: SessionLimits) -> str:
@@ -44,7 +43,6 @@ def append_call(
     ticket: int,
     ticket_ttl: int,
     lease_ms: int,
-    limits: str,
     messages: Sequence[Any],
 ) -> Command:
     """Append messages that the log numbered; ``messages`` is tokens, element, tokens, element, ..."""
@@ -63,7 +61,6 @@ def append_call(
             ticket,
             ticket_ttl,
             lease_ms,
-            limits,
             *messages,
         ),
         APPEND,
@@ -159,10 +156,11 @@ def commit_call(
     """Put a new summary in place and trim what it covers."""
     return Command(
         (
-            3,
+            4,
             keys.buffer,
             keys.summary,
             keys.history,
+            keys.context,
             epoch,
             revision,
             version,
@@ -190,8 +188,11 @@ def configure_call(
     """Set the limits of an ephemeral session; no changes only make sure that the session exists."""
     return Command(
         (
-            1,
+            4,
             keys.buffer,
+            keys.summary,
+            keys.history,
+            keys.context,
             epoch,
             at_ms,
             ttl,
@@ -207,3 +208,13 @@ def configure_call(
 def release_call(keys: SessionKeys, *, lease_token: int) -> Command:
     """Give back the lease of a fold."""
     return Command((1, keys.fold, lease_token), RELEASE)
+
+
+def lease_call(keys: SessionKeys, *, lease_token: int, lease_ms: int) -> Command:
+    """Take the lease of a fold."""
+    return Command((1, keys.fold, lease_token, lease_ms), LEASE)
+
+
+def discard_call(keys: SessionKeys, *, seen: bytes) -> Command:
+    """Delete a buffer that nobody can read."""
+    return Command((1, keys.buffer, seen), DISCARD)

@@ -9,9 +9,9 @@ from contract_engine.memory._effects import Flow
 from contract_engine.memory._runtime import AsyncRuntime, Runtime
 from contract_engine.memory.circuit_breaker import redis_circuit_breaker
 from contract_engine.memory.config import MemoryConfig
-from contract_engine.memory.errors import ContentionError, InvalidInputError, StoreUnavailableError
+from contract_engine.memory.errors import ContentionError, StoreUnavailableError
 from contract_engine.memory.intake import Intake
-from contract_engine.memory.keys import check_session_id
+from contract_engine.memory.keys import check_limit, check_session_id
 from contract_engine.memory.models import Message, SessionState
 from contract_engine.memory.sessions import Sessions
 from contract_engine.memory.summarizers import ExtractiveSummarizer
@@ -38,10 +38,9 @@ class BufferFlows:
         return True
 
     def get_messages(self, session_id: str, limit: object) -> Flow[list[Message]]:
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
-            raise InvalidInputError("limit", f"expected a whole number from 0, got {limit!r}")
+        wanted = None if limit is None else check_limit(limit)
         messages = (yield from self._load(session_id)).messages
-        return messages if limit is None else messages[max(0, len(messages) - limit) :]
+        return messages if wanted is None else messages[max(0, len(messages) - wanted) :]
 
     def get_buffer_info(self, session_id: str) -> Flow[dict[str, Any]]:
         return (yield from self._load(session_id)).buffer_info()

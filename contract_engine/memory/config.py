@@ -45,13 +45,7 @@ class SessionLimits:
         A token cap that is lowered below the trigger takes the trigger with it; a trigger that is *set* above the cap
         is refused.
         """
-        if not isinstance(changes, Mapping):
-            raise ConfigurationError("config", f"expected a dict, got {type(changes).__name__}")
-        for key, value in changes.items():
-            if key not in SessionLimits.__dataclass_fields__:
-                known = ", ".join(sorted(SessionLimits.__dataclass_fields__))
-                raise ConfigurationError(str(key), f"unknown setting; known are {known}")
-            _positive(key, value)
+        check_limit_changes(changes)
         values: dict[str, Any] = self.as_dict() | dict(changes)
         if "summary_trigger_tokens" not in changes:
             values["summary_trigger_tokens"] = min(values["summary_trigger_tokens"], values["max_buffer_tokens"])
@@ -60,6 +54,18 @@ class SessionLimits:
     def as_dict(self) -> dict[str, int]:
         """Return the three settings by name."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+def check_limit_changes(changes: object) -> dict[str, int]:
+    """Return ``changes`` if they are limits that exist, each in its range; how they fit together is not looked at."""
+    if not isinstance(changes, Mapping):
+        raise ConfigurationError("config", f"expected a dict, got {type(changes).__name__}")
+    for key, value in changes.items():
+        if key not in SessionLimits.__dataclass_fields__:
+            known = ", ".join(sorted(SessionLimits.__dataclass_fields__))
+            raise ConfigurationError(str(key), f"unknown setting; known are {known}")
+        _positive(key, value)
+    return dict(changes)
 
 
 @lru_cache(maxsize=1024)
@@ -152,16 +158,21 @@ class MemoryConfig:
             (limits if key in SessionLimits.__dataclass_fields__ else values)[key] = value
         if limits:
             values["limits"] = SessionLimits().with_changes(limits)
-        known = {item.name for item in fields(cls)}
-        for key in overrides:
-            if key not in known:
-                raise ConfigurationError(key, f"unknown setting; known are {', '.join(sorted(known))}")
+        check_settings(overrides)
         return cls(**(values | overrides))  # type: ignore[arg-type]  # checked on construction
 
 
 ENV_PREFIX = "CONTRACT_MEMORY_"
 HOME_VARIABLE = "CONTRACT_MEMORY_HOME"
 """Where the command line keeps the data of its embedded servers; no setting of the library."""
+
+
+def check_settings(settings: Mapping[str, object]) -> None:
+    """Refuse names that are no settings."""
+    known = sorted(item.name for item in fields(MemoryConfig))
+    for key in settings:
+        if key not in known:
+            raise ConfigurationError(key, f"unknown setting; known are {', '.join(known)}")
 
 
 def _converters() -> dict[str, type[int] | type[float] | type[str]]:

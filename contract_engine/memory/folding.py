@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-from contract_engine.memory._effects import Flow, summarize
+from contract_engine.memory._effects import Flow, pause, summarize
 from contract_engine.memory.config import MemoryConfig
-from contract_engine.memory.errors import ContentionError, MemoryServiceError, RedisUnavailableError
+from contract_engine.memory.errors import ContentionError, MemoryServiceError
 from contract_engine.memory.exchange import plan_fold
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.models import Outgoing, SessionState, Summary
 from contract_engine.memory.serializer import encode_value
-from contract_engine.memory.session_cache import SessionCache
+from contract_engine.memory.session_cache import REDIS_TROUBLE, SessionCache, new_ticket
 from contract_engine.memory.summarizers import SummaryRequest
 from contract_engine.memory.token_counter import TokenCounter
 
@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 50
 """How often a call goes round when others keep changing its session; in each round somebody makes progress."""
+
+
+PAUSE_SECONDS = 0.005
+"""How long a writer waits for the room that another one is making: a fold takes about this long."""
 
 
 class Folding:
@@ -42,18 +46,38 @@ class Folding:
         """Read the session where it cannot be out of date."""
         if self._log is not None:
             return (yield from self._log.read_state(session_id))
-        return (yield from self._cache.read(session_id)).state
+        return (yield from self._cache.read_alone(session_id))
 
-    def fold_when_due(self, session_id: str, lease_token: int) -> Flow[None]:
-        """Fold in the background; the lease is given back whatever happens."""
+    def fold_when_due(self, session_id: str, lease_token: int = 0) -> Flow[None]:
+        """Fold in the background; the lease, if one is held, is given back whatever happens."""
         try:
             state = yield from self.read_truth(session_id)
             if state is not None:
                 yield from self.fold(session_id, state, hard=state.exceeds_caps)
         except MemoryServiceError:
-            yield from self._cache.release(session_id, lease_token)
+            yield from self._release(session_id, lease_token)
             raise
-        yield from self._cache.release(session_id, lease_token)
+        yield from self._release(session_id, lease_token)
+
+    def _release(self, session_id: str, lease_token: int) -> Flow[None]:
+        if lease_token:
+            yield from self._cache.release(session_id, lease_token)
+
+    def make_room(self, session_id: str, incoming: Sequence[Outgoing], *, is_patient: bool) -> Flow[bool]:
+        """Fold in Redis for what is about to come; False where the buffer is empty, so that room cannot be the matter.
+
+        One caller folds and the others wait a moment (``is_patient``): they need the room, not the work.
+        """
+        token = new_ticket()
+        if not (yield from self._cache.lease(session_id, token)) and is_patient:
+            yield from pause(PAUSE_SECONDS)
+            return True
+        state = yield from self._cache.read_alone(session_id)
+        has_rows = state is not None and bool(state.rows)
+        if state is not None and has_rows:
+            yield from self.fold(session_id, state, incoming=incoming, hard=True)
+        yield from self._cache.release(session_id, token)
+        return has_rows
 
     def read_within_caps(self, session_id: str) -> Flow[SessionState | None]:
         """Read the session where it cannot be out of date, folding first what exceeds its caps."""
@@ -128,7 +152,7 @@ class Folding:
         False where it does not: then nothing was written.
         """
         tokens = self._counter.count_tokens(text)
-        version = state.summary.version + 1
+        version = state.summary_version + 1
         if self._log is None:
             summary = Summary(version, last_seq, tokens, self._cache.now_ms(), text)
             entry = _history_entry(summary, state.watermark + 1, method, segment, metadata)
@@ -153,7 +177,7 @@ class Folding:
             summary, revision = committed
             try:
                 yield from self._cache.commit(session_id, state, summary, new_revision=revision, history_entry=b"")
-            except RedisUnavailableError as exc:
+            except REDIS_TROUBLE as exc:
                 logger.info("session %s: summary %d is in the log, Redis not told: %s", session_id, version, exc)
         return True
 

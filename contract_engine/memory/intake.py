@@ -44,7 +44,7 @@ class Intake:
                 outgoing.append(self.message(message))
             except InvalidInputError as exc:
                 field = exc.field.replace("message", f"messages[{place}]", 1)
-                raise InvalidInputError(field, exc.problem) from exc
+                raise type(exc)(field, exc.problem) from exc
         return outgoing
 
 

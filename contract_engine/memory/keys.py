@@ -42,6 +42,13 @@ def check_message_id(message_id: object) -> str:
     return _check_id("message_id", message_id)
 
 
+def check_limit(limit: object, *, least: int = 0) -> int:
+    """Return how many things a caller wants at most: a whole number from ``least``, cut to what stores can count."""
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < least:
+        raise InvalidInputError("limit", f"expected a whole number from {least}, got {limit!r}")
+    return min(limit, 2**31 - 1)
+
+
 def _check_id(field: str, value: object) -> str:
     if not isinstance(value, str):
         raise InvalidInputError(field, f"expected a text, got {type(value).__name__}")

@@ -12,7 +12,7 @@ from contract_engine.memory._manager_flows import ManagerFlows
 from contract_engine.memory._runtime import AsyncRuntime, Runtime
 from contract_engine.memory.buffer_store import AsyncBufferStore, BufferStore
 from contract_engine.memory.circuit_breaker import CircuitBreaker, redis_circuit_breaker
-from contract_engine.memory.config import MemoryConfig, SessionLimits
+from contract_engine.memory.config import MemoryConfig, SessionLimits, check_settings
 from contract_engine.memory.models import Message, Receipt
 from contract_engine.memory.session_store import AsyncPostgresSessionStore, PostgresSessionStore
 from contract_engine.memory.summarizers import ExtractiveSummarizer
@@ -52,6 +52,7 @@ class _Manager:
     def config(self) -> MemoryConfig:
         """The settings in force: those given, else those of the environment at the first call."""
         if self._given_config is not None:
+            check_settings(self._settings)
             config = replace(self._given_config, **self._settings)
         else:
             config = MemoryConfig.from_env(**self._settings)

@@ -112,7 +112,7 @@ class LogFlows:
             {
                 **self._key(session_id),
                 "epoch": state.epoch,
-                "version": state.summary.version,
+                "version": state.summary_version,
                 "first_seq": state.watermark + 1,
                 "last_seq": last_seq,
                 "segment": None if segment is None else encode_text(segment),
@@ -127,7 +127,7 @@ class LogFlows:
         if not rows:
             return None
         revision, at_ms = rows[0]
-        return Summary(state.summary.version + 1, last_seq, tokens, at_ms, text), revision
+        return Summary(state.summary_version + 1, last_seq, tokens, at_ms, text), revision
 
     def history(self, session_id: str, limit: int | None) -> Flow[list[Message]]:
         """Read the newest messages, answered oldest first."""

@@ -84,12 +84,14 @@ class SessionState(msgspec.Struct, frozen=True):
     ``epoch`` names the life of the session between two clearings. ``revision`` counts every change that is not an
     append (a fold, a new summary, other limits); a cached copy with an older revision is out of date. ``rows`` are the
     messages in the shape of :class:`Entry`, as they were decoded: most readers want nothing of them but the messages.
+    ``summary`` has another version than ``summary_version`` where Redis has lost it.
     """
 
     epoch: int
     revision: int
     last_seq: int
     watermark: int
+    summary_version: int
     summary: Summary
     limits: SessionLimits
     rows: Sequence[Sequence[Any]]
@@ -110,7 +112,7 @@ class SessionState(msgspec.Struct, frozen=True):
     @property
     def is_complete(self) -> bool:
         """Whether summary and messages meet at the watermark; only Redis alone can lose a summary."""
-        return self.summary.last_seq == self.watermark
+        return self.summary.version == self.summary_version and self.summary.last_seq == self.watermark
 
     @property
     def exceeds_caps(self) -> bool:
@@ -118,6 +120,19 @@ class SessionState(msgspec.Struct, frozen=True):
         if len(self.rows) <= 1:
             return False
         return len(self.rows) > self.limits.max_buffer_messages or self.buffer_tokens > self.limits.max_buffer_tokens
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is a session to commit to, and not just a summary that outlived its buffer."""
+        return self.epoch != 0
+
+    @property
+    def is_fold_due(self) -> bool:
+        """Whether enough has gathered for a fold in the background."""
+        limits = self.limits
+        return len(self.rows) > 1 and (
+            len(self.rows) >= limits.max_buffer_messages or self.buffer_tokens >= limits.summary_trigger_tokens
+        )
 
     def as_context(self, session_id: str, *, source: str, degraded: bool) -> dict[str, Any]:
         """Return the dict that ``get_context`` answers; its keys are described there."""
@@ -130,7 +145,7 @@ class SessionState(msgspec.Struct, frozen=True):
             "total_tokens": self.buffer_tokens + self.summary.tokens,
             "message_count": len(messages),
             "summary_tokens": self.summary.tokens,
-            "summary_version": self.summary.version,
+            "summary_version": self.summary_version,
             "watermark": self.watermark,
             "last_seq": self.last_seq,
             "complete": self.is_complete,
@@ -150,6 +165,6 @@ class SessionState(msgspec.Struct, frozen=True):
         }
 
 
-def empty_session(limits: SessionLimits) -> SessionState:
-    """Return the state of a session that has no message yet."""
-    return SessionState(0, 0, 0, 0, NO_SUMMARY, limits, (), 0, 0)
+def empty_session(limits: SessionLimits, summary: Summary = NO_SUMMARY) -> SessionState:
+    """Return the state of a session that has no message, or none but those its summary covers."""
+    return SessionState(0, 0, summary.last_seq, summary.last_seq, summary.version, summary, limits, (), 0, 0)

@@ -79,7 +79,8 @@ def decode_text(data: bytes) -> str:
 def decode_elements(elements: Sequence[bytes]) -> list[Any]:
     """Decode many JSON values in one pass; several times faster than one by one.
 
-    :class:`CorruptDataError` if any of them is not JSON.
+    :class:`CorruptDataError` if any of them is not JSON. Halves of a value that happen to fit together are not told
+    from whole ones: the caller looks at the shape of what it gets.
     """
     try:
         found: list[Any] = _decoder.decode(b"[" + b",".join(elements) + b"]")

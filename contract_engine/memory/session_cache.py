@@ -15,14 +15,21 @@ from contract_engine.memory._layout import (
     element_rest,
     header_bytes,
     parse_session,
+    parse_summary,
     read_commands,
     row_bytes,
     summary_bytes,
 )
 from contract_engine.memory.config import MemoryConfig
-from contract_engine.memory.errors import ConfigurationError, CorruptDataError
+from contract_engine.memory.errors import (
+    ConfigurationError,
+    CorruptDataError,
+    PoolExhaustedError,
+    RedisUnavailableError,
+    StoreMisconfiguredError,
+)
 from contract_engine.memory.keys import SessionKeys, session_keys
-from contract_engine.memory.models import Outgoing, Placed, SessionState, Summary
+from contract_engine.memory.models import Outgoing, Placed, SessionState, Summary, empty_session
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +40,21 @@ HISTORY_LENGTH = 100
 """Summary versions kept in ephemeral mode; with a database all of them are."""
 
 
+REDIS_TROUBLE = (RedisUnavailableError, PoolExhaustedError, StoreMisconfiguredError)
+"""What makes a caller do without Redis where there is a log."""
+
+
 class Reading(NamedTuple):
-    """What a read found. ``seen`` is the first element of the list, empty where there was none."""
+    """What a read found.
+
+    ``seen`` is the first element of the list, empty where there was none. ``summary`` is what is cached, whether or not
+    there is a buffer to go with it. ``is_damaged``: there is a list, and nobody can read it.
+    """
 
     state: SessionState | None
     seen: bytes
+    summary: Summary
+    is_damaged: bool
 
 
 class SessionCache:
@@ -45,6 +62,7 @@ class SessionCache:
 
     def __init__(self, config: MemoryConfig, *, clock: Callable[[], float] = time.time) -> None:
         self._prefix, self._tenant = config.key_prefix, config.tenant
+        self._default_limits = config.limits
         self._limits = _scripts.limits_text(config.limits)
         self._buffer_ttl = config.buffer_ttl_seconds
         # Without a log the session lives and dies as a whole, so every key gets the buffer's deadline.
@@ -69,10 +87,22 @@ class SessionCache:
         elements = replies[0]
         seen = elements[0] if isinstance(elements, list) and elements else b""
         try:
-            return Reading(parse_session(replies), seen)
+            state = parse_session(replies)
         except CorruptDataError as exc:
             logger.warning("session %s: %s under our keys; it is replaced", session_id, exc)
-            return Reading(None, seen)
+            return Reading(None, seen, parse_summary(replies[1], None), True)
+        if state is not None:
+            return Reading(state, seen, state.summary, False)
+        return Reading(None, seen, parse_summary(replies[1], None), False)
+
+    def read_alone(self, session_id: str) -> Flow[SessionState | None]:
+        """Read a session that no log keeps; a buffer nobody can read is given up, and the session goes on."""
+        reading = yield from self.read(session_id)
+        if reading.is_damaged:
+            yield from redis_call(_scripts.discard_call(self.keys(session_id), seen=reading.seen))
+        if reading.state is None and reading.summary.version:
+            return empty_session(self._default_limits, reading.summary)
+        return reading.state
 
     def append_command(
         self, keys: SessionKeys, placed: Placed, outgoing: Sequence[Outgoing], *, ticket: int
@@ -92,7 +122,6 @@ class SessionCache:
             ticket=ticket,
             ticket_ttl=TICKET_TTL_SECONDS,
             lease_ms=self._lease_ms,
-            limits=self._limits,
             messages=messages,
         )
 
@@ -153,7 +182,7 @@ class SessionCache:
                 self.keys(session_id),
                 epoch=state.epoch,
                 revision=state.revision,
-                version=state.summary.version,
+                version=state.summary_version,
                 new_revision=new_revision,
                 watermark=summary.last_seq,
                 buffer_ttl=self._buffer_ttl,
@@ -181,6 +210,13 @@ class SessionCache:
         )
         if header == 0:
             raise ConfigurationError("summary_trigger_tokens", "is above max_buffer_tokens")
+
+    def lease(self, session_id: str, lease_token: int) -> Flow[bool]:
+        """Take the lease of a fold, unless somebody holds it."""
+        (taken,) = yield from redis_call(
+            _scripts.lease_call(self.keys(session_id), lease_token=lease_token, lease_ms=self._lease_ms)
+        )
+        return bool(taken)
 
     def release(self, session_id: str, lease_token: int) -> Flow[None]:
         """Give back the lease of a fold, if it is still held."""

@@ -15,7 +15,7 @@ from contract_engine.memory.circuit_breaker import redis_circuit_breaker
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import InvalidInputError, StoreUnavailableError
 from contract_engine.memory.intake import Intake
-from contract_engine.memory.keys import check_session_id
+from contract_engine.memory.keys import check_limit, check_session_id
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.models import Message, Receipt
 from contract_engine.memory.serializer import decode_value, encode_value
@@ -47,9 +47,7 @@ class StoreFlows:
 
     def get_chat_history(self, session_id: str, limit: object) -> Flow[list[Message]]:
         check_session_id(session_id)
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
-            raise InvalidInputError("limit", f"expected a whole number from 0, got {limit!r}")
-        return (yield from self._log.history(session_id, limit))
+        return (yield from self._log.history(session_id, None if limit is None else check_limit(limit)))
 
     def save_session_context_atomic(self, session_id: str, context: object) -> Flow[bool]:
         check_session_id(session_id)
@@ -72,8 +70,8 @@ class StoreFlows:
         check_session_id(session_id)
         return (yield from self._log.erase(session_id))
 
-    def get_all_sessions(self, limit: int) -> Flow[list[dict[str, Any]]]:
-        return (yield from self._log.list_sessions(limit))
+    def get_all_sessions(self, limit: object) -> Flow[list[dict[str, Any]]]:
+        return (yield from self._log.list_sessions(check_limit(limit)))
 
 
 def _standalone(config: MemoryConfig | None) -> tuple[MemoryConfig, StoreFlows]:

@@ -18,21 +18,15 @@ from contract_engine.memory.errors import (
     ContentionError,
     MemoryServiceError,
     MessageConflictError,
-    PoolExhaustedError,
-    RedisUnavailableError,
-    StoreMisconfiguredError,
 )
 from contract_engine.memory.folding import ATTEMPTS, Folding
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.models import Outgoing, Placed, Receipt, SessionState, empty_session
 from contract_engine.memory.serializer import json_text
-from contract_engine.memory.session_cache import Reading, SessionCache, new_ticket
+from contract_engine.memory.session_cache import REDIS_TROUBLE, SessionCache, new_ticket
 from contract_engine.memory.token_counter import TokenCounter
 
 logger = logging.getLogger(__name__)
-
-REDIS_TROUBLE = (RedisUnavailableError, PoolExhaustedError, StoreMisconfiguredError)
-"""What makes a reader go to the log instead."""
 
 # What the append and assign scripts answer; see there.
 _STALE, _APPENDED, _FOLD_DUE = 0, 1, 2
@@ -71,10 +65,13 @@ class Sessions:
     def append(self, session_id: str, outgoing: Sequence[Outgoing], *, read: bool = False) -> Flow[Appended]:
         """Acknowledge messages, in order; with ``read`` answer the session too, in the same round trip to Redis."""
         if self._log is None:
-            placed, reading = yield from self._assign(session_id, outgoing, read=read)
-            state = reading.state if reading is not None else None
-            loaded = Loaded(state or empty_session(self._limits), "redis", False) if read else None
-            return Appended(_receipts(placed, outgoing, is_durable=False, degraded=False), loaded)
+            placed, state = yield from self._assign(session_id, outgoing, read=read)
+            receipts = _receipts(placed, outgoing, is_durable=False, degraded=False)
+            if not read:
+                return Appended(receipts, None)
+            if state is None or state.exceeds_caps:
+                state = yield from self.folding.read_within_caps(session_id)
+            return Appended(receipts, Loaded(state or empty_session(self._limits), "redis", False))
         placed = yield from self._log.append(session_id, outgoing)
         # Committed: from here on nothing may turn the acknowledgement into a failure.
         state = None
@@ -108,7 +105,10 @@ class Sessions:
         if answer == _FOLD_DUE:
             yield from self._spawn_fold(session_id, ticket)
         elif answer != _APPENDED and answer[0] == _STALE:
-            return (yield from self._rebuild(session_id, int(answer[1])))
+            state = yield from self._rebuild(session_id, int(answer[1]))
+            if state is not None and state.is_fold_due:
+                yield from self._spawn_fold(session_id, 0)
+            return state
         if not read:
             return None
         state = self.cache.reading(replies[1:], session_id).state
@@ -116,14 +116,14 @@ class Sessions:
 
     def _assign(
         self, session_id: str, outgoing: Sequence[Outgoing], *, read: bool
-    ) -> Flow[tuple[Placed, Reading | None]]:
+    ) -> Flow[tuple[Placed, SessionState | None]]:
         """Append where there is no log: all of ``outgoing`` in one script, after a fold where a cap is in the way."""
         keys = self.cache.keys(session_id)
         messages: list[object] = []
         for message in outgoing:
             messages += (message.tokens, element_rest(message))
         reads = read_commands(keys) if read else ()
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             token = new_ticket()
 
             def commands(message_id: bytes, token: int = token) -> tuple[Command, ...]:
@@ -132,58 +132,56 @@ class Sessions:
                 )
                 return (call, *reads)
 
-            # A fresh id cannot be there yet, so the script need not look for it; after a lost reply it may be.
+            # A fresh id cannot be there yet, so the script need not look for it; after a lost reply it may be. They are
+            # appended together or not at all: the first one stands for all.
             known_id = json_text(outgoing[0].message_id) if outgoing[0].is_retry_safe else b""
-            again = (lambda: commands(json_text(outgoing[0].message_id))) if len(outgoing) == 1 else None
-            replies = yield from redis_call_once(*commands(known_id), again=again)
+            replies = yield from redis_call_once(
+                *commands(known_id), again=lambda: commands(json_text(outgoing[0].message_id))
+            )
             answer = replies[0]
             status, first, at_ms = (_APPENDED, answer, self.cache.now_ms()) if type(answer) is int else answer
             if status == _FULL:
-                if (yield from self._make_room(session_id, outgoing)) or len(outgoing) == 1:
-                    continue
-                return (yield from self._assign_halves(session_id, outgoing, read=read))
+                # Every tenth time without waiting for whoever makes room: it may have died.
+                is_patient = attempt % 10 != 9
+                has_rows = yield from self.folding.make_room(session_id, outgoing, is_patient=is_patient)
+                if not has_rows and len(outgoing) > 1:
+                    return (yield from self._assign_halves(session_id, outgoing, read=read))
+                continue
             if status == _CONFLICT:
                 raise MessageConflictError(outgoing[0].message_id)
             if status == _FOLD_DUE:
                 yield from self._spawn_fold(session_id, token)
             seqs = tuple(range(first, first + len(outgoing)))
             placed = Placed(seqs, (at_ms,) * len(outgoing), 0, 0, status == _KNOWN)
-            return placed, self.cache.reading(replies[1:], session_id) if read else None
+            return placed, self.cache.reading(replies[1:], session_id).state if read else None
         raise ContentionError(session_id, ATTEMPTS)
-
-    def _make_room(self, session_id: str, incoming: Sequence[Outgoing]) -> Flow[bool]:
-        """Fold for what is about to come; False where the buffer is empty, so that room cannot be the matter."""
-        state = (yield from self.cache.read(session_id)).state
-        if state is None or not state.rows:
-            return False
-        yield from self.folding.fold(session_id, state, incoming=incoming, hard=True)
-        return True
 
     def _assign_halves(
         self, session_id: str, outgoing: Sequence[Outgoing], *, read: bool
-    ) -> Flow[tuple[Placed, Reading | None]]:
+    ) -> Flow[tuple[Placed, SessionState | None]]:
         """Append a batch that is larger than a whole buffer, half by half."""
         middle = len(outgoing) // 2
         first, _ = yield from self._assign(session_id, outgoing[:middle], read=False)
-        second, reading = yield from self._assign(session_id, outgoing[middle:], read=read)
-        return Placed(first.seqs + second.seqs, first.at_ms + second.at_ms, 0, 0, False), reading
+        second, state = yield from self._assign(session_id, outgoing[middle:], read=read)
+        return Placed(first.seqs + second.seqs, first.at_ms + second.at_ms, 0, 0, False), state
 
     def _spawn_fold(self, session_id: str, lease_token: int) -> Flow[None]:
         yield from spawn(lambda: self.folding.fold_when_due(session_id, lease_token), f"fold of session {session_id}")
 
     def load(self, session_id: str) -> Flow[Loaded]:
         """Read the session in one round trip to Redis; from the log where Redis cannot tell it."""
+        if self._log is None:
+            state = yield from self.cache.read_alone(session_id)
+            if state is not None and state.exceeds_caps:  # its limits have just been lowered
+                state = yield from self.folding.read_within_caps(session_id)
+            return Loaded(state or empty_session(self._limits), "redis", False)
         try:
             reading = yield from self.cache.read(session_id)
             state = reading.state
-            if self._log is None:
-                return Loaded(state or empty_session(self._limits), "redis", False)
             if state is not None and state.is_complete and self._is_confirmed(session_id, state):
                 return Loaded(state, "redis", False)
             ticket = yield from self.cache.claim(session_id, reading.seen)
         except REDIS_TROUBLE as exc:
-            if self._log is None:
-                raise
             logger.info("session %s: read from the log: %s", session_id, exc)
             return (yield from self._load_log(session_id, degraded=True))
         state = yield from self._rebuild(session_id, ticket)
@@ -248,8 +246,8 @@ class Sessions:
     def erase(self, session_id: str) -> Flow[None]:
         """Delete the session everywhere. Raises where a server is away: then call again, some of it is still there."""
         if self._log is not None:
-            self._unconfirmed[session_id] = math.inf
             yield from self._log.erase(session_id)
+            self._unconfirmed[session_id] = math.inf
         yield from self.cache.forget(session_id)
         self._unconfirmed.pop(session_id, None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -16,12 +17,29 @@ from contract_engine.memory.errors import (
     StoreUnavailableError,
 )
 from contract_engine.memory.folding import ATTEMPTS
-from contract_engine.memory.keys import check_session_id
+from contract_engine.memory.keys import check_limit, check_session_id
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.serializer import decode_value, encode_value
-from contract_engine.memory.sessions import REDIS_TROUBLE, Sessions
+from contract_engine.memory.session_cache import REDIS_TROUBLE
+from contract_engine.memory.sessions import Sessions
 from contract_engine.memory.summarizers import ExtractiveSummarizer, SummaryRequest
 from contract_engine.memory.token_counter import TokenCounter
+
+logger = logging.getLogger(__name__)
+
+
+def _readable_entries(found: object, session_id: str) -> list[dict[str, Any]]:
+    entries = []
+    for item in found if isinstance(found, list) else ():
+        try:
+            entry = decode_value(item)
+        except CorruptDataError:
+            entry = None
+        if isinstance(entry, dict) and "text" in entry:
+            entries.append(entry)
+        else:
+            logger.warning("session %s: a summary in the history cannot be read; it is left out", session_id)
+    return entries
 
 
 class SummaryFlows:
@@ -54,7 +72,7 @@ class SummaryFlows:
     def _add(self, session_id: str, segment: str, metadata: Mapping[str, object] | None) -> Flow[None]:
         for _ in range(ATTEMPTS):
             state = yield from self._sessions.folding.read_truth(session_id)
-            if state is None:  # there is no session yet to hang the summary on
+            if state is None or not state.is_begun:  # nothing yet to hang the summary on
                 yield from self._sessions.change_limits(session_id, {})
                 continue
             text = f"{state.summary.text}\n{segment}" if state.summary.text else segment
@@ -83,31 +101,30 @@ class SummaryFlows:
 
     def get_summary_history(self, session_id: str, limit: object) -> Flow[list[dict[str, Any]]]:
         check_session_id(session_id)
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise InvalidInputError("limit", f"expected a whole number from 1, got {limit!r}")
+        limit = check_limit(limit, least=1)
         if self._log is not None:
             return (yield from self._log.summary_history(session_id, limit))
         key = self._sessions.cache.keys(session_id).history
         (found,) = yield from redis_call(Command(("LRANGE", key, -limit, -1)))
-        return [] if isinstance(found, CorruptDataError) else [decode_value(item) for item in found]
+        return _readable_entries(found, session_id)
 
     def get_summary_stats(self, session_id: str) -> Flow[dict[str, Any]]:
         check_session_id(session_id)
         keys = self._sessions.cache.keys(session_id)
         summary = (yield from self._sessions.load(session_id)).state.summary
-        count: int | None = None
-        if self._log is not None:
-            count = yield from self._log.summary_count(session_id)
+        ttl: int | None = None
         try:
             ttl, length = yield from redis_call(Command(("TTL", keys.summary)), Command(("LLEN", keys.history)))
+            count = length if isinstance(length, int) else 0
         except REDIS_TROUBLE:
-            if count is None:
+            if self._log is None:
                 raise
-            ttl, length = -2, 0
+        if self._log is not None:
+            count = yield from self._log.summary_count(session_id)
         return {
-            "summary_count": length if count is None else count,
+            "summary_count": count,
             "current_summary_length": len(summary.text),
-            "redis_ttl": ttl if ttl >= 0 else None,
+            "redis_ttl": ttl if ttl is not None and ttl >= 0 else None,
             "last_updated": summary.at_ms / 1000 if summary.at_ms else None,
         }
 
@@ -127,9 +144,12 @@ class SummaryFlows:
 
     def _clear_alone(self, session_id: str) -> Flow[None]:
         for _ in range(ATTEMPTS):
-            state = (yield from self._sessions.cache.read(session_id)).state
-            if state is None or state.summary.version == 0:
+            state = yield from self._sessions.cache.read_alone(session_id)
+            if state is None or state.summary_version == 0:
                 return
+            if not state.is_begun:
+                yield from self._sessions.cache.configure(session_id, {})
+                continue
             done = yield from self._sessions.folding.commit(
                 session_id, state, last_seq=state.watermark, text="", method="cleared"
             )

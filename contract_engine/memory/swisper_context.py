@@ -55,7 +55,8 @@ class SwisperContext:
         session_id: object = self.session_id
         if not isinstance(session_id, str) or not session_id:
             raise InvalidInputError("session_id", "a context needs the id of its session")
-        if self.current_state not in STATES:
+        state: object = self.current_state
+        if not isinstance(state, str) or state not in STATES:
             raise InvalidInputError(
                 "current_state", f"unknown state {self.current_state!r}; known are {', '.join(sorted(STATES))}"
             )

@@ -11,7 +11,8 @@ import math
 import os
 import time
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
@@ -21,12 +22,10 @@ from sqlalchemy.util import greenlet_spawn
 
 from contract_engine.memory._effects import Query
 from contract_engine.memory._runtime.failures import database_failure
-from contract_engine.memory.errors import DeadlineExceededError
+from contract_engine.memory.errors import DeadlineExceededError, StoreMisconfiguredError
 
 T = TypeVar("T")
 Rows = Sequence[tuple[Any, ...]]
-
-_USED = "contract_engine.used"
 
 
 def _within(steps: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, T]:
@@ -76,6 +75,14 @@ def _connect_arguments(url: str, timeout: float) -> dict[str, Any]:
     return {"connect_timeout": math.ceil(timeout), "application_name": "contract-memory", **arguments}
 
 
+@contextmanager
+def _options_checked() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.ProgrammingError as exc:
+        raise StoreMisconfiguredError("postgres", "unknown connection option", hint="check the database URL") from exc
+
+
 def _pool_options(timeout: float, pool_size: int) -> dict[str, Any]:
     return {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": timeout, "isolation_level": "AUTOCOMMIT"}
 
@@ -87,7 +94,8 @@ class Database:
         arguments = _connect_arguments(url, timeout)
 
         def connect() -> psycopg.Connection[Any]:
-            connection = _DeadlineConnection.connect(**arguments)
+            with _options_checked():
+                connection = _DeadlineConnection.connect(**arguments)
             connection.seconds = timeout
             return connection
 
@@ -97,14 +105,14 @@ class Database:
         _engines.add(self._engine)
 
     def query(self, effect: Query) -> Rows:
-        """Run one statement in autocommit and return its rows; repeated once if an idle connection had died."""
+        """Run one statement in autocommit and return its rows; repeated once if the connection died."""
         try:
             try:
                 return self._query(effect)
-            except _StaleConnectionError:
+            except _LostConnectionError:
                 self._engine.dispose()
                 return self._query(effect)
-        except (psycopg.Error, sa_exc.SQLAlchemyError, _StaleConnectionError) as exc:
+        except (psycopg.Error, sa_exc.SQLAlchemyError, _LostConnectionError) as exc:
             raise _translated(exc) from exc
 
     def _query(self, effect: Query) -> Rows:
@@ -115,19 +123,18 @@ class Database:
             try:
                 rows = raw.execute(statement.sql, effect.parameters, prepare=statement.is_hot, binary=True).fetchall()
             except psycopg.OperationalError as exc:
-                if raw.closed and pooled.info.get(_USED):
-                    raise _StaleConnectionError from exc
+                if raw.closed:
+                    raise _LostConnectionError from exc
                 raise
             finally:
                 if raw.closed:
                     pooled.invalidate()
-            pooled.info[_USED] = True
             return rows
         finally:
             pooled.close()
 
     def transaction(self, body: Callable[[sa.Connection], T]) -> T:
-        """Run ``body`` in one transaction; repeated once if an idle connection had died."""
+        """Run ``body`` in one transaction; repeated once if the connection died."""
         try:
             try:
                 return self._transaction(body)
@@ -154,7 +161,8 @@ class AsyncDatabase:
         arguments = _connect_arguments(url, timeout)
 
         async def connect() -> psycopg.AsyncConnection[Any]:
-            connection = await _AsyncDeadlineConnection.connect(**arguments)
+            with _options_checked():
+                connection = await _AsyncDeadlineConnection.connect(**arguments)
             connection.seconds = timeout
             return connection
 
@@ -165,14 +173,14 @@ class AsyncDatabase:
         self._transactional = self._engine.execution_options(isolation_level="READ COMMITTED")
 
     async def query(self, effect: Query) -> Rows:
-        """Run one statement in autocommit and return its rows; repeated once if an idle connection had died."""
+        """Run one statement in autocommit and return its rows; repeated once if the connection died."""
         try:
             try:
                 return await self._query(effect)
-            except _StaleConnectionError:
+            except _LostConnectionError:
                 await self._engine.dispose()
                 return await self._query(effect)
-        except (psycopg.Error, sa_exc.SQLAlchemyError, _StaleConnectionError) as exc:
+        except (psycopg.Error, sa_exc.SQLAlchemyError, _LostConnectionError) as exc:
             raise _translated(exc) from exc
 
     async def _query(self, effect: Query) -> Rows:
@@ -184,8 +192,8 @@ class AsyncDatabase:
                 cursor = await raw.execute(statement.sql, effect.parameters, prepare=statement.is_hot, binary=True)
                 rows = await cursor.fetchall()
             except psycopg.OperationalError as exc:
-                if raw.closed and pooled.info.get(_USED):
-                    raise _StaleConnectionError from exc
+                if raw.closed:
+                    raise _LostConnectionError from exc
                 raise
             except BaseException:
                 # Cancelled in mid-conversation: the reply may still come, to nobody.
@@ -194,13 +202,12 @@ class AsyncDatabase:
             finally:
                 if raw.closed:
                     await greenlet_spawn(pooled.invalidate)
-            pooled.info[_USED] = True
             return rows
         finally:
             await greenlet_spawn(pooled.close)
 
     async def transaction(self, body: Callable[[sa.Connection], T]) -> T:
-        """Run ``body`` in one transaction; repeated once if an idle connection had died."""
+        """Run ``body`` in one transaction; repeated once if the connection died."""
         try:
             try:
                 return await self._transaction(body)
@@ -220,13 +227,13 @@ class AsyncDatabase:
         await self._engine.dispose()
 
 
-class _StaleConnectionError(Exception):
-    """A pooled connection that had worked before turned out to be closed."""
+class _LostConnectionError(Exception):
+    """A connection died under a statement: idle ones die with their server, so all of them are suspect."""
 
 
 def _translated(exc: Exception) -> Exception:
-    cause = exc.__cause__ if isinstance(exc, _StaleConnectionError) else exc
-    assert isinstance(cause, Exception), "a stale connection is always raised from the driver's error"
+    cause = exc.__cause__ if isinstance(exc, _LostConnectionError) else exc
+    assert isinstance(cause, Exception), "a lost connection is always raised from the driver's error"
     return database_failure(cause) or cause
 
 

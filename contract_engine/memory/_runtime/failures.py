@@ -81,8 +81,6 @@ def database_failure(exc: Exception) -> MemoryServiceError | None:
     if state is None:
         if isinstance(exc, psycopg.OperationalError | psycopg.InterfaceError):
             return DatabaseUnavailableError(_kind(exc))
-        if isinstance(exc, psycopg.ProgrammingError):  # before there is a connection: an option libpq does not know
-            return StoreMisconfiguredError("postgres", "connection options", hint="check the database URL")
         return None
     if state == "23505":
         return AlreadyStoredError("message id already stored")

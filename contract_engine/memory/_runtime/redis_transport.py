@@ -316,7 +316,9 @@ class AsyncRedisTransport(_Guard):
             if time.monotonic() - last_used < IDLE_CHECK_SECONDS:
                 return connection, True
             try:
-                is_quiet = not await connection.can_read_destructive()
+                # redis-py 7 has only the older of the two names, redis-py 8 warns of it.
+                is_dirty = getattr(connection, "can_read", None) or connection.can_read_destructive
+                is_quiet = not await is_dirty()
             except redis_exc.ConnectionError:
                 is_quiet = False
             if is_quiet:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, TypeVar
 
-from contract_engine.memory._effects import Flow, Query, RedisCall, Spawn, Summarize
+from contract_engine.memory._effects import Flow, Pause, Query, RedisCall, Spawn, Summarize
 from contract_engine.memory._runtime.background import AsyncBackground, Background
 from contract_engine.memory._runtime.database import AsyncDatabase, Database
 from contract_engine.memory._runtime.redis_transport import AsyncRedisTransport, RedisTransport
@@ -60,6 +61,8 @@ class Runtime:
             return self.background.start(lambda: self.run(effect.flow()), effect.name)
         if kind is Summarize:
             return self._summarizer.summarize(effect.request)
+        if kind is Pause:
+            return time.sleep(effect.seconds)
         if self._database is None:
             raise _no_database()
         return self._database.query(effect) if kind is Query else self._database.transaction(effect.body)
@@ -140,6 +143,8 @@ class AsyncRuntime:
             return self.background.start(lambda: self.run(effect.flow()), effect.name)
         if kind is Summarize:
             return await asyncio.to_thread(self._summarizer.summarize, effect.request)
+        if kind is Pause:
+            return await asyncio.sleep(effect.seconds)
         if self._database is None:
             raise _no_database()
         if kind is Query:

@@ -2,7 +2,7 @@
 --
 -- KEYS  1 buffer  2 summary  3 fold
 -- ARGV  1 epoch  2 revision  3 seq of the first message  4 time (ms)  5 buffer TTL (s)  6 summary TTL (s)
---       7 a fresh ticket  8 ticket TTL (s)  9 lease of a fold (ms)  10 limits of a session that begins here
+--       7 a fresh ticket  8 ticket TTL (s)  9 lease of a fold (ms)
 --       then for each message: tokens, element
 -- Answer 1: appended. 2: appended, and the caller is to fold; it holds the lease, named by its ticket. Else the buffer
 --       cannot follow: {0, ticket}: the caller is to rebuild it with this ticket; {3, ticket}: somebody else is at it.
@@ -18,12 +18,12 @@ if type(text) == 'string' then
   local head, epoch, revision, version, watermark, trigger, max_tokens, max_messages, last, tokens = string.match(
     text, '^(%[1,(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),)(%d+),(%d+),%d+%]$')
   if epoch == ARGV[1] and last + 1 == tonumber(ARGV[3]) and tonumber(revision) >= tonumber(ARGV[2]) then
-    last = last + (#ARGV - 10) / 2
-    for i = 11, #ARGV, 2 do tokens = tokens + ARGV[i] end
+    last = last + (#ARGV - 9) / 2
+    for i = 10, #ARGV, 2 do tokens = tokens + ARGV[i] end
     local count = last - watermark
     max_messages = tonumber(max_messages)
     if count == 1 or (count <= max_messages and tokens <= tonumber(max_tokens)) then
-      for i = 12, #ARGV, 2 do call('RPUSH', buffer, ARGV[i]) end
+      for i = 11, #ARGV, 2 do call('RPUSH', buffer, ARGV[i]) end
       call('LSET', buffer, 0, head .. last .. ',' .. tokens .. ',' .. ARGV[4] .. ']')
       call('EXPIRE', buffer, ARGV[5])
       if version ~= '0' then call('EXPIRE', KEYS[2], ARGV[6]) end
@@ -38,32 +38,20 @@ end
 
 -- include _header
 
-local FIRST = 11
 local first = tonumber(ARGV[3])
-local n = (#ARGV - FIRST + 1) / 2
+local n = (#ARGV - 9) / 2
 local last = first + n - 1
 local h
 h, text = read_header(buffer)
-
-if text == '' and first == 1 and ARGV[2] == '0' then
-  h = new_header(ARGV[1], ARGV[10], ARGV[4])
-  for i = FIRST, #ARGV, 2 do h.tokens = h.tokens + ARGV[i] end
-  h.last = last
-  if n == 1 or (n <= h.max_messages and h.tokens <= h.max_tokens) then
-    redis.call('DEL', buffer)
-    redis.call('RPUSH', buffer, header_text(h))
-    for i = FIRST + 1, #ARGV, 2 do redis.call('RPUSH', buffer, ARGV[i]) end
-    redis.call('EXPIRE', buffer, ARGV[5])
-    return 1
-  end
-elseif h and h.epoch == ARGV[1] and h.revision >= tonumber(ARGV[2]) and last <= h.last then
+if h and h.epoch == ARGV[1] and h.revision >= tonumber(ARGV[2]) and last <= h.last then
   -- Sent again, or placed by a rebuild that was faster than we are.
   local same = true
   for i = 0, n - 1 do
     local place = first + i - h.watermark
-    if place > 0 and redis.call('LINDEX', buffer, place) ~= ARGV[FIRST + 1 + 2 * i] then same = false end
+    if place > 0 and redis.call('LINDEX', buffer, place) ~= ARGV[11 + 2 * i] then same = false end
   end
   if same then return 1 end
 end
+-- Not even the first message of a session is placed here without asking the log: the session may have been cleared since.
 local ticket, fresh = place_ticket(buffer, text, ARGV[7], ARGV[8], ARGV[1], string.format('%d', last))
 return { fresh and 0 or 3, ticket }

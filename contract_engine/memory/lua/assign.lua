@@ -4,7 +4,7 @@
 -- ARGV  1 time (ms)  2 TTL of every key (s)  3 epoch and  4 limits of a session that begins here
 --       5 what to do at a cap: 'fold' (append nothing and say so) or 'drop' (the oldest messages go)
 --       6 lease token  7 lease of a fold (ms)
---       8 the message id as JSON, where an earlier attempt may have stored it; else ''
+--       8 the id of the first message as JSON, where an earlier attempt may have stored them all; else ''
 --       then for each message: tokens, the rest of the element from the id on
 -- Answer the seq of the first message: appended. Else {status, seq, time (ms)}: 0 full, nothing was appended;
 --       2 appended, and the caller is to fold; 3 already there; 4 the id is there with other content.
@@ -50,7 +50,8 @@ end
 local FIRST = 9
 local n = (#ARGV - FIRST + 1) / 2
 local h = read_header(buffer)
-if not h then
+local begins = not h
+if begins then
   h = new_header(ARGV[3], ARGV[4], now)
   -- A summary that outlived its evicted buffer still covers what it covers: the session goes on behind it.
   local kept = redis.pcall('GET', KEYS[2])
@@ -58,11 +59,7 @@ if not h then
     local version, covered = string.match(kept, '^%[(%d+),(%d+),')
     if version then h.version, h.watermark, h.last = tonumber(version), tonumber(covered), tonumber(covered) end
   end
-  redis.call('DEL', buffer)
-  redis.call('RPUSH', buffer, header_text(h))
-end
-
-if ARGV[8] ~= '' then
+elseif ARGV[8] ~= '' then
   for _, element in ipairs(redis.call('LRANGE', buffer, 1, -1)) do
     local seq, at, rest = string.match(element, '^%[(%d+),%d+,(%d+),(.*)$')
     if rest and string.sub(rest, 1, #ARGV[8] + 1) == ARGV[8] .. ',' then
@@ -71,20 +68,24 @@ if ARGV[8] ~= '' then
   end
 end
 
-local count, tokens, dropped = h.last - h.watermark, h.tokens, 0
-local added = 0
+local count, tokens, added = h.last - h.watermark, h.tokens, 0
 for i = FIRST, #ARGV, 2 do added = added + ARGV[i] end
 local function fits()
   return (count == 0 and n == 1) or (count + n <= h.max_messages and tokens + added <= h.max_tokens)
 end
-if not fits() and ARGV[5] == 'fold' then return { 0, h.last, 0 } end
-while count > 0 and not fits() do
+local dropped = 0
+while ARGV[5] == 'drop' and count > 0 and not fits() do
   dropped = dropped + 1
   count = count - 1
   tokens = tokens - tonumber(string.match(redis.call('LINDEX', buffer, dropped), '^%[%d+,(%d+),'))
 end
 if not fits() then return { 0, h.last, 0 } end
-if dropped > 0 then drop_oldest(buffer, h, dropped) end
+if begins then
+  redis.call('DEL', buffer)
+  redis.call('RPUSH', buffer, '')
+elseif dropped > 0 then
+  drop_oldest(buffer, h, dropped)
+end
 
 local first = h.last + 1
 for i = FIRST, #ARGV, 2 do
@@ -93,6 +94,10 @@ for i = FIRST, #ARGV, 2 do
 end
 h.tokens, h.updated = h.tokens + added, now
 redis.call('LSET', buffer, 0, header_text(h))
-redis.call('EXPIRE', buffer, ARGV[2])
-for _, key in ipairs({ KEYS[2], KEYS[4], KEYS[5] }) do redis.call('EXPIRE', key, ARGV[2]) end
+for _, key in ipairs({ buffer, KEYS[2], KEYS[4], KEYS[5] }) do redis.call('EXPIRE', key, ARGV[2]) end
+count = h.last - h.watermark
+if ARGV[5] == 'fold' and count > 1 and (h.tokens >= h.trigger or count >= h.max_messages)
+  and redis.call('SET', KEYS[3], ARGV[6], 'NX', 'PX', ARGV[7]) then
+  return { 2, first, tonumber(now) }
+end
 return first

@@ -1,6 +1,6 @@
 -- Put a new summary in place and trim the messages it covers, by their numbers.
 --
--- KEYS  1 buffer  2 summary  3 history
+-- KEYS  1 buffer  2 summary  3 history  4 context
 -- ARGV  1 epoch  2 revision expected  3 version expected  4 new revision  5 new watermark  6 buffer TTL (s)
 --       7 summary TTL (s)  8 summary  9 entry for the history, or ''  10 entries to keep
 -- Answer 1 done; 0 the session has moved on and nothing was changed.
@@ -23,6 +23,7 @@ if ARGV[9] ~= '' then
   if redis.call('TYPE', KEYS[3]).ok ~= 'list' then redis.call('DEL', KEYS[3]) end
   redis.call('RPUSH', KEYS[3], ARGV[9])
   redis.call('LTRIM', KEYS[3], -ARGV[10], -1)
-  redis.call('EXPIRE', KEYS[3], ARGV[7])
 end
+redis.call('EXPIRE', KEYS[3], ARGV[7])
+redis.call('EXPIRE', KEYS[4], ARGV[7])
 return 1

@@ -14,7 +14,8 @@ if held ~= ARGV[1] or tonumber(epoch) > tonumber(ARGV[2])
   or (epoch == ARGV[2] and tonumber(tail) > tonumber(ARGV[3])) then
   return 0
 end
-redis.call('LSET', KEYS[1], 0, ARGV[4])
+redis.call('DEL', KEYS[1])
+redis.call('RPUSH', KEYS[1], ARGV[4])
 for i = 8, #ARGV do redis.call('RPUSH', KEYS[1], ARGV[i]) end
 redis.call('EXPIRE', KEYS[1], ARGV[5])
 if ARGV[7] == '' then

@@ -1,0 +1,533 @@
+"""Servers that die, hang and come back: what still works, what says so, and how long it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+import redis
+from memory_contract import ASYNC, DURABLE, EPHEMERAL, SYNC, Backend, assert_context, logged, run_threads, say, talk
+from servers import PrivateServers
+
+from contract_engine.embedded import EmbeddedServers
+from contract_engine.memory import (
+    CircuitOpenError,
+    CircuitState,
+    DatabaseUnavailableError,
+    MemoryManager,
+    RedisUnavailableError,
+    StoreUnavailableError,
+)
+
+pytest_plugins = ("memory_fixtures",)
+
+REDIS_SECONDS = 0.2
+DATABASE_SECONDS = 1.0
+RECOVERY_SECONDS = 0.3
+SETTINGS: dict[str, Any] = {
+    "redis_timeout_seconds": REDIS_SECONDS,
+    "database_timeout_seconds": DATABASE_SECONDS,
+    "breaker_failure_threshold": 3,
+    "breaker_recovery_seconds": RECOVERY_SECONDS,
+}
+
+
+@pytest.fixture(params=[SYNC, ASYNC])
+def colour(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class Outage:
+    """Managers on a server of their own, and what happens to it."""
+
+    def __init__(self, servers: EmbeddedServers, backend: Backend) -> None:
+        self.servers = servers
+        self.backend = backend
+        self.stopped: list[psutil.Process] = []
+
+    def open(self, **settings: Any) -> MemoryManager:
+        return self.backend.open(**(SETTINGS | settings))
+
+    def kill_redis(self) -> None:
+        process = psutil.Process(self.servers.redis_pid)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(10)
+        with pytest.raises(redis.ConnectionError):
+            self.ping_redis()
+
+    def stop_redis(self) -> None:
+        self._stop([psutil.Process(self.servers.redis_pid)])
+        with pytest.raises(redis.TimeoutError):
+            self.ping_redis()
+
+    def ping_redis(self) -> None:
+        with redis.Redis.from_url(self.servers.redis_url, socket_timeout=0.1) as client:
+            client.ping()
+
+    def kill_database(self) -> None:
+        processes = self._database_processes()
+        for process in processes:
+            os.kill(process.pid, signal.SIGKILL)
+        assert not psutil.wait_procs(processes, 10)[1]
+
+    def stop_database(self) -> None:
+        self._stop(self._database_processes())
+
+    def _database_processes(self) -> list[psutil.Process]:
+        postmaster = psutil.Process(self.servers.postgres_pid)
+        return [postmaster, *postmaster.children(recursive=True)]
+
+    def _stop(self, processes: list[psutil.Process]) -> None:
+        for process in processes:
+            os.kill(process.pid, signal.SIGSTOP)
+            self.stopped.append(process)
+        deadline = time.monotonic() + 5
+        while any(process.status() != psutil.STATUS_STOPPED for process in processes):
+            assert time.monotonic() < deadline, "it does not stop"
+            time.sleep(0.01)
+
+    def go_on(self) -> None:
+        for process in self.stopped:
+            if process.is_running():
+                os.kill(process.pid, signal.SIGCONT)
+        self.stopped.clear()
+
+    def close(self) -> None:
+        self.go_on()
+        self.backend.close()
+
+
+@pytest.fixture
+def redis_outage(private_servers: PrivateServers, database_url: str, colour: str, tenant: str) -> Iterator[Outage]:
+    """A Redis to harm, beside the PostgreSQL that all tests share."""
+    servers = private_servers(postgres=False)
+    outage = Outage(servers, Backend(colour, DURABLE, servers.redis_url, database_url, tenant))
+    yield outage
+    outage.close()
+
+
+@pytest.fixture
+def database_outage(private_servers: PrivateServers, redis_url: str, colour: str, tenant: str) -> Iterator[Outage]:
+    """A PostgreSQL to harm, beside the Redis that all tests share."""
+    servers = private_servers(redis=False)
+    outage = Outage(servers, Backend(colour, DURABLE, redis_url, servers.database_url, tenant))
+    yield outage
+    outage.close()
+
+
+@pytest.fixture
+def ephemeral_outage(private_servers: PrivateServers, colour: str, tenant: str) -> Iterator[Outage]:
+    """A Redis to harm, with nothing behind it."""
+    servers = private_servers(postgres=False)
+    outage = Outage(servers, Backend(colour, EPHEMERAL, servers.redis_url, None, tenant))
+    yield outage
+    outage.close()
+
+
+def took(call: Callable[[], object]) -> float:
+    """Return how many seconds a call took, whether or not it raised what an outage makes it raise."""
+    started = time.monotonic()
+    with contextlib.suppress(StoreUnavailableError):
+        call()
+    return time.monotonic() - started
+
+
+def waited_for(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 10
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+# -- Redis away
+
+
+def test_without_redis_everything_goes_on_from_the_log(redis_outage: Outage) -> None:
+    manager = redis_outage.open(max_buffer_messages=6)
+    said = talk(10)
+    for message in said:
+        manager.add_message("s", message)
+    manager.wait_for_folds()
+    manager.save_context("s", {"session_id": "s", "note": 1})
+    before = manager.get_context("s")
+    assert (before["source"], before["degraded"]) == ("redis", False)
+
+    redis_outage.kill_redis()
+    during = manager.get_context("s")
+    assert (during["source"], during["degraded"]) == ("postgres", True)
+    for key in ("buffer_messages", "current_summary", "watermark", "last_seq", "total_tokens", "summary_version"):
+        assert during[key] == before[key]
+    for number in range(11, 31):
+        said.append(say(number))
+        assert manager.add_message("s", say(number)) is True
+        context = manager.get_context("s")
+        assert_context(context, said)
+        assert context["degraded"] is True
+    receipt = manager.append("s", say(31), message_id="m")
+    assert (receipt.seq, receipt.durable, receipt.degraded) == (31, True, True)
+    assert manager.append("s", say(31), message_id="m").seq == 31
+    said.append(say(31))
+    said += talk(2, start=32)
+    assert [receipt.seq for receipt in manager.add_messages("s", talk(2, start=32))] == [32, 33]
+    said.append(say(34))
+    turn = manager.add_and_get_context("s", say(34))
+    assert_context(turn, said)
+    assert turn["degraded"] is True
+    assert manager.circuit_breaker.get_state() != CircuitState.CLOSED
+
+    manager.set_session_config("s", {"max_buffer_messages": 4})
+    context = manager.get_context("s")
+    assert_context(context, said)
+    assert context["message_count"] <= 4
+    assert manager.get_session_config("s")["max_buffer_messages"] == 4
+    assert manager.load_context("s").note == 1  # type: ignore[union-attr]  # it was saved
+    assert manager.save_context("s", {"session_id": "s", "note": 2}) is True
+    assert manager.summary_store.add_summary("s", "Said while Redis was away.") is True
+    assert "while Redis was away" in (manager.summary_store.get_current_summary("s") or "")
+    assert manager.summary_store.get_summary_stats("s")["redis_ttl"] is None
+    stats = manager.get_memory_stats("s")
+    assert stats["is_redis_available"] is False
+    assert stats["redis_memory"] is None
+    assert stats["degraded"] is True
+    assert manager.buffer_store.get_messages("s") == manager.get_context("s")["buffer_messages"]
+    assert manager.is_available() is True
+    health = manager.health()
+    assert (health["status"], health["redis"], health["postgres"]) == ("degraded", False, True)
+    assert health["circuit_breaker"] in ("open", "half_open")
+
+
+def test_when_redis_is_back_the_buffers_heal(redis_outage: Outage) -> None:
+    manager, other = redis_outage.open(), redis_outage.open()
+    for session_id in ("s", "t"):
+        manager.add_messages(session_id, talk(3))
+        assert other.get_context(session_id)["source"] == "redis"
+    redis_outage.kill_redis()
+    for number in (4, 5):
+        assert manager.append("s", say(number)).degraded is True
+    redis_outage.servers.start()
+    assert waited_for(lambda: not manager.append("u", say(1)).degraded), "the breaker lets a probe through"
+    for session_id, count in (("s", 5), ("t", 3)):
+        first = manager.get_context(session_id)
+        assert_context(first, talk(count))
+        assert (first["source"], first["degraded"]) == ("postgres", False), "Redis came back empty"
+        for one in (manager, other):
+            assert waited_for(lambda one=one, session_id=session_id: not one.get_context(session_id)["degraded"])  # type: ignore[misc]  # bound as defaults
+            context = one.get_context(session_id)
+            assert_context(context, talk(count))
+            assert context["source"] == "redis"
+    assert other.append("s", say(6)).seq == 6
+    assert_context(manager.get_context("s"), talk(6))
+    assert manager.circuit_breaker.get_state() == CircuitState.CLOSED
+    assert manager.health()["status"] == "ok"
+
+
+def test_a_redis_that_was_only_unreachable_holds_old_buffers(redis_outage: Outage) -> None:
+    """It comes back with what it had: the messages written meanwhile are missing there, and must not be missed."""
+    manager, other = redis_outage.open(), redis_outage.open()
+    manager.add_messages("s", talk(3))
+    manager.add_messages("t", talk(3))
+    redis_outage.stop_redis()
+    for session_id in ("s", "t"):
+        assert manager.append(session_id, say(4)).degraded is True
+    redis_outage.go_on()
+    assert waited_for(lambda: not manager.append("u", say(1)).degraded)
+    # Whoever wrote them never believes the old copy.
+    assert_context(manager.get_context("s"), talk(4))
+    # Others see them as soon as it has touched the session.
+    assert_context(other.get_context("s"), talk(4))
+    assert other.append("t", say(5)).seq == 5
+    assert_context(other.get_context("t"), talk(5))
+    assert_context(manager.get_context("t"), talk(5))
+
+
+def test_clearing_needs_redis_and_says_so(redis_outage: Outage) -> None:
+    manager, other = redis_outage.open(), redis_outage.open()
+    manager.add_messages("s", talk(3))
+    redis_outage.stop_redis()
+    assert manager.clear_session_memory("s") is False
+    redis_outage.go_on()
+    # What this process knows to be erased it does not show, even before it is asked again.
+    assert waited_for(lambda: manager.health()["redis"] is True)
+    assert_context(manager.get_context("s"), [])
+    assert manager.clear_session_memory("s") is True
+    assert waited_for(lambda: other.health()["redis"] is True)
+    assert_context(other.get_context("s"), [])
+
+
+def test_a_hung_redis_costs_its_deadline_and_then_next_to_nothing(redis_outage: Outage) -> None:
+    manager = redis_outage.open(breaker_recovery_seconds=60.0)
+    manager.add_messages("s", talk(3))
+    redis_outage.stop_redis()
+    slow: list[float] = []
+    while manager.circuit_breaker.get_state() != CircuitState.OPEN:
+        slow.append(took(lambda: manager.append("s", say(4, words=len(slow)))))
+        assert len(slow) < 10, "the breaker never opens"
+    assert len(slow) >= 2
+    assert max(slow) < 2 * REDIS_SECONDS + 0.3
+    assert min(slow) > REDIS_SECONDS / 2, "the server was not hung"
+    fast = [took(lambda: manager.add_message("s", say(5))) for _ in range(20)]
+    fast += [took(lambda: manager.get_context("s")) for _ in range(20)]
+    assert sorted(fast)[20] * 5 < sorted(slow)[len(slow) // 2]
+    assert manager.circuit_breaker.snapshot().rejected >= 40
+    redis_outage.go_on()
+
+
+def test_a_hung_redis_is_used_again_when_it_goes_on(redis_outage: Outage) -> None:
+    manager = redis_outage.open()
+    manager.add_messages("s", talk(3))
+    redis_outage.stop_redis()
+    for number in range(4, 10):
+        assert manager.add_message("s", say(number)) is True
+    context = manager.get_context("s")
+    assert_context(context, talk(9))
+    assert context["degraded"] is True
+    assert manager.circuit_breaker.get_state() != CircuitState.CLOSED
+    redis_outage.go_on()
+    assert waited_for(lambda: not manager.get_context("s")["degraded"])
+    for _ in range(2):
+        context = manager.get_context("s")
+        assert_context(context, talk(9))
+    assert context["source"] == "redis"
+    assert manager.circuit_breaker.get_state() == CircuitState.CLOSED
+
+
+def test_threads_on_a_hung_redis_each_keep_the_deadline(
+    private_servers: PrivateServers, database_url: str, tenant: str
+) -> None:
+    servers = private_servers(postgres=False)
+    outage = Outage(servers, Backend(SYNC, DURABLE, servers.redis_url, database_url, tenant))
+    try:
+        manager = outage.open(breaker_recovery_seconds=60.0)
+        manager.add_messages("s", talk(3))
+        outage.stop_redis()
+        times: list[float] = []
+        run_threads(16, lambda _: times.append(took(lambda: manager.get_context("s"))))
+        assert len(times) == 16
+        assert max(times) < 2 * REDIS_SECONDS + 1.0
+        assert manager.circuit_breaker.get_state() == CircuitState.OPEN
+    finally:
+        outage.close()
+
+
+def test_without_a_log_a_dead_redis_is_an_error_and_never_an_empty_session(ephemeral_outage: Outage) -> None:
+    manager = ephemeral_outage.open()
+    manager.add_messages("s", talk(3))
+    ephemeral_outage.kill_redis()
+    for call in (
+        lambda: manager.get_context("s"),
+        lambda: manager.append("s", say(4)),
+        lambda: manager.add_messages("s", talk(2)),
+        lambda: manager.add_and_get_context("s", say(4)),
+        lambda: manager.get_session_config("s"),
+        lambda: manager.set_session_config("s", {"max_buffer_messages": 4}),
+        lambda: manager.load_context("s"),
+        lambda: manager.get_memory_stats("s"),
+        lambda: manager.buffer_store.get_messages("s"),
+        lambda: manager.buffer_store.get_buffer_info("s"),
+        lambda: manager.summary_store.get_current_summary("s"),
+        lambda: manager.summary_store.get_summary_history("s"),
+        lambda: manager.summary_store.get_summary_stats("s"),
+    ):
+        with pytest.raises(RedisUnavailableError) as caught:
+            call()
+        assert isinstance(caught.value, ConnectionError)
+    assert isinstance(caught.value, CircuitOpenError)
+    assert manager.add_message("s", say(4)) is False
+    assert manager.buffer_store.add_message("s", say(4)) is False
+    assert manager.buffer_store.clear_buffer("s") is False
+    assert manager.save_context("s", {"session_id": "s"}) is False
+    assert manager.summary_store.add_summary("s", "text") is False
+    assert manager.summary_store.clear_summaries("s") is False
+    assert manager.clear_session_memory("s") is False
+    assert manager.is_available() is False
+    assert manager.health()["status"] == "down"
+    ephemeral_outage.servers.start()
+    assert waited_for(manager.is_available)
+    assert_context(manager.get_context("s"), [])
+    assert manager.append("s", say(1)).seq == 1
+
+
+# -- PostgreSQL away
+
+
+def test_without_the_log_nothing_is_acknowledged_but_contexts_are_read(database_outage: Outage) -> None:
+    manager = database_outage.open()
+    for number in (1, 2, 3):
+        manager.append("s", say(number), message_id=f"id{number}")
+    manager.summary_store.add_summary("s", "Something.")
+    assert_context_of_three(manager.get_context("s"))
+    database_outage.kill_database()
+    for call in (
+        lambda: manager.append("s", say(4), message_id="id4"),
+        lambda: manager.append("s", say(3), message_id="id3"),
+        lambda: manager.add_messages("s", talk(2, start=4)),
+        lambda: manager.add_and_get_context("s", say(4)),
+        lambda: manager.set_session_config("s", {"max_buffer_messages": 4}),
+        lambda: manager.load_context("s"),
+        lambda: manager.session_store.get_chat_history("s"),
+        lambda: manager.summary_store.get_summary_history("s"),
+        lambda: manager.get_context("never read before"),
+    ):
+        with pytest.raises(DatabaseUnavailableError) as caught:
+            call()
+        assert isinstance(caught.value, ConnectionError)
+        assert "password" not in str(caught.value).lower()
+    assert manager.add_message("s", say(4)) is False
+    assert manager.save_context("s", {"session_id": "s"}) is False
+    assert manager.summary_store.add_summary("s", "text") is False
+    context = manager.get_context("s")
+    assert_context_of_three(context)
+    assert context["source"] == "redis"
+    assert manager.get_session_config("s")["max_buffer_messages"] == 30
+    assert manager.clear_session_memory("other") is False
+    assert manager.is_available() is True
+    health = manager.health()
+    assert (health["status"], health["redis"], health["postgres"]) == ("degraded", True, False)
+    assert manager.circuit_breaker.get_state() == CircuitState.CLOSED, "it guards Redis"
+
+    database_outage.servers.start()
+    assert manager.append("s", say(4), message_id="id4").seq == 4, "nothing of the failed calls was stored"
+    context = manager.get_context("s")
+    assert context["buffer_messages"] == talk(4)
+    url = database_outage.servers.database_url
+    assert logged(url, database_outage.backend.tenant, "s") == list(enumerate(talk(4), start=1))
+
+
+def assert_context_of_three(context: dict[str, Any]) -> None:
+    assert context["buffer_messages"] == talk(3)
+    assert context["current_summary"] == "Something."
+
+
+def append_to(manager: MemoryManager, number: int, said: int) -> None:
+    manager.append(f"t{number}", say(said))
+
+
+def test_idle_connections_survive_a_restart_of_the_database(database_outage: Outage) -> None:
+    manager = database_outage.open()
+    if database_outage.backend.colour == SYNC:
+        run_threads(6, lambda number: append_to(manager, number, 1))
+    manager.add_messages("s", talk(3))
+    manager.set_session_config("s", {"max_buffer_messages": 20})
+    database_outage.kill_database()
+    database_outage.servers.start()
+    # The first call of each kind finds dead connections, and nobody learns of it.
+    assert manager.append("s", say(4)).seq == 4
+    database_outage.kill_database()
+    database_outage.servers.start()
+    manager.set_session_config("s", {"max_buffer_messages": 10})
+    if database_outage.backend.colour == SYNC:
+        database_outage.kill_database()
+        database_outage.servers.start()
+        run_threads(6, lambda number: append_to(manager, number, 2))
+    assert_context(manager.get_context("s"), talk(4))
+    assert manager.get_session_config("s")["max_buffer_messages"] == 10
+
+
+def test_a_clearing_that_failed_takes_nothing_away(database_outage: Outage) -> None:
+    """The log refused the connection, so nothing was erased: what Redis has goes on being read, by everybody."""
+    manager, other = database_outage.open(), database_outage.open()
+    manager.add_messages("s", talk(3))
+    assert_context(other.get_context("s"), talk(3))
+    database_outage.kill_database()
+    assert manager.clear_session_memory("s") is False
+    for one in (manager, other):
+        assert_context(one.get_context("s"), talk(3))
+
+
+def test_terminated_backends_are_replaced_in_silence(database_outage: Outage) -> None:
+    manager = database_outage.open()
+    manager.add_messages("s", talk(3))
+    for round_number in range(3):
+        with psycopg.connect(database_outage.servers.database_url) as connection:
+            ended = connection.execute(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE application_name = 'contract-memory'"
+            ).fetchone()
+            assert ended is not None
+            assert ended[0] >= 1
+        time.sleep(0.1)
+        if round_number == 0:
+            assert manager.append("s", say(4)).seq == 4
+        elif round_number == 1:
+            manager.set_session_config("s", {"max_buffer_messages": 10})
+        else:
+            assert manager.session_store.get_chat_history("s") == talk(4)
+
+
+def test_a_hung_database_costs_its_deadline(database_outage: Outage) -> None:
+    manager = database_outage.open()
+    manager.add_messages("s", talk(3))
+    manager.set_session_config("s", {"max_buffer_messages": 20})
+    assert_context(manager.get_context("s"), talk(3))
+    assert_context(manager.get_context("s"), talk(3))
+    database_outage.stop_database()
+    calls: dict[str, Callable[[], object]] = {
+        "append": lambda: manager.append("s", say(4), message_id="id4"),
+        "transaction": lambda: manager.set_session_config("s", {"max_buffer_messages": 5}),
+        "transaction again": lambda: manager.clear_session_memory("other"),
+        "health": manager.health,
+    }
+    times = {name: took(call) for name, call in calls.items()}
+    # A new connection takes libpq's limit, whole seconds and never less than two.
+    assert {name: seconds for name, seconds in times.items() if seconds > 2 * DATABASE_SECONDS + 2.5} == {}
+    assert times["append"] > DATABASE_SECONDS / 2, "the server was not hung"
+    assert_context(manager.get_context("s"), talk(3))
+    assert manager.add_message("s", say(7)) is False
+
+    database_outage.go_on()
+    assert waited_for(lambda: manager.health()["postgres"] is True)
+    # Whether the call that ran into the deadline took effect is unknown: the same id makes sure that it does once.
+    assert manager.append("s", say(4), message_id="id4").message_id == "id4"
+    rows = logged(database_outage.servers.database_url, database_outage.backend.tenant, "s")
+    messages = [message for _, message in rows]
+    assert [seq for seq, _ in rows] == list(range(1, len(rows) + 1))
+    assert messages.count(say(4)) == 1
+    assert messages.count(say(7)) <= 1
+    context = manager.get_context("s")
+    assert_context(context, messages)
+
+
+# -- both away
+
+
+def test_with_both_away_nothing_is_acknowledged(private_servers: PrivateServers, colour: str, tenant: str) -> None:
+    servers = private_servers()
+    outage = Outage(servers, Backend(colour, DURABLE, servers.redis_url, servers.database_url, tenant))
+    try:
+        manager = outage.open()
+        manager.add_messages("s", talk(3))
+        outage.kill_redis()
+        outage.kill_database()
+        for call in (
+            lambda: manager.append("s", say(4)),
+            lambda: manager.get_context("s"),
+            lambda: manager.add_and_get_context("s", say(4)),
+            lambda: manager.get_session_config("s"),
+            lambda: manager.get_memory_stats("s"),
+            lambda: manager.buffer_store.get_messages("s"),
+            lambda: manager.summary_store.get_current_summary("s"),
+        ):
+            with pytest.raises(StoreUnavailableError):
+                call()
+        assert manager.add_message("s", say(4)) is False
+        assert manager.save_context("s", {"session_id": "s"}) is False
+        assert manager.clear_session_memory("s") is False
+        assert manager.is_available() is False
+        assert manager.health()["status"] == "down"
+        servers.start()
+        assert waited_for(lambda: manager.health()["status"] == "ok")
+        assert_context(manager.get_context("s"), talk(3))
+        assert logged(servers.database_url, tenant, "s") == list(enumerate(talk(3), start=1))
+        assert manager.append("s", say(4)).seq == 4
+        assert_context(manager.get_context("s"), talk(4))
+    finally:
+        outage.close()
