@@ -21,13 +21,34 @@ import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
 from random import random as _random
-from typing import NamedTuple, ParamSpec, TypeVar, cast
+from typing import ParamSpec, TypeVar, cast
 
 from contract_engine.memory.call_window import CallWindow, Tally
+from contract_engine.memory.circuit_state import (
+    CLOSED,
+    DISABLED,
+    FORCED_OPEN,
+    HALF_OPEN,
+    OPEN,
+    TRANSITIONS,
+    BreakerSnapshot,
+    CircuitState,
+    Permit,
+    Transition,
+)
 from contract_engine.memory.errors import CircuitOpenError, ConfigurationError
+
+__all__ = [
+    "TRANSITIONS",
+    "BreakerSnapshot",
+    "CircuitBreaker",
+    "CircuitState",
+    "Permit",
+    "RedisCircuitBreaker",
+    "Transition",
+    "redis_circuit_breaker",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -35,69 +56,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class CircuitState(StrEnum):
-    """Where a breaker stands."""
-
-    CLOSED = "closed"
-    OPEN = "open"
-    HALF_OPEN = "half_open"
-    FORCED_OPEN = "forced_open"
-    DISABLED = "disabled"
-
-
-CLOSED, OPEN, HALF_OPEN, FORCED_OPEN, DISABLED = CircuitState
-
-TRANSITIONS: dict[CircuitState, frozenset[CircuitState]] = {
-    CLOSED: frozenset({OPEN, FORCED_OPEN, DISABLED}),
-    OPEN: frozenset({HALF_OPEN, CLOSED, FORCED_OPEN, DISABLED}),
-    HALF_OPEN: frozenset({OPEN, CLOSED, FORCED_OPEN, DISABLED}),
-    FORCED_OPEN: frozenset({CLOSED, DISABLED}),
-    DISABLED: frozenset({CLOSED, FORCED_OPEN}),
-}
-
 # What says nothing about the server, whatever ``counts`` holds: the caller gave up, or the call was never tried.
 GIVEN_UP = (asyncio.CancelledError, concurrent.futures.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 NEVER_COUNTED = (*GIVEN_UP, CircuitOpenError)
-
-
-class Permit(NamedTuple):
-    """The right to make one call in one generation of the state."""
-
-    generation: int
-    started: float
-
-
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """One change of state, as listeners see it; ``at`` is in seconds since the epoch."""
-
-    name: str
-    from_state: CircuitState
-    to_state: CircuitState
-    reason: str
-    at: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BreakerSnapshot:
-    """A breaker at one moment, for health output. Times are seconds since the epoch, counts run since the start.
-
-    ``cancelled``: permits given back, by cancellation or by an exception that does not count. ``late``: results of
-    calls begun in an earlier state. ``slow`` calls are also in ``successful`` or ``failed``.
-    """
-
-    name: str
-    state: CircuitState
-    failure_count: int
-    last_failure_time: float | None
-    opened_at: float | None
-    retry_after: float
-    successful: int
-    failed: int
-    slow: int
-    rejected: int
-    cancelled: int
-    late: int
 
 
 class CircuitBreaker:
