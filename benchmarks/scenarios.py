@@ -155,7 +155,7 @@ class Bare:
             "tokens": outgoing.tokens,
             "body": outgoing.body,
         }
-        placed = Placed((1,), (int(time.time() * 1000),), 1, 0, False)
+        placed = Placed((1,), (int(time.time() * 1000),), 1, 0)
         call = self._cache.append_command(self._cache.keys(f"bare-{name}"), placed, (outgoing,), ticket=1)
         return row, call.words
 

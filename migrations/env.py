@@ -27,11 +27,11 @@ def include_name(name: str | None, kind: str, _parents: object) -> bool:
 
 
 def run() -> None:
-    """Migrate in one transaction, under an advisory lock, giving up rather than queueing behind long transactions."""
+    """Migrate in one transaction, after any other migrator, and giving up rather than queueing before the writers."""
     engine = sa.create_engine(database_url(), poolclass=sa.pool.NullPool, connect_args={"connect_timeout": 10})
     with engine.connect() as connection:
-        connection.execute(sa.text("SET lock_timeout = '10s'"))
         connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": MIGRATION_LOCK})
+        connection.execute(sa.text("SET lock_timeout = '10s'"))
         connection.commit()
         try:
             context.configure(

@@ -101,6 +101,7 @@ class Conservation(RuleBasedStateMachine):
     @rule(sent=ids)
     def send_again(self, sent: tuple[str, dict[str, Any]]) -> None:
         message_id, message = sent
+        self.manager.wait_for_folds()
         seq = self.by_id.get(message_id)
         if seq is None or (self.database_url is None and seq <= self.manager.get_context("s")["watermark"]):
             return  # cleared since, or beyond what ephemeral mode remembers

@@ -72,11 +72,13 @@ class Statement:
 class Query(msgspec.Struct):
     """Run a statement on a pooled psycopg connection, past SQLAlchemy: this is the hot path. Answers the rows.
 
-    Every statement sent this way may be repeated without harm: reads, and writes that are idempotent by message id.
+    ``is_repeatable``: sending it twice has the effect of once, so it may be sent again when the connection died under
+    it: reads, and writes that are idempotent by message id. A compare-and-set is not: the second loses to the first.
     """
 
     statement: Statement
     parameters: Mapping[str, Any]
+    is_repeatable: bool
 
 
 class Transaction(msgspec.Struct):
@@ -119,8 +121,13 @@ def redis_call_once(*commands: Command, again: Callable[[], tuple[Command, ...]]
 
 
 def query(statement: Statement, parameters: Mapping[str, Any]) -> Flow[Sequence[tuple[Any, ...]]]:
-    """Run one statement and answer its rows."""
-    return cast("Sequence[tuple[Any, ...]]", (yield Query(statement, parameters)))
+    """Run one statement that may be repeated and answer its rows."""
+    return cast("Sequence[tuple[Any, ...]]", (yield Query(statement, parameters, True)))
+
+
+def query_once(statement: Statement, parameters: Mapping[str, Any]) -> Flow[Sequence[tuple[Any, ...]]]:
+    """Run one statement that must not be repeated and answer its rows."""
+    return cast("Sequence[tuple[Any, ...]]", (yield Query(statement, parameters, False)))
 
 
 def transaction(body: Callable[[sa.Connection], T]) -> Flow[T]:

@@ -286,11 +286,14 @@ def change_limits(
     connection: sa.Connection, key: Mapping[str, str], changes: Mapping[str, object], defaults: SessionLimits
 ) -> SessionLimits:
     """Apply changes to the session's limits; what was never set goes on following the defaults."""
-    connection.execute(
-        insert(sessions).values(tenant=tenant, session_id=session_id, epoch=_NEW_EPOCH).on_conflict_do_nothing(), key
-    )
     columns = [sessions.c[name] for name in SessionLimits.__dataclass_fields__]
-    row = connection.execute(sa.select(*columns).where(_this(sessions)).with_for_update(), key).one()
+    row = connection.execute(
+        insert(sessions)
+        .values(tenant=tenant, session_id=session_id, epoch=_NEW_EPOCH)
+        .on_conflict_do_update(index_elements=["tenant", "session_id"], set_={"updated_at": sa.func.now()})
+        .returning(*columns),
+        key,
+    ).one()
     limits = effective_limits(defaults, dict(row._mapping)).with_changes(changes)
     connection.execute(
         sa.update(sessions).where(_this(sessions)).values({**changes, "revision": sessions.c.revision + 1}), key

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from contract_engine.memory._effects import Flow
-from contract_engine.memory._runtime import AsyncRuntime, Runtime
-from contract_engine.memory.circuit_breaker import redis_circuit_breaker
+from contract_engine.memory._runtime import AsyncRuntime, Runtime, breaker_for
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import ContentionError, StoreUnavailableError
 from contract_engine.memory.intake import Intake
@@ -86,8 +85,11 @@ class BufferStore:
         *,
         config: MemoryConfig | None = None,
     ) -> None:
+        is_shared = config is None
         config, self._flows = _standalone(config, max_messages, max_tokens)
-        self._runtime = Runtime(config, breaker=redis_circuit_breaker, summarizer=ExtractiveSummarizer())
+        self._runtime = Runtime(
+            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer()
+        )
         self._owns_runtime = True
 
     @classmethod
@@ -133,8 +135,11 @@ class AsyncBufferStore:
         *,
         config: MemoryConfig | None = None,
     ) -> None:
+        is_shared = config is None
         config, self._flows = _standalone(config, max_messages, max_tokens)
-        self._runtime = AsyncRuntime(config, breaker=redis_circuit_breaker, summarizer=ExtractiveSummarizer())
+        self._runtime = AsyncRuntime(
+            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer()
+        )
         self._owns_runtime = True
 
     @classmethod

@@ -168,6 +168,18 @@ class CircuitBreaker:
         self._begin_generation()
         _breakers.add(self)
 
+    def configure(self, failure_threshold: int, recovery_timeout: float) -> None:
+        """Set the threshold and the first wait anew; an opening under way keeps its wait."""
+        _check("failure_threshold", failure_threshold, int, 1, 1e9)
+        _check("recovery_timeout", recovery_timeout, float, 0, 1e9)
+        with self._lock:
+            if self._longest_wait == 10 * self.recovery_timeout:
+                self._longest_wait = 10 * recovery_timeout
+            self._longest_wait = max(self._longest_wait, recovery_timeout)
+            self.failure_threshold, self.recovery_timeout = failure_threshold, recovery_timeout
+            if self._state is CLOSED:
+                self._wait = recovery_timeout
+
     def acquire(self) -> Permit:
         """Return a permit for one call, or raise :class:`CircuitOpenError`.
 

@@ -8,7 +8,8 @@ whole, and that the next append finds out of date.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 
 from contract_engine.memory._effects import Flow, pause, summarize
 from contract_engine.memory.config import MemoryConfig
@@ -23,7 +24,7 @@ from contract_engine.memory.token_counter import TokenCounter
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 50
+ATTEMPTS = 400
 """How often a call goes round when others keep changing its session; in each round somebody makes progress."""
 
 
@@ -35,12 +36,19 @@ class Folding:
     """Folds the sessions of one tenant. ``log`` is None in ephemeral mode."""
 
     def __init__(
-        self, config: MemoryConfig, counter: TokenCounter, cache: SessionCache, *, log: LogFlows | None
+        self,
+        config: MemoryConfig,
+        counter: TokenCounter,
+        cache: SessionCache,
+        *,
+        log: LogFlows | None,
+        distrust: Callable[[str], Flow[None]],
     ) -> None:
         self._max_tokens = config.max_summary_tokens
         self._counter = counter
         self._cache = cache
         self._log = log
+        self._distrust = distrust
 
     def read_truth(self, session_id: str) -> Flow[SessionState | None]:
         """Read the session where it cannot be out of date."""
@@ -49,7 +57,7 @@ class Folding:
         return (yield from self._cache.read_alone(session_id))
 
     def fold_when_due(self, session_id: str, lease_token: int = 0) -> Flow[None]:
-        """Fold in the background; the lease, if one is held, is given back whatever happens."""
+        """Fold in the background and give back the lease, if one is held; one that is not given back expires."""
         try:
             state = yield from self.read_truth(session_id)
             if state is not None:
@@ -70,7 +78,7 @@ class Folding:
         """
         token = new_ticket()
         if not (yield from self._cache.lease(session_id, token)) and is_patient:
-            yield from pause(PAUSE_SECONDS)
+            yield from pause(PAUSE_SECONDS * random.uniform(0.5, 1.5))
             return True
         state = yield from self._cache.read_alone(session_id)
         has_rows = state is not None and bool(state.rows)
@@ -175,10 +183,17 @@ class Folding:
             return False
         if update_cache:
             summary, revision = committed
-            try:
-                yield from self._cache.commit(session_id, state, summary, new_revision=revision, history_entry=b"")
-            except REDIS_TROUBLE as exc:
-                logger.info("session %s: summary %d is in the log, Redis not told: %s", session_id, version, exc)
+            is_told = False
+            # Another change between the reading and this commit: the copy must not pass for one that knows it.
+            if revision == state.revision + 1:
+                try:
+                    is_told = yield from self._cache.commit(
+                        session_id, state, summary, new_revision=revision, history_entry=b""
+                    )
+                except REDIS_TROUBLE as exc:
+                    logger.info("session %s: summary %d is in the log, Redis not told: %s", session_id, version, exc)
+            if not is_told:
+                yield from self._distrust(session_id)
         return True
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar, overload
 
 from contract_engine.memory._manager_flows import ManagerFlows
-from contract_engine.memory._runtime import AsyncRuntime, Runtime
+from contract_engine.memory._runtime import AsyncRuntime, Runtime, breaker_for
 from contract_engine.memory.buffer_store import AsyncBufferStore, BufferStore
-from contract_engine.memory.circuit_breaker import CircuitBreaker, redis_circuit_breaker
+from contract_engine.memory.circuit_breaker import CircuitBreaker
 from contract_engine.memory.config import MemoryConfig, SessionLimits, check_settings
 from contract_engine.memory.models import Message, Receipt
 from contract_engine.memory.session_store import AsyncPostgresSessionStore, PostgresSessionStore
@@ -19,6 +19,32 @@ from contract_engine.memory.summarizers import ExtractiveSummarizer
 from contract_engine.memory.summary_store import AsyncSummaryStore, SummaryStore
 from contract_engine.memory.swisper_context import SwisperContext
 from contract_engine.memory.token_counter import TokenCounter
+
+T = TypeVar("T")
+
+
+class once(Generic[T]):  # noqa: N801  # used as a decorator, like cached_property
+    """A property that is made at its first use, by one thread: ``functools.cached_property`` may make it twice."""
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self._make = make
+        self.__doc__ = make.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: _Manager, owner: type) -> T: ...
+    def __get__(self, instance: _Manager | None, owner: type) -> Self | T:
+        if instance is None:
+            return self
+        with instance._making:
+            if self._name not in instance.__dict__:
+                instance.__dict__[self._name] = self._make(instance)
+        made: T = instance.__dict__[self._name]
+        return made
 
 
 class _Manager:
@@ -39,6 +65,7 @@ class _Manager:
             "max_buffer_tokens": max_buffer_tokens,
             "max_buffer_messages": max_buffer_messages,
         }
+        self._making = threading.RLock()
         self._limit_changes = {name: value for name, value in given.items() if value is not None}
         self._given_config = config
         self._settings = settings
@@ -48,7 +75,7 @@ class _Manager:
         else:
             SessionLimits().with_changes(self._limit_changes)
 
-    @cached_property
+    @once
     def config(self) -> MemoryConfig:
         """The settings in force: those given, else those of the environment at the first call."""
         if self._given_config is not None:
@@ -60,16 +87,14 @@ class _Manager:
             replace(config, limits=config.limits.with_changes(self._limit_changes)) if self._limit_changes else config
         )
 
-    @cached_property
+    @once
     def circuit_breaker(self) -> CircuitBreaker:
         """What guards Redis; a manager that takes everything from the environment uses ``redis_circuit_breaker``."""
         if self._breaker is not None:
             return self._breaker
-        if self._given_config is None and not self._settings:
-            return redis_circuit_breaker
-        return CircuitBreaker(self.config.breaker_failure_threshold, self.config.breaker_recovery_seconds, name="redis")
+        return breaker_for(self.config, is_shared=self._given_config is None and not self._settings)
 
-    @cached_property
+    @once
     def _flows(self) -> ManagerFlows:
         return ManagerFlows(self.config, self.circuit_breaker)
 
@@ -97,21 +122,21 @@ class MemoryManager(_Manager):
     :class:`StoreUnavailableError`.
     """
 
-    @cached_property
+    @once
     def _runtime(self) -> Runtime:
         return Runtime(self.config, breaker=self.circuit_breaker, summarizer=ExtractiveSummarizer())
 
-    @cached_property
+    @once
     def buffer_store(self) -> BufferStore:
         """The buffer layer of this manager."""
         return BufferStore.within(self._runtime, self._flows.buffer)
 
-    @cached_property
+    @once
     def summary_store(self) -> SummaryStore:
         """The summary layer of this manager."""
         return SummaryStore.within(self._runtime, self._flows.summary)
 
-    @cached_property
+    @once
     def session_store(self) -> PostgresSessionStore:
         """The log of this manager; its calls raise :class:`ConfigurationError` where no database is configured."""
         return PostgresSessionStore.within(self._runtime, self._flows.store)
@@ -213,21 +238,21 @@ class MemoryManager(_Manager):
 class AsyncMemoryManager(_Manager):
     """:class:`MemoryManager` for asyncio; it belongs to the event loop that first uses it."""
 
-    @cached_property
+    @once
     def _runtime(self) -> AsyncRuntime:
         return AsyncRuntime(self.config, breaker=self.circuit_breaker, summarizer=ExtractiveSummarizer())
 
-    @cached_property
+    @once
     def buffer_store(self) -> AsyncBufferStore:
         """The buffer layer of this manager."""
         return AsyncBufferStore.within(self._runtime, self._flows.buffer)
 
-    @cached_property
+    @once
     def summary_store(self) -> AsyncSummaryStore:
         """The summary layer of this manager."""
         return AsyncSummaryStore.within(self._runtime, self._flows.summary)
 
-    @cached_property
+    @once
     def session_store(self) -> AsyncPostgresSessionStore:
         """The log of this manager; its calls raise :class:`ConfigurationError` where no database is configured."""
         return AsyncPostgresSessionStore.within(self._runtime, self._flows.store)

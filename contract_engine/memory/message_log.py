@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from contract_engine.memory import _log
-from contract_engine.memory._effects import Flow, query, transaction
+from contract_engine.memory._effects import Flow, query, query_once, transaction
 from contract_engine.memory._runtime.failures import AlreadyStoredError
 from contract_engine.memory.config import MemoryConfig, SessionLimits
-from contract_engine.memory.errors import MessageConflictError
+from contract_engine.memory.errors import ContentionError, MessageConflictError
 from contract_engine.memory.models import Message, Outgoing, Placed, SessionState, Summary
 from contract_engine.memory.serializer import decode_text, decode_value, encode_text, encode_value
 
 NO_LIMIT = 2**62
+
+ATTEMPTS = 10
+"""How often an append looks for what an earlier attempt stored; each look finds more of it."""
 
 
 class LogFlows:
@@ -40,13 +43,13 @@ class LogFlows:
         # Some of these were stored by an earlier attempt. Read which, and insert the rest; should the same batch be
         # under way elsewhere, the second insert fails the same way and finds everything stored.
         ids = [message.message_id for message in outgoing]
-        while True:
+        for _ in range(ATTEMPTS):
             stored, epoch, revision = yield from transaction(
                 lambda connection: _log.stored_messages(connection, self._key(session_id), ids)
             )
             for message in outgoing:
                 found = stored.get(message.message_id)
-                if found is not None and found.body != message.body:
+                if found is not None and found.body != message.body and decode_value(found.body) != message.message:
                     raise MessageConflictError(message.message_id)
             missing = [message for message in outgoing if message.message_id not in stored]
             if missing:
@@ -58,7 +61,8 @@ class LogFlows:
                 new = zip(missing, placed.seqs, placed.at_ms, strict=True)
                 stored |= {message.message_id: _log.StoredMessage(seq, at, message.body) for message, seq, at in new}
             rows = [stored[message_id] for message_id in ids]
-            return Placed(tuple(row.seq for row in rows), tuple(row.at_ms for row in rows), epoch, revision, True)
+            return Placed(tuple(row.seq for row in rows), tuple(row.at_ms for row in rows), epoch, revision)
+        raise ContentionError(session_id, ATTEMPTS)
 
     def _insert(self, session_id: str, outgoing: Sequence[Outgoing]) -> Flow[Placed]:
         if len(outgoing) == 1:
@@ -72,7 +76,7 @@ class LogFlows:
                     "body": message.body,
                 },
             )
-            return Placed((seq,), (at_ms,), epoch, revision, False)
+            return Placed((seq,), (at_ms,), epoch, revision)
         rows = yield from query(
             _log.APPEND_MANY,
             {
@@ -84,7 +88,7 @@ class LogFlows:
             },
         )
         seqs, at_ms_of_each, epochs, revisions = zip(*rows, strict=True)
-        return Placed(seqs, at_ms_of_each, epochs[0], revisions[0], False)
+        return Placed(seqs, at_ms_of_each, epochs[0], revisions[0])
 
     def read_state(self, session_id: str) -> Flow[SessionState | None]:
         """Read the session in one statement, so in one consistent view; None where there is none."""
@@ -107,7 +111,7 @@ class LogFlows:
 
         Answers the new summary and revision, or None where another fold was first: then nothing was written.
         """
-        rows = yield from query(
+        rows = yield from query_once(
             _log.COMMIT_SUMMARY,
             {
                 **self._key(session_id),

@@ -50,16 +50,12 @@ class Outgoing(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """What the log answers to an append: the numbers the buffer needs to follow.
-
-    ``at_ms`` holds one time per message; ``duplicates`` is true if any of them was stored by an earlier attempt.
-    """
+    """What the log answers to an append: the numbers the buffer needs to follow, and one time per message."""
 
     seqs: tuple[int, ...]
     at_ms: tuple[int, ...]
     epoch: int
     revision: int
-    duplicates: bool
 
 
 class Summary(NamedTuple):

@@ -10,8 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from contract_engine.memory._effects import Flow
-from contract_engine.memory._runtime import AsyncRuntime, Runtime
-from contract_engine.memory.circuit_breaker import redis_circuit_breaker
+from contract_engine.memory._runtime import AsyncRuntime, Runtime, breaker_for
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import InvalidInputError, StoreUnavailableError
 from contract_engine.memory.intake import Intake
@@ -92,8 +91,11 @@ class PostgresSessionStore:
     """
 
     def __init__(self, *, config: MemoryConfig | None = None) -> None:
+        is_shared = config is None
         config, self._flows = _standalone(config)
-        self._runtime = Runtime(config, breaker=redis_circuit_breaker, summarizer=ExtractiveSummarizer())
+        self._runtime = Runtime(
+            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer()
+        )
         self._owns_runtime = True
 
     @classmethod
@@ -149,8 +151,11 @@ class AsyncPostgresSessionStore:
     """:class:`PostgresSessionStore` for asyncio."""
 
     def __init__(self, *, config: MemoryConfig | None = None) -> None:
+        is_shared = config is None
         config, self._flows = _standalone(config)
-        self._runtime = AsyncRuntime(config, breaker=redis_circuit_breaker, summarizer=ExtractiveSummarizer())
+        self._runtime = AsyncRuntime(
+            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer()
+        )
         self._owns_runtime = True
 
     @classmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 # What the append and assign scripts answer; see there.
 _STALE, _APPENDED, _FOLD_DUE = 0, 1, 2
-_FULL, _KNOWN, _CONFLICT = 0, 3, 4
+_FULL, _CONFLICT = 0, 4
 
 
 class Loaded(NamedTuple):
@@ -55,12 +56,11 @@ class Sessions:
         self, config: MemoryConfig, counter: TokenCounter, *, log: LogFlows | None, at_cap: str = "fold"
     ) -> None:
         self.cache = SessionCache(config)
-        self.folding = Folding(config, counter, self.cache, log=log)
+        self.folding = Folding(config, counter, self.cache, log=log, distrust=self.distrust)
         self._log = log
         self._limits = config.limits
         self._at_cap = at_cap
-        # Sessions whose copy in Redis may lack what this process knows to be in the log: the last message to expect.
-        self._unconfirmed: dict[str, float] = {}
+        self._untold = _Untold()
 
     def append(self, session_id: str, outgoing: Sequence[Outgoing], *, read: bool = False) -> Flow[Appended]:
         """Acknowledge messages, in order; with ``read`` answer the session too, in the same round trip to Redis."""
@@ -80,7 +80,8 @@ class Sessions:
             state = yield from self._follow(session_id, placed, outgoing, read=read)
         except MemoryServiceError as exc:
             logger.info("session %s: message %d is in the log, Redis not told: %s", session_id, placed.seqs[-1], exc)
-            self._unconfirmed[session_id] = placed.seqs[-1]
+            self._untold.note(session_id, placed.seqs[-1])
+            yield from self._spawn_telling()
             degraded = True
         receipts = _receipts(placed, outgoing, is_durable=True, degraded=degraded)
         if not read:
@@ -88,6 +89,20 @@ class Sessions:
         if state is not None:
             return Appended(receipts, Loaded(state, "redis", False))
         return Appended(receipts, (yield from self._load_log(session_id, degraded=degraded)))
+
+    def _spawn_telling(self) -> Flow[None]:
+        """Have Redis told in the background, by one flow at a time, of every session it could not be told of before."""
+        if self._untold.begin_telling():
+            yield from spawn(self._tell, "telling Redis of changes")
+
+    def _tell(self) -> Flow[None]:
+        try:
+            for session_id, expected in self._untold.all():
+                if self._untold.expected(session_id):  # nobody else has replaced the copy meanwhile
+                    yield from self.cache.forget_buffer(session_id)
+                    self._untold.settle(session_id, expected)
+        finally:
+            self._untold.end_telling()
 
     def _follow(
         self, session_id: str, placed: Placed, outgoing: Sequence[Outgoing], *, read: bool
@@ -101,6 +116,8 @@ class Sessions:
         ticket = new_ticket()
         call = self.cache.append_command(keys, placed, outgoing, ticket=ticket)
         replies = yield from redis_call(call, *(read_commands(keys) if read else ()))
+        if self._untold:
+            yield from self._spawn_telling()
         answer = replies[0]
         if answer == _FOLD_DUE:
             yield from self._spawn_fold(session_id, ticket)
@@ -147,14 +164,19 @@ class Sessions:
                 if not has_rows and len(outgoing) > 1:
                     return (yield from self._assign_halves(session_id, outgoing, read=read))
                 continue
-            if status == _CONFLICT:
+            if status == _CONFLICT and not (yield from self._is_same_message(session_id, first, outgoing[0])):
                 raise MessageConflictError(outgoing[0].message_id)
             if status == _FOLD_DUE:
                 yield from self._spawn_fold(session_id, token)
             seqs = tuple(range(first, first + len(outgoing)))
-            placed = Placed(seqs, (at_ms,) * len(outgoing), 0, 0, status == _KNOWN)
+            placed = Placed(seqs, (at_ms,) * len(outgoing), 0, 0)
             return placed, self.cache.reading(replies[1:], session_id).state if read else None
         raise ContentionError(session_id, ATTEMPTS)
+
+    def _is_same_message(self, session_id: str, seq: int, outgoing: Outgoing) -> Flow[bool]:
+        """Whether an equal message is there: the script compares bytes, in which the order of keys shows."""
+        state = yield from self.cache.read_alone(session_id)
+        return state is not None and any(row[0] == seq and row[4] == outgoing.message for row in state.rows)
 
     def _assign_halves(
         self, session_id: str, outgoing: Sequence[Outgoing], *, read: bool
@@ -163,7 +185,7 @@ class Sessions:
         middle = len(outgoing) // 2
         first, _ = yield from self._assign(session_id, outgoing[:middle], read=False)
         second, state = yield from self._assign(session_id, outgoing[middle:], read=read)
-        return Placed(first.seqs + second.seqs, first.at_ms + second.at_ms, 0, 0, False), state
+        return Placed(first.seqs + second.seqs, first.at_ms + second.at_ms, 0, 0), state
 
     def _spawn_fold(self, session_id: str, lease_token: int) -> Flow[None]:
         yield from spawn(lambda: self.folding.fold_when_due(session_id, lease_token), f"fold of session {session_id}")
@@ -178,7 +200,9 @@ class Sessions:
         try:
             reading = yield from self.cache.read(session_id)
             state = reading.state
-            if state is not None and state.is_complete and self._is_confirmed(session_id, state):
+            if state is not None and state.is_complete and self._untold.allows(session_id, state.last_seq):
+                if self._untold:
+                    yield from self._spawn_telling()
                 return Loaded(state, "redis", False)
             ticket = yield from self.cache.claim(session_id, reading.seen)
         except REDIS_TROUBLE as exc:
@@ -187,16 +211,9 @@ class Sessions:
         state = yield from self._rebuild(session_id, ticket)
         if state is None:
             yield from self._forget_quietly(session_id)
+        if self._untold:
+            yield from self._spawn_telling()
         return Loaded(state or empty_session(self._limits), "postgres", False)
-
-    def _is_confirmed(self, session_id: str, state: SessionState) -> bool:
-        expected = self._unconfirmed.get(session_id)
-        if expected is None:
-            return True
-        if state.last_seq < expected:
-            return False
-        self._unconfirmed.pop(session_id, None)
-        return True
 
     def _load_log(self, session_id: str, *, degraded: bool) -> Flow[Loaded]:
         state = yield from self.folding.read_within_caps(session_id)
@@ -211,9 +228,10 @@ class Sessions:
         state = yield from self.folding.read_within_caps(session_id)
         if state is None or ticket == 0:
             return state
+        expected = self._untold.expected(session_id)
         try:
             if (yield from self.cache.install(session_id, state, ticket)):
-                self._unconfirmed.pop(session_id, None)
+                self._untold.settle(session_id, expected)
         except REDIS_TROUBLE as exc:
             logger.info("session %s: read from the log, not cached: %s", session_id, exc)
         return state
@@ -236,9 +254,10 @@ class Sessions:
 
     def distrust(self, session_id: str) -> Flow[None]:
         """Have the next reader rebuild the copy in Redis: the log has changed in another way than by an append."""
-        self._unconfirmed[session_id] = math.inf
+        self._untold.note(session_id, math.inf)
         try:
             yield from self.cache.forget_buffer(session_id)
+            self._untold.settle(session_id, math.inf)
         except REDIS_TROUBLE as exc:
             # Its revision is old: the next append replaces it, and this process does not believe it before.
             logger.info("session %s: Redis not told of a change: %s", session_id, exc)
@@ -247,9 +266,67 @@ class Sessions:
         """Delete the session everywhere. Raises where a server is away: then call again, some of it is still there."""
         if self._log is not None:
             yield from self._log.erase(session_id)
-            self._unconfirmed[session_id] = math.inf
+            self._untold.note(session_id, math.inf)
         yield from self.cache.forget(session_id)
-        self._unconfirmed.pop(session_id, None)
+        self._untold.settle(session_id, math.inf)
+
+
+class _Untold:
+    """Sessions whose copy in Redis may lack what this process knows to be in the log, with the last message to expect.
+
+    This process reads such a session from the log; everybody else is helped by deleting the copy as soon as Redis can
+    be reached, which the next call of this process finds out.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._expected: dict[str, float] = {}
+        self._is_telling = False
+
+    def __bool__(self) -> bool:
+        return bool(self._expected)
+
+    def note(self, session_id: str, seq: float) -> None:
+        """Expect at least this message; infinity: believe no copy that is there now."""
+        with self._lock:
+            self._expected[session_id] = max(seq, self._expected.get(session_id, 0))
+
+    def expected(self, session_id: str) -> float:
+        """Return the message expected, 0 for none."""
+        return self._expected.get(session_id, 0)
+
+    def settle(self, session_id: str, expected: float) -> None:
+        """Take note that the copy has been replaced, unless more is expected by now."""
+        with self._lock:
+            if self._expected.get(session_id, 0) <= expected:
+                self._expected.pop(session_id, None)
+
+    def allows(self, session_id: str, last_seq: int) -> bool:
+        """Whether a copy that ends here can be believed."""
+        expected = self._expected.get(session_id)
+        if expected is None:
+            return True
+        if last_seq >= expected:
+            self.settle(session_id, last_seq)
+            return True
+        return False
+
+    def all(self) -> list[tuple[str, float]]:
+        """Return every session with what is expected of it."""
+        with self._lock:
+            return list(self._expected.items())
+
+    def begin_telling(self) -> bool:
+        """Answer True to one caller until :meth:`end_telling`."""
+        with self._lock:
+            if self._is_telling or not self._expected:
+                return False
+            self._is_telling = True
+            return True
+
+    def end_telling(self) -> None:
+        """Let the next one begin."""
+        self._is_telling = False
 
 
 def _receipts(placed: Placed, outgoing: Sequence[Outgoing], *, is_durable: bool, degraded: bool) -> list[Receipt]:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from contract_engine.memory._effects import Command, Flow, redis_call, summarize
-from contract_engine.memory._runtime import AsyncRuntime, Runtime
-from contract_engine.memory.circuit_breaker import redis_circuit_breaker
+from contract_engine.memory._runtime import AsyncRuntime, Runtime, breaker_for
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import (
     ContentionError,
@@ -175,8 +174,11 @@ class SummaryStore:
     """
 
     def __init__(self, *, config: MemoryConfig | None = None) -> None:
+        is_shared = config is None
         config, self._flows = _standalone(config)
-        self._runtime = Runtime(config, breaker=redis_circuit_breaker, summarizer=ExtractiveSummarizer())
+        self._runtime = Runtime(
+            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer()
+        )
         self._owns_runtime = True
 
     @classmethod
@@ -220,8 +222,11 @@ class AsyncSummaryStore:
     """:class:`SummaryStore` for asyncio."""
 
     def __init__(self, *, config: MemoryConfig | None = None) -> None:
+        is_shared = config is None
         config, self._flows = _standalone(config)
-        self._runtime = AsyncRuntime(config, breaker=redis_circuit_breaker, summarizer=ExtractiveSummarizer())
+        self._runtime = AsyncRuntime(
+            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer()
+        )
         self._owns_runtime = True
 
     @classmethod

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -21,6 +23,10 @@ class Background:
     """A few threads, started when there is something to do. What is running when the program ends is finished."""
 
     def __init__(self) -> None:
+        self._forget()
+        _backgrounds.add(self)
+
+    def _forget(self) -> None:
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
         self._running: set[Future[None]] = set()
@@ -30,9 +36,17 @@ class Background:
         with self._lock:
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="contract-memory")
-            future = self._executor.submit(_quietly, work, name)
+            try:
+                future = self._executor.submit(work)
+            except RuntimeError:  # the interpreter is ending; the next process finds it due again
+                logger.info("%s is left for later: the program is ending", name)
+                return
             self._running.add(future)
-        future.add_done_callback(self._running.discard)
+        future.add_done_callback(lambda done: self._finish(done, name))
+
+    def _finish(self, future: Future[None], name: str) -> None:
+        self._running.discard(future)
+        _log_failure(future.exception(), name)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until nothing is running; False if the time was up before."""
@@ -56,9 +70,14 @@ class AsyncBackground:
 
     def start(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         """Run ``work`` soon; its failure is logged and ends there."""
-        task = asyncio.get_running_loop().create_task(_quietly_async(work, name), name=name)
+        task = asyncio.get_running_loop().create_task(work(), name=name)
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            _log_failure(task.exception(), task.get_name())
 
     async def join(self, timeout: float | None = None) -> bool:
         """Wait until nothing is running; False if the time was up before."""
@@ -66,19 +85,20 @@ class AsyncBackground:
         return not running or not (await asyncio.wait(running, timeout=timeout))[1]
 
 
-def _quietly(work: Callable[[], None], name: str) -> None:
-    try:
-        work()
-    except MemoryServiceError as exc:
+def _log_failure(exc: BaseException | None, name: str) -> None:
+    if isinstance(exc, MemoryServiceError):
         logger.warning("%s did not finish: %s", name, exc)
-    except Exception:  # Nobody waits for this thread: a fault in it must be seen in the log, not swallowed by a future.
-        logger.exception("%s failed", name)
+    elif exc is not None:
+        logger.error("%s failed", name, exc_info=exc)
 
 
-async def _quietly_async(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
-    try:
-        await work()
-    except MemoryServiceError as exc:
-        logger.warning("%s did not finish: %s", name, exc)
-    except Exception:  # Nobody awaits this task: a fault in it must be seen in the log.
-        logger.exception("%s failed", name)
+_backgrounds: weakref.WeakSet[Background] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    # Threads do not survive a fork: what they were doing goes on in the parent.
+    for background in list(_backgrounds):
+        background._forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)

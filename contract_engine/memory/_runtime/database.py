@@ -7,6 +7,7 @@ connection directly, in autocommit, because SQLAlchemy's execution adds as much 
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import time
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 import psycopg
 import sqlalchemy as sa
 import sqlalchemy.exc as sa_exc
+from psycopg import waiting
 from sqlalchemy.util import greenlet_spawn
 
 from contract_engine.memory._effects import Query
@@ -27,6 +29,11 @@ from contract_engine.memory.errors import DeadlineExceededError, StoreMisconfigu
 T = TypeVar("T")
 Rows = Sequence[tuple[Any, ...]]
 
+_USED = "contract_engine.used"
+
+WAKE_SECONDS = 0.1
+"""How often a wait looks at its deadline."""
+
 
 def _within(steps: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, T]:
     """Pass psycopg's conversation through until the deadline has passed; it is woken ten times a second."""
@@ -35,12 +42,18 @@ def _within(steps: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any
         wanted = next(steps)
         while True:
             ready = yield wanted
-            if not ready and time.monotonic() >= deadline:
-                raise DeadlineExceededError(f"no answer within {seconds:g} s")
+            if time.monotonic() >= deadline and not ready:
+                raise _DeadlineMissedError
             wanted = steps.send(ready)
+            if time.monotonic() >= deadline + seconds:  # a server that drips: it answers, and never to the end
+                raise _DeadlineMissedError
     except StopIteration as stop:
         answer: T = stop.value
         return answer
+
+
+class _DeadlineMissedError(Exception):
+    """Not an OSError, as our own classes of errors are: psycopg would take that for one of the socket."""
 
 
 class _DeadlineConnection(psycopg.Connection[Any]):
@@ -48,24 +61,28 @@ class _DeadlineConnection(psycopg.Connection[Any]):
 
     seconds = math.inf
 
-    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+    def wait(self, gen: Any, interval: float = WAKE_SECONDS, timeout: float | None = None) -> Any:
         try:
-            return super().wait(_within(gen, self.seconds), *args, **kwargs)
-        except DeadlineExceededError:
+            return waiting.wait(_within(gen, self.seconds), self.pgconn.socket, interval=interval)
+        except (_DeadlineMissedError, KeyboardInterrupt) as exc:
             self.pgconn.finish()
-            raise
+            if isinstance(exc, KeyboardInterrupt):
+                raise
+            raise DeadlineExceededError(f"no answer within {self.seconds:g} s") from exc
 
 
 class _AsyncDeadlineConnection(psycopg.AsyncConnection[Any]):
-    """The same on an event loop."""
+    """The same on an event loop, where a cancelled call closes its connection too, without asking the server."""
 
     seconds = math.inf
 
-    async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+    async def wait(self, gen: Any, interval: float = WAKE_SECONDS, timeout: float | None = None) -> Any:
         try:
-            return await super().wait(_within(gen, self.seconds), *args, **kwargs)
-        except DeadlineExceededError:
+            return await waiting.wait_async(_within(gen, self.seconds), self.pgconn.socket, interval=interval)
+        except (_DeadlineMissedError, asyncio.CancelledError, KeyboardInterrupt) as exc:
             self.pgconn.finish()
+            if isinstance(exc, _DeadlineMissedError):
+                raise DeadlineExceededError(f"no answer within {self.seconds:g} s") from exc
             raise
 
 
@@ -105,13 +122,14 @@ class Database:
         _engines.add(self._engine)
 
     def query(self, effect: Query) -> Rows:
-        """Run one statement in autocommit and return its rows; repeated once if the connection died."""
+        """Run one statement in autocommit and return its rows; repeated if its connection had died while idle."""
         try:
-            try:
-                return self._query(effect)
-            except _LostConnectionError:
-                self._engine.dispose()
-                return self._query(effect)
+            while True:
+                try:
+                    return self._query(effect)
+                except _LostConnectionError as lost:
+                    if not (lost.was_idle and effect.is_repeatable):
+                        raise
         except (psycopg.Error, sa_exc.SQLAlchemyError, _LostConnectionError) as exc:
             raise _translated(exc) from exc
 
@@ -119,12 +137,13 @@ class Database:
         pooled = self._engine.raw_connection()
         try:
             statement = effect.statement
+            is_used = _mark_used(pooled)
             raw: psycopg.Connection[Any] = pooled.driver_connection  # type: ignore[assignment]  # psycopg's dialect
             try:
                 rows = raw.execute(statement.sql, effect.parameters, prepare=statement.is_hot, binary=True).fetchall()
             except psycopg.OperationalError as exc:
                 if raw.closed:
-                    raise _LostConnectionError from exc
+                    raise _LostConnectionError(was_idle=is_used) from exc
                 raise
             finally:
                 if raw.closed:
@@ -139,7 +158,7 @@ class Database:
             try:
                 return self._transaction(body)
             except sa_exc.DBAPIError as exc:
-                if not exc.connection_invalidated:
+                if not exc.connection_invalidated or _missed_deadline(exc):
                     raise
                 return self._transaction(body)
         except (psycopg.Error, sa_exc.SQLAlchemyError) as exc:
@@ -147,6 +166,7 @@ class Database:
 
     def _transaction(self, body: Callable[[sa.Connection], T]) -> T:
         with self._transactional.begin() as connection:
+            _remember_use(connection)
             return body(connection)
 
     def close(self) -> None:
@@ -173,13 +193,14 @@ class AsyncDatabase:
         self._transactional = self._engine.execution_options(isolation_level="READ COMMITTED")
 
     async def query(self, effect: Query) -> Rows:
-        """Run one statement in autocommit and return its rows; repeated once if the connection died."""
+        """Run one statement in autocommit and return its rows; repeated if its connection had died while idle."""
         try:
-            try:
-                return await self._query(effect)
-            except _LostConnectionError:
-                await self._engine.dispose()
-                return await self._query(effect)
+            while True:
+                try:
+                    return await self._query(effect)
+                except _LostConnectionError as lost:
+                    if not (lost.was_idle and effect.is_repeatable):
+                        raise
         except (psycopg.Error, sa_exc.SQLAlchemyError, _LostConnectionError) as exc:
             raise _translated(exc) from exc
 
@@ -187,17 +208,14 @@ class AsyncDatabase:
         pooled = await self._engine.raw_connection()
         try:
             statement = effect.statement
+            is_used = _mark_used(pooled)
             raw: psycopg.AsyncConnection[Any] = pooled.driver_connection  # type: ignore[assignment]  # psycopg's dialect
             try:
                 cursor = await raw.execute(statement.sql, effect.parameters, prepare=statement.is_hot, binary=True)
                 rows = await cursor.fetchall()
             except psycopg.OperationalError as exc:
                 if raw.closed:
-                    raise _LostConnectionError from exc
-                raise
-            except BaseException:
-                # Cancelled in mid-conversation: the reply may still come, to nobody.
-                raw.pgconn.finish()
+                    raise _LostConnectionError(was_idle=is_used) from exc
                 raise
             finally:
                 if raw.closed:
@@ -212,7 +230,7 @@ class AsyncDatabase:
             try:
                 return await self._transaction(body)
             except sa_exc.DBAPIError as exc:
-                if not exc.connection_invalidated:
+                if not exc.connection_invalidated or _missed_deadline(exc):
                     raise
                 return await self._transaction(body)
         except (psycopg.Error, sa_exc.SQLAlchemyError) as exc:
@@ -220,6 +238,7 @@ class AsyncDatabase:
 
     async def _transaction(self, body: Callable[[sa.Connection], T]) -> T:
         async with self._transactional.begin() as connection:
+            await connection.run_sync(_remember_use)
             return await connection.run_sync(body)
 
     async def close(self) -> None:
@@ -228,10 +247,37 @@ class AsyncDatabase:
 
 
 class _LostConnectionError(Exception):
-    """A connection died under a statement: idle ones die with their server, so all of them are suspect."""
+    """A connection died under a statement; ``was_idle`` if it had been used before, so that it may have died long ago.
+
+    When a server restarts, all idle connections die. Each is dropped as it is met, and at last there is a new one.
+    """
+
+    def __init__(self, *, was_idle: bool) -> None:
+        super().__init__("connection lost")
+        self.was_idle = was_idle
+
+
+def _mark_used(pooled: sa.pool.PoolProxiedConnection) -> bool:
+    """Mark the connection as used and return whether it was before."""
+    is_used = _USED in pooled.info
+    pooled.info[_USED] = True
+    return is_used
+
+
+def _remember_use(connection: sa.Connection) -> None:
+    connection.info[_USED] = True
+
+
+def _missed_deadline(exc: BaseException | None) -> DeadlineExceededError | None:
+    """Return the missed deadline that this error followed from: the connection it closed cannot be rolled back."""
+    while exc is not None and not isinstance(exc, DeadlineExceededError):
+        exc = exc.__context__
+    return exc
 
 
 def _translated(exc: Exception) -> Exception:
+    if (missed := _missed_deadline(exc)) is not None:
+        return missed
     cause = exc.__cause__ if isinstance(exc, _LostConnectionError) else exc
     assert isinstance(cause, Exception), "a lost connection is always raised from the driver's error"
     return database_failure(cause) or cause

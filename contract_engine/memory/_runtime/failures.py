@@ -45,6 +45,11 @@ _REDIS_OUTAGE_CODES = frozenset(
 )
 
 
+# While connecting there is no SQLSTATE, only the server's words.
+_ACCESS_REFUSED = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
+_DATABASE_HINT = "check user, password, database and grants in the URL"
+
+
 class AlreadyStoredError(MemoryServiceError):
     """A message id is in the log already; the flow finds out whether it is the same message."""
 
@@ -80,18 +85,18 @@ def database_failure(exc: Exception) -> MemoryServiceError | None:
     state = exc.sqlstate
     if state is None:
         if isinstance(exc, psycopg.OperationalError | psycopg.InterfaceError):
+            if any(words in str(exc) for words in _ACCESS_REFUSED):
+                return StoreMisconfiguredError("postgres", "access refused", hint=_DATABASE_HINT)
             return DatabaseUnavailableError(_kind(exc))
         return None
-    if state == "23505":
+    if state == "23505" and exc.diag.constraint_name == "memory_messages_message_id":
         return AlreadyStoredError("message id already stored")
     if state == "57014":
         return DeadlineExceededError("statement cancelled")
     if state in ("42P01", "42703"):
         return StoreMisconfiguredError("postgres", "tables are missing or old", hint="run `contract-memory migrate`")
     if state.startswith("28") or state in ("42501", "3D000"):
-        return StoreMisconfiguredError(
-            "postgres", f"access refused ({state})", hint="check user, password, database and grants in the URL"
-        )
+        return StoreMisconfiguredError("postgres", f"access refused ({state})", hint=_DATABASE_HINT)
     if state[:2] in ("08", "53", "57", "40", "55", "58", "25", "XX"):
         return DatabaseUnavailableError(f"SQLSTATE {state}")
     return None

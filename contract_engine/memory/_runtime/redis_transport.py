@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import hiredis
@@ -155,9 +156,12 @@ class RedisTransport(_Guard):
         with self._place_came_back:
             self._waiting += 1
             try:
-                if not self._place_came_back.wait_for(lambda: self._places, self._timeout):
-                    raise PoolExhaustedError("no free Redis connection")
-                return self._places.pop()
+                deadline = time.monotonic() + self._timeout
+                while True:
+                    with suppress(IndexError):
+                        return self._places.pop()
+                    if not self._place_came_back.wait(deadline - time.monotonic()):
+                        raise PoolExhaustedError("no free Redis connection")
             finally:
                 self._waiting -= 1
 

@@ -10,12 +10,23 @@ from contract_engine.memory._effects import Flow, Pause, Query, RedisCall, Spawn
 from contract_engine.memory._runtime.background import AsyncBackground, Background
 from contract_engine.memory._runtime.database import AsyncDatabase, Database
 from contract_engine.memory._runtime.redis_transport import AsyncRedisTransport, RedisTransport
-from contract_engine.memory.circuit_breaker import CircuitBreaker
+from contract_engine.memory.circuit_breaker import CircuitBreaker, redis_circuit_breaker
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import ConfigurationError, MemoryServiceError
 from contract_engine.memory.summarizers import Summarizer
 
 T = TypeVar("T")
+
+
+def breaker_for(config: MemoryConfig, *, is_shared: bool) -> CircuitBreaker:
+    """Return the breaker of a manager or store: the one of the process for those that are set up from its environment.
+
+    Others have their own, since they may talk to another Redis.
+    """
+    if not is_shared:
+        return CircuitBreaker(config.breaker_failure_threshold, config.breaker_recovery_seconds, name="redis")
+    redis_circuit_breaker.configure(config.breaker_failure_threshold, config.breaker_recovery_seconds)
+    return redis_circuit_breaker
 
 
 def _no_database() -> ConfigurationError:
