@@ -235,18 +235,23 @@ def count_batch(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
     plain = encodings.get(counter.encoding_name)
     assert plain is not None, "the shipped encodings load"
 
-    def batch() -> list[dict[str, Any]]:
-        """Return a full buffer: 30 messages, 4,000 tokens."""
-        texts = [" ".join(one["content"] for one in bench.fresh(3)) for _ in range(30)]
-        return [{"role": "user", "content": text} for text in texts]
+    def batches(numbers: Iterator[int]) -> list[list[str]]:
+        """Return full buffers: 30 messages, 4,000 tokens."""
+        return [
+            [" ".join(message(next(numbers))["content"] for _ in range(3)) for _ in range(30)]
+            for _ in range(CALLS // 4)
+        ]
+
+    # Both count the same texts, each for the first time.
+    our_numbers, their_numbers = itertools.count(), itertools.count()
 
     def ours() -> float:
-        messages = batch()
-        return per_call([lambda: counter.count_batch_tokens(messages)])
+        found = [[{"role": "user", "content": text} for text in texts] for texts in batches(our_numbers)]
+        return per_call([lambda one=one: counter.count_batch_tokens(one) for one in found])  # type: ignore[misc]
 
     def theirs() -> float:
-        texts = [one["content"] for one in batch()]
-        return per_call([lambda: sum(len(plain.encode_ordinary(text)) for text in texts)])
+        found, encode = batches(their_numbers), plain.encode_ordinary
+        return per_call([lambda texts=texts: sum(len(encode(text)) for text in texts) for texts in found])  # type: ignore[misc]
 
     yield ours, theirs
 

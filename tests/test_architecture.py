@@ -141,8 +141,7 @@ def test_each_script_is_called_with_the_arguments_its_header_states() -> None:
             lease_ms=1, messages=(),
         ),
         "assign": _scripts.assign_call(
-            keys, epoch=1, at_ms=1, ttl=1, lease_token=1, lease_ms=1, limits="1,1,1", at_cap="fold", message_id=b"",
-            messages=(),
+            keys, at_ms=1, ttl=1, ticket=1, settings="fold,1,1,1,1", message_id=b"", messages=()
         ),
         "claim": _scripts.claim_call(keys, ticket=1, ticket_ttl=1, seen=b""),
         "install": _scripts.install_call(

@@ -7,6 +7,7 @@ sessions never share a key.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from contract_engine.memory.errors import InvalidInputError
@@ -24,6 +25,7 @@ class SessionKeys(NamedTuple):
     fold: str
 
 
+@lru_cache(maxsize=4096)
 def session_keys(prefix: str, tenant: str, session_id: str) -> SessionKeys:
     """Name the keys of a session; the session id must have passed :func:`check_session_id`."""
     if "{" in session_id or "}" in session_id or "%" in session_id:

@@ -126,28 +126,22 @@ class SessionCache:
         )
 
     def assign_command(
-        self,
-        keys: SessionKeys,
-        messages: Sequence[object],
-        *,
-        lease_token: int,
-        at_cap: str,
-        message_id: bytes,
+        self, keys: SessionKeys, messages: Sequence[object], *, ticket: int, settings: str, message_id: bytes
     ) -> Command:
         """Return the call that appends where the buffer gives the numbers; ``messages``: tokens, rest, tokens, ..."""
-        now_ms = self.now_ms()
         return _scripts.assign_call(
             keys,
-            epoch=_new_epoch(now_ms),
-            at_ms=now_ms,
+            at_ms=self.now_ms(),
             ttl=self._buffer_ttl,
-            lease_token=lease_token,
-            lease_ms=self._lease_ms,
-            limits=self._limits,
-            at_cap=at_cap,
+            ticket=ticket,
+            settings=settings,
             message_id=message_id,
             messages=messages,
         )
+
+    def assign_settings(self, at_cap: str) -> str:
+        """Return what never changes of that call."""
+        return f"{at_cap},{self._lease_ms},{self._limits}"
 
     def claim(self, session_id: str, seen: bytes) -> Flow[int]:
         """Take a ticket to replace a buffer that a reader could not use; 0 where it has been replaced since."""

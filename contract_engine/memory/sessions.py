@@ -59,7 +59,7 @@ class Sessions:
         self.folding = Folding(config, counter, self.cache, log=log, distrust=self.distrust)
         self._log = log
         self._limits = config.limits
-        self._at_cap = at_cap
+        self._assign_settings = self.cache.assign_settings(at_cap)
         self._untold = _Untold()
 
     def append(self, session_id: str, outgoing: Sequence[Outgoing], *, read: bool = False) -> Flow[Appended]:
@@ -145,7 +145,7 @@ class Sessions:
 
             def commands(message_id: bytes, token: int = token) -> tuple[Command, ...]:
                 call = self.cache.assign_command(
-                    keys, messages, lease_token=token, at_cap=self._at_cap, message_id=message_id
+                    keys, messages, ticket=token, settings=self._assign_settings, message_id=message_id
                 )
                 return (call, *reads)
 

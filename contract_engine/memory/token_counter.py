@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from contract_engine.memory.encodings import SHIPPED, encodings
-from contract_engine.memory.encodings.measurement import Encoding, TokenCount, measure
+from contract_engine.memory.encodings.measurement import RUN_CHARS, Encoding, TokenCount, encoded, measure
 from contract_engine.memory.errors import ConfigurationError
 
 __all__ = ["TokenCount", "TokenCounter"]
@@ -216,6 +216,8 @@ class _RecentCounts(dict[str, int]):
 
     def __missing__(self, text: str) -> int:
         tokens = self._old.get(text)
+        if tokens is None and self._encoding is not None and len(text) <= 2 * RUN_CHARS:
+            tokens = encoded(self._encoding, text)  # what most messages are: short
         if tokens is None:
             return self.measure(text).tokens
         self._remember(text, tokens)

@@ -44,7 +44,7 @@ def measure(encoding: Encoding | None, text: str) -> TokenCount:
         return TokenCount(estimate_tokens(text), True)
     if len(text) > 2 * RUN_CHARS:
         return _encoded_in_pieces(encoding, text)
-    return _encoded(encoding, text)
+    return _counted(encoding, text)
 
 
 def estimate_tokens(text: str) -> int:
@@ -60,16 +60,22 @@ def estimate_tokens(text: str) -> int:
     return (ascii_chars + 3) // 4 + (other_bytes + 2) // 3
 
 
-def _encoded(encoding: Encoding, text: str) -> TokenCount:
+def _counted(encoding: Encoding, text: str) -> TokenCount:
+    tokens = encoded(encoding, text)
+    return TokenCount(estimate_tokens(text), True) if tokens is None else TokenCount(tokens, False)
+
+
+def encoded(encoding: Encoding, text: str) -> int | None:
+    """Return the tokens of a text of at most ``2 * RUN_CHARS`` characters; None where the encoding fails."""
     try:
-        return TokenCount(len(encoding.encode_ordinary(text)), False)
+        return len(encoding.encode_ordinary(text))
     except BaseException as exc:
         # A Rust panic arrives as pyo3's PanicException: not an Exception, and in no module it could be imported from.
         # What is neither (KeyboardInterrupt, SystemExit, a cancellation) is not ours to stop.
         if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":
             raise
         logger.warning("tiktoken failed on a text of %d characters: %s", len(text), type(exc).__name__)
-        return TokenCount(estimate_tokens(text), True)
+        return None
 
 
 def _encoded_in_pieces(encoding: Encoding, text: str) -> TokenCount:
@@ -84,7 +90,7 @@ def _encoded_in_pieces(encoding: Encoding, text: str) -> TokenCount:
             pieces, is_torn = _cut(chunk, RUN_CHARS)
             is_estimate |= is_torn
         for piece in pieces:
-            count = _encoded(encoding, piece)
+            count = _counted(encoding, piece)
             tokens += count.tokens
             is_estimate |= count.is_estimate
     return TokenCount(-(-tokens * len(text) // sum(map(len, chunks))), is_estimate)

@@ -1,10 +1,10 @@
 -- Append messages where no log numbers them: the buffer gives the numbers (ephemeral mode).
 --
 -- KEYS  1 buffer  2 summary  3 fold  4 history  5 context
--- ARGV  1 time (ms)  2 TTL of every key (s)  3 epoch and  4 limits of a session that begins here
---       5 what to do at a cap: 'fold' (append nothing and say so) or 'drop' (the oldest messages go)
---       6 lease token  7 lease of a fold (ms)
---       8 the id of the first message as JSON, where an earlier attempt may have stored them all; else ''
+-- ARGV  1 time (ms)  2 TTL of every key (s)  3 a fresh ticket: names the lease of a fold, and tells epochs apart
+--       4 'at_cap,lease,trigger,max_tokens,max_messages': what to do at a cap ('fold': append nothing and say so, 'drop':
+--       the oldest messages go), the lease of a fold (ms), and the limits of a session that begins here
+--       5 the id of the first message as JSON, where an earlier attempt may have stored them all; else ''
 --       then for each message: tokens, the rest of the element from the id on
 -- Answer the seq of the first message: appended. Else {status, seq, time (ms)}: 0 full, nothing was appended;
 --       2 appended, and the caller is to fold; 3 already there; 4 the id is there with other content.
@@ -14,18 +14,18 @@ local call = redis.call
 local buffer = KEYS[1]
 local now = ARGV[1]
 local text = redis.pcall('LINDEX', buffer, 0)
-if ARGV[8] == '' and type(text) == 'string' then
+if ARGV[5] == '' and type(text) == 'string' then
   local head, version, watermark, trigger, max_tokens, max_messages, last, tokens = string.match(
     text, '^(%[1,%d+,%d+,(%d+),(%d+),(%d+),(%d+),(%d+),)(%d+),(%d+),%d+%]$')
   if head then
     local first = last + 1
-    last = last + (#ARGV - 8) / 2
-    for i = 9, #ARGV, 2 do tokens = tokens + ARGV[i] end
+    last = last + (#ARGV - 5) / 2
+    for i = 6, #ARGV, 2 do tokens = tokens + ARGV[i] end
     local count = last - watermark
     max_messages = tonumber(max_messages)
     if count == 1 or (count <= max_messages and tokens <= tonumber(max_tokens)) then
       local seq = first
-      for i = 9, #ARGV, 2 do
+      for i = 6, #ARGV, 2 do
         call('RPUSH', buffer, '[' .. seq .. ',' .. ARGV[i] .. ',' .. now .. ',' .. ARGV[i + 1])
         seq = seq + 1
       end
@@ -36,9 +36,9 @@ if ARGV[8] == '' and type(text) == 'string' then
         call('EXPIRE', KEYS[2], ARGV[2])
         call('EXPIRE', KEYS[4], ARGV[2])
       end
-      if count > 1 and (tokens >= tonumber(trigger) or count >= max_messages) and ARGV[5] == 'fold'
-        and call('SET', KEYS[3], ARGV[6], 'NX', 'PX', ARGV[7]) then
-        return { 2, first, tonumber(now) }
+      if count > 1 and (tokens >= tonumber(trigger) or count >= max_messages) then
+        local lease = string.match(ARGV[4], '^fold,(%d+),')
+        if lease and call('SET', KEYS[3], ARGV[3], 'NX', 'PX', lease) then return { 2, first, tonumber(now) } end
       end
       return first
     end
@@ -47,22 +47,23 @@ end
 
 -- include _header
 
-local FIRST = 9
+local FIRST = 6
 local n = (#ARGV - FIRST + 1) / 2
+local at_cap, lease, limits = string.match(ARGV[4], '^(%a+),(%d+),(.*)$')
 local h = read_header(buffer)
 local begins = not h
 if begins then
-  h = new_header(ARGV[3], ARGV[4], now)
+  h = new_header(now .. string.sub('00' .. ARGV[3], -3), limits, now)
   -- A summary that outlived its evicted buffer still covers what it covers: the session goes on behind it.
   local kept = redis.pcall('GET', KEYS[2])
   if type(kept) == 'string' then
     local version, covered = string.match(kept, '^%[(%d+),(%d+),')
     if version then h.version, h.watermark, h.last = tonumber(version), tonumber(covered), tonumber(covered) end
   end
-elseif ARGV[8] ~= '' then
+elseif ARGV[5] ~= '' then
   for _, element in ipairs(redis.call('LRANGE', buffer, 1, -1)) do
     local seq, at, rest = string.match(element, '^%[(%d+),%d+,(%d+),(.*)$')
-    if rest and string.sub(rest, 1, #ARGV[8] + 1) == ARGV[8] .. ',' then
+    if rest and string.sub(rest, 1, #ARGV[5] + 1) == ARGV[5] .. ',' then
       return { rest == ARGV[FIRST + 1] and 3 or 4, tonumber(seq), tonumber(at) }
     end
   end
@@ -74,7 +75,7 @@ local function fits()
   return (count == 0 and n == 1) or (count + n <= h.max_messages and tokens + added <= h.max_tokens)
 end
 local dropped = 0
-while ARGV[5] == 'drop' and count > 0 and not fits() do
+while at_cap == 'drop' and count > 0 and not fits() do
   dropped = dropped + 1
   count = count - 1
   tokens = tokens - tonumber(string.match(redis.call('LINDEX', buffer, dropped), '^%[%d+,(%d+),'))
@@ -96,8 +97,8 @@ h.tokens, h.updated = h.tokens + added, now
 redis.call('LSET', buffer, 0, header_text(h))
 for _, key in ipairs({ buffer, KEYS[2], KEYS[4], KEYS[5] }) do redis.call('EXPIRE', key, ARGV[2]) end
 count = h.last - h.watermark
-if ARGV[5] == 'fold' and count > 1 and (h.tokens >= h.trigger or count >= h.max_messages)
-  and redis.call('SET', KEYS[3], ARGV[6], 'NX', 'PX', ARGV[7]) then
+if at_cap == 'fold' and count > 1 and (h.tokens >= h.trigger or count >= h.max_messages)
+  and redis.call('SET', KEYS[3], ARGV[3], 'NX', 'PX', lease) then
   return { 2, first, tonumber(now) }
 end
 return first
