@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -47,7 +48,7 @@ class Record(msgspec.Struct, frozen=True):
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
-class ServerProcess:
+class ServerProcess(ABC):
     """One server process in ``home/<name>``, with its log beside it."""
 
     name: ClassVar[str]
@@ -64,20 +65,21 @@ class ServerProcess:
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
+    @abstractmethod
     def url(self) -> str:
-        raise NotImplementedError
+        """Where the server listens, password included."""
 
+    @abstractmethod
     def prepare(self, account: Account) -> Path:
         """Make the data directory ready and return the program to run."""
-        raise NotImplementedError
 
+    @abstractmethod
     def command(self, program: Path, port: int) -> tuple[list[str], bytes]:
         """Return the command line and what the program reads from its standard input."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answers(self) -> bool:
         """Ask the server at our address whether it is the recorded process working in our directory."""
-        raise NotImplementedError
 
     def account(self) -> Account:
         return OURSELVES

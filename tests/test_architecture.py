@@ -21,7 +21,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "migrations" not in p
 LAYERS = (
     "errors",
     "config keys call_window circuit_state",
-    "encodings encodings.measurement token_counter exchange swisper_context circuit_breaker",
+    "encodings encodings.measurement token_counter exchange swisper_context circuit_guard circuit_breaker",
     "models serializer",
     "summarizers summarizers.request summarizers.sentences summarizers.salience summarizers.form summarizers.units"
     " summarizers.extractive",
@@ -109,7 +109,7 @@ def test_only_the_runtime_touches_clients_and_engines() -> None:
 
 def test_await_stands_only_in_the_runtime_and_in_one_line_shells() -> None:
     for path in memory_modules():
-        if name_of(path).startswith("_runtime") or name_of(path) == "circuit_breaker":
+        if name_of(path).startswith("_runtime") or name_of(path) == "circuit_guard":
             continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.AsyncFunctionDef):

@@ -220,6 +220,7 @@ def test_temporary_servers_end_with_a_killed_starter() -> None:
         process.kill()
     _eventually(lambda: not home.exists())
     _eventually(lambda: not any(_runs(int(pid)) for pid in facts[2:]))
+    assert not home.exists()
 
 
 def test_servers_end_with_the_program_that_forgot_them() -> None:

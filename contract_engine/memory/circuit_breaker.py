@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import functools
-import inspect
 import logging
 import math
 import os
@@ -19,12 +17,12 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from random import random as _random
-from typing import ParamSpec, TypeVar, cast
+from typing import ParamSpec, TypeVar
 
 from contract_engine.memory.call_window import CallWindow, Tally
+from contract_engine.memory.circuit_guard import CallGuard, check_number, classifier
 from contract_engine.memory.circuit_state import (
     CLOSED,
     DISABLED,
@@ -61,7 +59,7 @@ GIVEN_UP = (asyncio.CancelledError, concurrent.futures.CancelledError, KeyboardI
 NEVER_COUNTED = (*GIVEN_UP, CircuitOpenError)
 
 
-class CircuitBreaker:
+class CircuitBreaker(CallGuard):
     """Reject calls while the server they go to is known to fail.
 
     It opens after ``failure_threshold`` failures in a row. If a window is set (the last ``window_size`` calls or the
@@ -112,7 +110,7 @@ class CircuitBreaker:
             ("backoff", backoff, float, 1, 1e9),
             ("jitter", jitter, float, 0, 1),
         ):
-            _check(field, value, kind, least, most)
+            check_number(field, value, kind, least, most)
         for field, optional, kind, lowest, highest in (
             ("failure_rate", failure_rate, float, 1e-6, 1),
             ("window_size", window_size, int, 1, 1e9),
@@ -123,7 +121,7 @@ class CircuitBreaker:
             ("max_recovery_timeout", max_recovery_timeout, float, recovery_timeout, 1e9),
         ):
             if optional is not None:
-                _check(field, optional, kind, lowest, highest)
+                check_number(field, optional, kind, lowest, highest)
         if (slow_call_seconds is None) != (slow_call_rate is None):
             raise ConfigurationError("slow_call_rate", "goes together with slow_call_seconds")
         if window_size is not None and window_seconds is not None:
@@ -137,7 +135,7 @@ class CircuitBreaker:
         self.name = name
         self.failure_threshold = failure_threshold
         self.recovery_timeout = recovery_timeout
-        self._counts = _classifier(counts)
+        self._counts = classifier(counts)
         self._failure_rate = failure_rate
         self._slow_call_rate = slow_call_rate
         self._slow_call_seconds = math.inf if slow_call_seconds is None else slow_call_seconds
@@ -170,8 +168,8 @@ class CircuitBreaker:
 
     def configure(self, failure_threshold: int, recovery_timeout: float) -> None:
         """Set the threshold and the first wait anew; an opening under way keeps its wait."""
-        _check("failure_threshold", failure_threshold, int, 1, 1e9)
-        _check("recovery_timeout", recovery_timeout, float, 0, 1e9)
+        check_number("failure_threshold", failure_threshold, int, 1, 1e9)
+        check_number("recovery_timeout", recovery_timeout, float, 0, 1e9)
         with self._lock:
             if self._longest_wait == 10 * self.recovery_timeout:
                 self._longest_wait = 10 * recovery_timeout
@@ -207,45 +205,6 @@ class CircuitBreaker:
     def cancel(self, permit: Permit) -> None:
         """Give the permit back; the call counts as nothing."""
         self._settle(permit, "cancelled")
-
-    @contextmanager
-    def guard(self) -> Iterator[None]:
-        """Protect the body of a ``with`` statement, in sync and async code; raises :class:`CircuitOpenError`."""
-        permit = self.acquire()
-        try:
-            yield
-        except BaseException as exc:
-            self.failure(permit, exc)
-            raise
-        self.success(permit)
-
-    def call(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call ``fn`` if the breaker lets it; raises :class:`CircuitOpenError` otherwise."""
-        with self.guard():
-            return fn(*args, **kwargs)
-
-    async def call_async(self, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call and await ``fn``, which may be any function that returns an awaitable; see :meth:`call`."""
-        with self.guard():
-            return await fn(*args, **kwargs)
-
-    def __call__(self, fn: Callable[P, R]) -> Callable[P, R]:
-        """Decorate a function, method or coroutine function; generators are refused, because they fail later."""
-        if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-            raise ConfigurationError("fn", "a generator fails while it is read, not when called; use guard() inside it")
-        if inspect.iscoroutinefunction(fn):
-
-            @functools.wraps(fn)
-            async def guarded_async(*args: P.args, **kwargs: P.kwargs) -> object:
-                return await self.call_async(fn, *args, **kwargs)
-
-            return cast("Callable[P, R]", guarded_async)
-
-        @functools.wraps(fn)
-        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-            return self.call(fn, *args, **kwargs)
-
-        return guarded
 
     def reset(self) -> None:
         """Close the breaker from any state and forget its failures; results of calls under way are ignored."""
@@ -439,21 +398,6 @@ class CircuitBreaker:
             finally:
                 with self._lock:
                     self._delivering = False
-
-
-def _check(field: str, value: object, kind: type, least: float, most: float) -> None:
-    numbers = int if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, numbers) or not least <= value <= most:
-        raise ConfigurationError(field, f"expected {kind.__name__} from {least:g} to {most:g}, got {value!r}")
-
-
-def _classifier(counts: object) -> Callable[[BaseException], bool]:
-    types = counts if isinstance(counts, tuple) else (counts,)
-    if all(isinstance(item, type) and issubclass(item, BaseException) for item in types):
-        return lambda exc: isinstance(exc, types)
-    if isinstance(counts, tuple | type) or not callable(counts):
-        raise ConfigurationError("counts", "expected exception types or a function of an exception")
-    return cast("Callable[[BaseException], bool]", counts)
 
 
 _breakers: weakref.WeakSet[CircuitBreaker] = weakref.WeakSet()

@@ -1,0 +1,88 @@
+"""Around a call: what a circuit breaker looks like to the code it protects."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar, cast
+
+from contract_engine.memory.circuit_state import Permit
+from contract_engine.memory.errors import ConfigurationError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class CallGuard(ABC):
+    """The ways to protect a call, all made of :meth:`acquire` and its three outcomes."""
+
+    @abstractmethod
+    def acquire(self) -> Permit:
+        """Return a permit for one call, or raise :class:`CircuitOpenError`."""
+
+    @abstractmethod
+    def success(self, permit: Permit) -> None:
+        """Report that the call succeeded."""
+
+    @abstractmethod
+    def failure(self, permit: Permit, exc: BaseException) -> None:
+        """Report that the call raised ``exc``."""
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Protect the body of a ``with`` statement, in sync and async code; raises :class:`CircuitOpenError`."""
+        permit = self.acquire()
+        try:
+            yield
+        except BaseException as exc:
+            self.failure(permit, exc)
+            raise
+        self.success(permit)
+
+    def call(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call ``fn`` if the breaker lets it; raises :class:`CircuitOpenError` otherwise."""
+        with self.guard():
+            return fn(*args, **kwargs)
+
+    async def call_async(self, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call and await ``fn``, which may be any function that returns an awaitable; see :meth:`call`."""
+        with self.guard():
+            return await fn(*args, **kwargs)
+
+    def __call__(self, fn: Callable[P, R]) -> Callable[P, R]:
+        """Decorate a function, method or coroutine function; generators are refused, because they fail later."""
+        if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+            raise ConfigurationError("fn", "a generator fails while it is read, not when called; use guard() inside it")
+        if inspect.iscoroutinefunction(fn):
+
+            @functools.wraps(fn)
+            async def guarded_async(*args: P.args, **kwargs: P.kwargs) -> object:
+                return await self.call_async(fn, *args, **kwargs)
+
+            return cast("Callable[P, R]", guarded_async)
+
+        @functools.wraps(fn)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+            return self.call(fn, *args, **kwargs)
+
+        return guarded
+
+
+def check_number(field: str, value: object, kind: type, least: float, most: float) -> None:
+    """Refuse a setting that is no number of this kind within its range."""
+    numbers = int if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, numbers) or not least <= value <= most:
+        raise ConfigurationError(field, f"expected {kind.__name__} from {least:g} to {most:g}, got {value!r}")
+
+
+def classifier(counts: object) -> Callable[[BaseException], bool]:
+    """Return the function that says which exceptions are failures."""
+    types = counts if isinstance(counts, tuple) else (counts,)
+    if all(isinstance(item, type) and issubclass(item, BaseException) for item in types):
+        return lambda exc: isinstance(exc, types)
+    if isinstance(counts, tuple | type) or not callable(counts):
+        raise ConfigurationError("counts", "expected exception types or a function of an exception")
+    return cast("Callable[[BaseException], bool]", counts)
