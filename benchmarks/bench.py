@@ -72,14 +72,14 @@ def measure(rounds: int, call: Callable[[], float], reference: Callable[[], floa
     return statistics.median(times) * 1e6, statistics.median(references) * 1e6, statistics.median(ratios)
 
 
-def run(rounds: int, wanted: str, *, is_quiet: bool) -> tuple[list[Result], str]:
+def run(rounds: int, wanted: str, *, history: int, is_quiet: bool) -> tuple[list[Result], str]:
     """Run the scenarios whose name contains ``wanted``."""
-    with EmbeddedServers() as servers, one_core(servers) as pinning, Bench(servers) as bench:
+    with EmbeddedServers() as servers, one_core(servers) as pinning, Bench(servers, history) as bench:
         results = []
         chosen = [scenario for scenario in SCENARIOS if wanted in scenario.name]
         for scenario in track(chosen, description="measuring", disable=is_quiet, console=Console(stderr=True)):
             with scenario.prepare(bench) as (call, reference):
-                taken, unit, ratio = measure(scenario.rounds or rounds, call, reference)
+                taken, unit, ratio = measure(min(rounds, scenario.rounds or rounds), call, reference)
             results.append(Result(scenario.name, taken, scenario.reference, unit, ratio, scenario.reach))
     return results, pinning
 
@@ -89,9 +89,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=25, help="rounds per measurement (default 25)")
     parser.add_argument("--only", default="", help="only operations whose name contains this")
+    parser.add_argument("--history", type=int, default=30_000, help="messages of the long session (default 30,000)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    results, pinning = run(options.rounds, options.only, is_quiet=options.json)
+    results, pinning = run(options.rounds, options.only, history=options.history, is_quiet=options.json)
     if options.json:
         print(json.dumps({"pinning": pinning, "results": [asdict(result) for result in results]}, indent=2))
     else:

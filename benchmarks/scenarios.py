@@ -49,7 +49,8 @@ def message(number: int) -> dict[str, Any]:
 class Bench:
     """The servers under measurement and the managers on them."""
 
-    def __init__(self, servers: EmbeddedServers) -> None:
+    def __init__(self, servers: EmbeddedServers, history: int) -> None:
+        self.history = history
         self.redis_url, self.database_url = servers.redis_url, servers.database_url
         self.redis = redis.Redis.from_url(self.redis_url)
         self.ephemeral = MemoryManager(redis_url=self.redis_url, limits=WIDE)
@@ -187,15 +188,12 @@ def add_durable(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
     bare.close()
 
 
-HISTORY = 30_000
-
-
 def _long_session(bench: Bench) -> str:
     """Return a session with a long history behind its watermark and 30 messages before it."""
     name = f"long-{time.time_ns()}"
     narrow = {"summary_trigger_tokens": 3000, "max_buffer_tokens": 4000, "max_buffer_messages": 30}
     bench.durable.set_session_config(name, narrow)
-    for _ in range(HISTORY // 1000):
+    for _ in range(bench.history // 1000):
         bench.durable.add_messages(name, bench.fresh(1000))
     bench.durable.set_session_config(name, WIDE.as_dict())
     held = bench.durable.get_context(name)["message_count"]

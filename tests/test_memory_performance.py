@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.timeout(300)  # the first test waits for all measurements
+
 BENCH = Path(__file__).resolve().parents[1] / "benchmarks" / "bench.py"
 
 ROOM = 1.6
@@ -19,7 +21,10 @@ ROOM = 1.6
 @pytest.fixture(scope="module")
 def results() -> dict[str, dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, str(BENCH), "--rounds", "7", "--json"], capture_output=True, text=True, check=False
+        [sys.executable, str(BENCH), "--rounds", "5", "--history", "5000", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode in (0, 1), done.stderr
     return {result["operation"]: result for result in json.loads(done.stdout)["results"]}

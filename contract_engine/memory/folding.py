@@ -183,16 +183,10 @@ class Folding:
             return False
         if update_cache:
             summary, revision = committed
-            is_told = False
-            # Another change between the reading and this commit: the copy must not pass for one that knows it.
-            if revision == state.revision + 1:
-                try:
-                    is_told = yield from self._cache.commit(
-                        session_id, state, summary, new_revision=revision, history_entry=b""
-                    )
-                except REDIS_TROUBLE as exc:
-                    logger.info("session %s: summary %d is in the log, Redis not told: %s", session_id, version, exc)
-            if not is_told:
+            try:
+                yield from self._cache.commit(session_id, state, summary, new_revision=revision, history_entry=b"")
+            except REDIS_TROUBLE as exc:
+                logger.info("session %s: summary %d is in the log, Redis not told: %s", session_id, version, exc)
                 yield from self._distrust(session_id)
         return True
 

@@ -45,10 +45,10 @@ def upgrade() -> None:
         sa.Column("context", sa.LargeBinary, comment="the orchestrator's own object, JSON in UTF-8"),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
-        # Every append updates its session's row. Half-empty pages let that happen in place (a HOT update), without
-        # touching the index.
-        postgresql_with={"fillfactor": 50},
     )
+    # Every append updates its session's row. Half-empty pages let that happen in place (a HOT update), without touching
+    # the index.
+    op.execute("ALTER TABLE memory_sessions SET (fillfactor = 50)")
     op.create_table(
         "memory_messages",
         sa.Column("tenant", sa.Text, primary_key=True),

@@ -3,19 +3,25 @@
 -- KEYS  1 buffer  2 summary  3 history  4 context
 -- ARGV  1 epoch  2 revision expected  3 version expected  4 new revision  5 new watermark  6 buffer TTL (s)
 --       7 summary TTL (s)  8 summary  9 entry for the history, or ''  10 entries to keep
--- Answer 1 done; 0 the session has moved on and nothing was changed.
+-- Answer 1 done; 0 the session has moved on and this summary was not put in place.
+--
+-- With a log, which has committed this summary already, each change raises the revision by one (without a log it stays).
+-- A copy that is older than the new revision and cannot be brought up to it by this change alone has missed another one:
+-- it is deleted, and the next reader rebuilds it.
 
 -- include _header
 
 local buffer = KEYS[1]
 local h = read_header(buffer)
-local watermark = tonumber(ARGV[5])
-if not h or h.epoch ~= ARGV[1] or h.revision ~= tonumber(ARGV[2]) or h.version ~= tonumber(ARGV[3])
+local watermark, revision = tonumber(ARGV[5]), tonumber(ARGV[4])
+if not h or h.epoch ~= ARGV[1] then return 0 end
+if h.revision ~= tonumber(ARGV[2]) or revision > h.revision + 1 or h.version ~= tonumber(ARGV[3])
   or watermark < h.watermark or watermark > h.last then
+  if h.revision < revision then redis.call('DEL', buffer) end
   return 0
 end
 if watermark > h.watermark then drop_oldest(buffer, h, watermark - h.watermark) end
-h.version, h.revision = h.version + 1, tonumber(ARGV[4])
+h.version, h.revision = h.version + 1, revision
 redis.call('LSET', buffer, 0, header_text(h))
 redis.call('EXPIRE', buffer, ARGV[6])
 redis.call('SET', KEYS[2], ARGV[8], 'EX', ARGV[7])
