@@ -35,6 +35,14 @@ from contract_engine.memory import (
 DEMO_LIMITS = {"summary_trigger_tokens": 1200, "max_buffer_tokens": 2000, "max_buffer_messages": 16}
 DEMO_SUMMARY_TOKENS = 250
 
+DEMO_INTRODUCTION = """\
+Real conversations between a customer, an agent (a language model) and its tools are fed to the memory, message by
+message. After each one the context is checked: a summary of messages 1..W, and the messages after W word for word.
+When the word-for-word part grows too large, its oldest exchanges are [b]folded[/b] into the summary, and W moves on.
+So that there is much to see, the limits are small here: {max_buffer_messages} messages or {max_buffer_tokens:,} tokens
+word for word, {summary_tokens} tokens of summary.
+""".format(**DEMO_LIMITS, summary_tokens=DEMO_SUMMARY_TOKENS)
+
 app = typer.Typer(
     name="contract-memory",
     cls=CommandGroup,
@@ -96,6 +104,8 @@ def demo(
         Conversation(f"demo-{number}", conversation_of(record, place=f"demo {number}").messages)
         for number, record in enumerate(shipped.conversations(), start=1)
     ]
+    if not as_json:
+        display.output().print(DEMO_INTRODUCTION)
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
     with _manager(choice, temporary=not keep, max_summary_tokens=DEMO_SUMMARY_TOKENS) as manager:
         reports = _replay_all(manager, conversations, limits=DEMO_LIMITS, replace=True, keep=keep)
@@ -303,7 +313,13 @@ def _replay_all(
         task = bar.add_task("", total=sum(len(item.messages) for item in conversations))
         for conversation in conversations:
             bar.update(task, description=escape(display.shortened(conversation.session_id, 30)))
-            reports.append(replay_conversation(manager, conversation, limits=limits, advance=lambda: bar.advance(task)))
+            try:
+                report = replay_conversation(manager, conversation, limits=limits, advance=lambda: bar.advance(task))
+            except KeyboardInterrupt:
+                name = escape(repr(conversation.session_id))
+                bar.console.print(f"{name} was stopped half way and stays as it is; --replace starts it again.")
+                raise
+            reports.append(report)
             if not keep:
                 clear_session(manager, conversation.session_id)
     return reports

@@ -38,7 +38,7 @@ def read_conversations(path: Path, *, prefix: str = "", limit: int | None = None
     except UnicodeDecodeError as exc:
         raise InvalidInputError(path.name, "is not a text in UTF-8") from exc
     except OSError as exc:
-        raise InvalidInputError(path.name, f"cannot be read: {exc.strerror}") from exc
+        raise InvalidInputError(str(path), f"cannot be read: {exc.strerror}") from exc
     if not found:
         raise InvalidInputError(path.name, "holds no conversation")
     return list(found.values())
@@ -70,4 +70,5 @@ def _records(lines: Iterable[str], name: str) -> Iterator[tuple[str, object]]:
         try:
             yield place, json.loads(line)
         except (ValueError, RecursionError) as exc:
-            raise InvalidInputError(place, f"is not JSON: {exc}") from exc
+            problem = f"{exc.msg} at character {exc.colno}" if isinstance(exc, json.JSONDecodeError) else str(exc)
+            raise InvalidInputError(place, f"is not JSON: {problem}") from exc

@@ -69,12 +69,16 @@ def shortened(text: str, limit: int) -> str:
 
 
 def shortened_summary(text: str) -> str:
-    """Return the last lines of a summary, the newest facts, each shortened, saying how many are left out."""
+    """Return some lines of a summary, each shortened, saying how many are left out.
+
+    The newest of what people and model said, since that is what a reader recognises; notes of tool calls only where
+    there is nothing else.
+    """
     lines = [shortened(line, SUMMARY_LINE_CHARS) for line in text.splitlines() if line.strip()]
-    left_out = len(lines) - SUMMARY_LINES
-    if left_out < 2:
+    if len(lines) <= SUMMARY_LINES + 1:
         return "\n".join(lines)
-    return "\n".join([f"… {left_out} lines before; --full shows them", *lines[left_out:]])
+    shown = ([line for line in lines if not line.startswith("tool")] or lines)[-SUMMARY_LINES:]
+    return "\n".join([*shown, f"… {len(lines) - len(shown)} lines more; --full shows them"])
 
 
 def session_panel(report: SessionReport, *, full: bool) -> Panel:

@@ -55,7 +55,8 @@ class ManagerFlows:
     def add_message(self, session_id: object, message: object) -> Flow[bool]:
         try:
             yield from self.append(session_id, message, None)
-        except (StoreUnavailableError, ContentionError):
+        except (StoreUnavailableError, ContentionError) as exc:
+            logger.warning("session %s: a message was not acknowledged: %s", session_id, exc)
             return False
         return True
 

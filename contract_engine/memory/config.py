@@ -124,6 +124,8 @@ class MemoryConfig:
                 raise ConfigurationError(name, "expected a text that is not empty")
         for name in ("tenant", "key_prefix"):
             _plain(name, getattr(self, name))
+        if not isinstance(self.limits, SessionLimits):
+            raise ConfigurationError("limits", f"expected SessionLimits, got {type(self.limits).__name__}")
         if self.database_url is not None:
             object.__setattr__(self, "database_url", psycopg_url(self.database_url))
 
@@ -169,10 +171,11 @@ HOME_VARIABLE = "CONTRACT_MEMORY_HOME"
 
 def check_settings(settings: Mapping[str, object]) -> None:
     """Refuse names that are no settings."""
-    known = sorted(item.name for item in fields(MemoryConfig))
+    known = {item.name for item in fields(MemoryConfig)}
     for key in settings:
         if key not in known:
-            raise ConfigurationError(key, f"unknown setting; known are {', '.join(known)}")
+            names = sorted(known | set(SessionLimits.__dataclass_fields__))
+            raise ConfigurationError(key, f"unknown setting; known are {', '.join(names)}")
 
 
 def _converters() -> dict[str, type[int] | type[float] | type[str]]:
