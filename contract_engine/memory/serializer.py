@@ -24,6 +24,9 @@ MAX_DEPTH = 200
 MAX_INT_BITS = 14_000
 """Whole numbers up to about 4,200 digits: Python itself refuses to read more than 4,300 from a text."""
 
+# msgspec's own errors are ValueErrors in some of its versions and not in others.
+UNREADABLE = (ValueError, RecursionError, msgspec.MsgspecError)
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder()
 
@@ -42,7 +45,7 @@ def encode_value(value: object, *, field: str, max_bytes: int) -> bytes:
         # Brackets inside texts count too: this is a cheap upper bound, and only what passes it is measured.
         shallow = body.count(b"[") + body.count(b"{") <= MAX_DEPTH
         equal = shallow and _decoder.decode(body) == value
-    except (TypeError, ValueError, RecursionError, OverflowError):
+    except (*UNREADABLE, TypeError, OverflowError):
         equal = False
     if not equal:
         body = _encode_carefully(value, field)
@@ -55,7 +58,7 @@ def decode_value(body: bytes) -> Any:
     """Return the value whose body this is; :class:`CorruptDataError` if it is nobody's."""
     try:
         return _decoder.decode(body)
-    except (ValueError, RecursionError):
+    except UNREADABLE:
         pass
     try:
         return json.loads(body.decode("utf-8", "surrogatepass"))
@@ -84,7 +87,7 @@ def decode_elements(elements: Sequence[bytes]) -> list[Any]:
     """
     try:
         found: list[Any] = _decoder.decode(b"[" + b",".join(elements) + b"]")
-    except (ValueError, RecursionError):
+    except UNREADABLE:
         return [decode_value(element) for element in elements]
     if len(found) != len(elements):  # an element such as `1,2` is not a value of its own
         raise CorruptDataError("a list element that is not one value")
