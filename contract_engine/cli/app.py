@@ -36,10 +36,10 @@ DEMO_LIMITS = {"summary_trigger_tokens": 1200, "max_buffer_tokens": 2000, "max_b
 DEMO_SUMMARY_TOKENS = 250
 
 DEMO_INTRODUCTION = (
-    "Real conversations between a customer, an agent (a language model) and its tools are fed to the memory, message by "
-    "message. After each one the context is checked: a summary of messages 1..W, and the messages after W word for word. "
-    "When the word-for-word part grows too large, its oldest exchanges are [b]folded[/b] into the summary, and W moves on. "
-    f"So that there is much to see, the limits are small here: {DEMO_LIMITS['max_buffer_messages']} messages or "
+    "Real conversations between a customer, an agent (a language model) and its tools are fed to the memory, message "
+    "by message. After each one the context is checked: a summary of messages 1..W, and the messages after W word for "
+    "word. When the word-for-word part grows too large, its oldest exchanges are [b]folded[/b] into the summary, and "
+    f"W moves on. So that there is much to see, the limits are small: {DEMO_LIMITS['max_buffer_messages']} messages or "
     f"{DEMO_LIMITS['max_buffer_tokens']:,} tokens word for word, {DEMO_SUMMARY_TOKENS} tokens of summary.\n"
 )
 

@@ -270,9 +270,9 @@ def _remember_use(connection: sa.Connection) -> None:
 
 def _missed_deadline(exc: BaseException | None) -> DeadlineExceededError | None:
     """Return the missed deadline that this error followed from: the connection it closed cannot be rolled back."""
-    while exc is not None and not isinstance(exc, DeadlineExceededError):
-        exc = exc.__context__
-    return exc
+    if exc is None or isinstance(exc, DeadlineExceededError):
+        return exc
+    return _missed_deadline(exc.__cause__) or _missed_deadline(exc.__context__)
 
 
 def _translated(exc: Exception) -> Exception:
