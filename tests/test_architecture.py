@@ -27,10 +27,12 @@ LAYERS = (
     " summarizers.extractive",
     "_effects",
     "_scripts _tables",
-    "_layout _log intake",
+    "_layout _log _log_drain intake",
     "_runtime _runtime.failures _runtime.redis_transport _runtime.database _runtime.background _runtime.runner",
     "message_log session_cache",
     "folding",
+    "assignment",
+    "unlogged",
     "sessions",
     "buffer_store summary_store session_store",
     "_manager_flows",
@@ -99,7 +101,15 @@ def test_there_are_at_most_a_handful_of_broad_excepts_and_each_says_why() -> Non
 
 
 def test_only_the_runtime_touches_clients_and_engines() -> None:
-    allowed = {"_runtime", "_log", "_tables", "_effects", "message_log", "config"}  # config: it only parses URLs
+    allowed = {
+        "_runtime",
+        "_log",
+        "_log_drain",
+        "_tables",
+        "_effects",
+        "message_log",
+        "config",
+    }  # config: it only parses URLs
     for path in memory_modules():
         if name_of(path).split(".")[0] in allowed:
             continue
@@ -140,6 +150,9 @@ def test_each_script_is_called_with_the_arguments_its_header_states() -> None:
             keys, epoch=1, revision=0, first_seq=1, at_ms=1, buffer_ttl=1, summary_ttl=1, ticket=1, ticket_ttl=1,
             lease_ms=1, messages=(),
         ),
+        "append_unlogged": _scripts.append_unlogged_call(
+            keys, at_ms=1, buffer_ttl=1, summary_ttl=1, limits="1,1,1", expected_seq=0, message_id=b"", messages=()
+        ),
         "assign": _scripts.assign_call(
             keys, at_ms=1, ttl=1, ticket=1, settings="fold,1,1,1,1", message_id=b"", messages=()
         ),
@@ -152,8 +165,9 @@ def test_each_script_is_called_with_the_arguments_its_header_states() -> None:
             history_entry=b"", history_length=1,
         ),
         "configure": _scripts.configure_call(keys, epoch=1, at_ms=1, ttl=1, limits="1,1,1", changes={}),
-        "release": _scripts.release_call(keys, lease_token=1),
-        "lease": _scripts.lease_call(keys, lease_token=1, lease_ms=1),
+        "release": _scripts.release_call(keys.fold, lease_token=1),
+        "lease": _scripts.lease_call(keys.fold, lease_token=1, lease_ms=1),
+        "drained": _scripts.drained_call(keys, elements=()),
         "discard": _scripts.discard_call(keys, seen=b""),
     }  # fmt: skip
     assert set(calls) == {script.name for script in _scripts.ALL_SCRIPTS}
@@ -166,7 +180,7 @@ def test_each_script_is_called_with_the_arguments_its_header_states() -> None:
         words = calls[script.name].words
         assert words[0] == max(map(int, re.findall(r"  (\d+) ", stated_keys[1] + " "))), script.name
         numbers = {int(number) for number in re.findall(r"(?:^|  | and  ?)(\d+) ", stated_args[1])}
-        assert len(words) - 1 - words[0] == max(numbers), script.name
+        assert len(words) - 1 - words[0] == max(numbers, default=0), script.name
 
 
 def test_scripts_name_every_key_and_never_unpack_without_bound() -> None:

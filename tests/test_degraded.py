@@ -36,6 +36,7 @@ SETTINGS: dict[str, Any] = {
     "database_timeout_seconds": DATABASE_SECONDS,
     "breaker_failure_threshold": 3,
     "breaker_recovery_seconds": RECOVERY_SECONDS,
+    "database_breaker_recovery_seconds": RECOVERY_SECONDS,
 }
 
 
@@ -359,7 +360,7 @@ def test_without_a_log_a_dead_redis_is_an_error_and_never_an_empty_session(ephem
 # -- PostgreSQL away
 
 
-def test_without_the_log_nothing_is_acknowledged_but_contexts_are_read(database_outage: Outage) -> None:
+def test_without_the_log_messages_and_contexts_go_on_and_nothing_else(database_outage: Outage) -> None:
     manager = database_outage.open()
     for number in (1, 2, 3):
         manager.append("s", say(number), message_id=f"id{number}")
@@ -367,10 +368,6 @@ def test_without_the_log_nothing_is_acknowledged_but_contexts_are_read(database_
     assert_context_of_three(manager.get_context("s"))
     database_outage.kill_database()
     for call in (
-        lambda: manager.append("s", say(4), message_id="id4"),
-        lambda: manager.append("s", say(3), message_id="id3"),
-        lambda: manager.add_messages("s", talk(2, start=4)),
-        lambda: manager.add_and_get_context("s", say(4)),
         lambda: manager.set_session_config("s", {"max_buffer_messages": 4}),
         lambda: manager.load_context("s"),
         lambda: manager.session_store.get_chat_history("s"),
@@ -381,7 +378,6 @@ def test_without_the_log_nothing_is_acknowledged_but_contexts_are_read(database_
             call()
         assert isinstance(caught.value, ConnectionError)
         assert "password" not in str(caught.value).lower()
-    assert manager.add_message("s", say(4)) is False
     assert manager.save_context("s", {"session_id": "s"}) is False
     assert manager.summary_store.add_summary("s", "text") is False
     context = manager.get_context("s")
@@ -392,9 +388,15 @@ def test_without_the_log_nothing_is_acknowledged_but_contexts_are_read(database_
     assert manager.is_available() is True
     health = manager.health()
     assert (health["status"], health["redis"], health["postgres"]) == ("degraded", True, False)
+    assert health["database_breaker"] == "open"
+    receipt = manager.append("s", say(4), message_id="id4")
+    assert (receipt.seq, receipt.durable, receipt.degraded) == (4, False, True)
+    assert manager.append("s", say(3), message_id="id3").seq == 3, "in the log and in the buffer already"
+    assert manager.get_context("s")["last_seq"] == 4
     assert manager.circuit_breaker.get_state() == CircuitState.CLOSED, "it guards Redis"
 
     database_outage.servers.start()
+    assert waited_for(lambda: manager.get_context("s")["degraded"] is False)
     assert manager.append("s", say(4), message_id="id4").seq == 4, "nothing of the failed calls was stored"
     context = manager.get_context("s")
     assert context["buffer_messages"] == talk(4)
@@ -480,8 +482,7 @@ def test_a_hung_database_costs_its_deadline(database_outage: Outage) -> None:
     # A new connection takes libpq's limit, whole seconds and never less than two.
     assert {name: seconds for name, seconds in times.items() if seconds > 2 * DATABASE_SECONDS + 2.5} == {}
     assert times["append"] > DATABASE_SECONDS / 2, "the server was not hung"
-    assert_context(manager.get_context("s"), talk(3))
-    assert manager.add_message("s", say(7)) is False
+    assert_context(manager.get_context("s"), talk(4))
 
     database_outage.go_on()
     assert waited_for(lambda: manager.health()["postgres"] is True)

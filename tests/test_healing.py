@@ -88,7 +88,7 @@ DAMAGES: dict[str, Damage] = {
     "header cut": header(lambda found: json.dumps(found).encode()[:11]),
     "header without its end": header(lambda found: found[:-1]),
     "header with a number too many": header(lambda found: [*found, 1]),
-    "header of another version": field(0, 2),
+    "header of another version": field(0, 3),
     "header of version 0": field(0, 0),
     "header with spaces": header(lambda found: json.dumps(found).encode()),
     "header of floats": header(lambda found: [float(number) for number in found]),

@@ -10,9 +10,11 @@ from redis.crc import key_slot
 from contract_engine.memory import InvalidInputError
 from contract_engine.memory.keys import (
     MAX_SESSION_ID_CHARS,
+    SessionKeys,
     check_message_id,
     check_session_id,
     session_keys,
+    session_of_key,
 )
 
 IDS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=MAX_SESSION_ID_CHARS)
@@ -47,7 +49,7 @@ HOSTILE = [
 ]
 
 
-def test_the_five_names_of_a_session() -> None:
+def test_the_names_of_a_session() -> None:
     keys = session_keys("contract", "acme", "s1")
     assert keys._asdict() == {
         "buffer": "contract:{acme/s1}:buffer",
@@ -55,13 +57,17 @@ def test_the_five_names_of_a_session() -> None:
         "history": "contract:{acme/s1}:history",
         "context": "contract:{acme/s1}:context",
         "fold": "contract:{acme/s1}:fold",
+        "unlogged": "contract:{acme/s1}:unlogged",
+        "drain": "contract:{acme/s1}:drain",
     }
 
 
 @pytest.mark.parametrize("session_id", HOSTILE)
 def test_all_keys_of_a_session_lie_in_one_slot(session_id: str) -> None:
     keys = session_keys("contract", "acme", check_session_id(session_id))
-    assert len(set(keys)) == 5
+    assert len(set(keys)) == len(keys)
+    assert {session_of_key("contract", "acme", key) for key in keys} == {session_id}
+    assert {session_of_key("contract", "acm", key) for key in keys} == {None}
     assert len({key_slot(key.encode()) for key in keys}) == 1
     # The tag is the whole of tenant and session, so that sessions spread over the slots.
     assert all(key.count("{") == key.count("}") == 1 and "{acme/" in key for key in keys)
@@ -69,7 +75,7 @@ def test_all_keys_of_a_session_lie_in_one_slot(session_id: str) -> None:
 
 def test_hostile_ids_never_share_a_key() -> None:
     names = [name for session_id in HOSTILE for name in session_keys("contract", "acme", session_id)]
-    assert len(set(names)) == 5 * len(HOSTILE)
+    assert len(set(names)) == len(SessionKeys._fields) * len(HOSTILE)
 
 
 @given(IDS | TRICKY, IDS | TRICKY)

@@ -225,6 +225,36 @@ def clear(
 
 
 @app.command()
+def drain(
+    *,
+    redis_url: RedisUrl = None,
+    database_url: DatabaseUrl = None,
+    tenant: Tenant = None,
+    as_json: AsJson = False,
+) -> None:
+    """Log the messages that wait in Redis since the database was away, of every session of the tenant.
+
+    The next append or read of a session does the same for that session. May be stopped and started at any time.
+    """
+    choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
+    counts: dict[str, int] = {}
+    with _manager(choice) as manager:
+        sessions = manager.unlogged_sessions()
+        with display.progress(display.notices()) as bar:
+            task = bar.add_task("", total=len(sessions))
+            for session_id in sessions:
+                bar.update(task, description=escape(display.shortened(session_id, 30)))
+                counts[session_id] = manager.drain(session_id)
+                bar.advance(task)
+    if as_json:
+        display.print_json({"sessions": counts, "messages": sum(counts.values())})
+    elif counts:
+        say(f"Logged {sum(counts.values())} messages of {len(counts)} sessions.")
+    else:
+        say("Nothing waits to be logged.")
+
+
+@app.command()
 def migrate(
     *,
     revision: Annotated[str | None, typer.Option(help="Go up to this revision; by default to the newest.")] = None,

@@ -18,6 +18,7 @@ from redis.retry import Retry
 from contract_engine import schema
 from contract_engine.memory._runtime.database import Database
 from contract_engine.memory._runtime.failures import database_failure, redis_failure
+from contract_engine.memory.circuit_breaker import CircuitBreaker
 from contract_engine.memory.errors import ConfigurationError, DeadlineExceededError, MemoryServiceError
 
 T = TypeVar("T")
@@ -155,7 +156,7 @@ def _redis_settings(client: redis.Redis) -> dict[str, str]:
 
 
 def _with_database(url: str, body: Callable[[sa.Connection], T]) -> T:
-    database = Database(url, timeout=CALL_SECONDS, pool_size=1)
+    database = Database(url, timeout=CALL_SECONDS, pool_size=1, breaker=CircuitBreaker(name="probe"))
     try:
         return database.transaction(body)
     except psycopg.ProgrammingError as exc:

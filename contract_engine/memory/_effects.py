@@ -99,6 +99,12 @@ class Pause(msgspec.Struct):
     seconds: float
 
 
+class Scan(msgspec.Struct):
+    """Look for keys in all of Redis, on every primary; answers them as bytes, in no order, each at least once."""
+
+    pattern: str
+
+
 class Spawn(msgspec.Struct):
     """Run another flow in the background. Its errors are logged with ``name`` and end there."""
 
@@ -106,7 +112,7 @@ class Spawn(msgspec.Struct):
     name: str
 
 
-Effect = RedisCall | Query | Transaction | Summarize | Spawn | Pause
+Effect = RedisCall | Scan | Query | Transaction | Summarize | Spawn | Pause
 Flow = Generator[Effect, Any, T]
 
 
@@ -138,6 +144,11 @@ def transaction(body: Callable[[sa.Connection], T]) -> Flow[T]:
 def summarize(request: SummaryRequest) -> Flow[str]:
     """Answer the summary text."""
     return cast("str", (yield Summarize(request)))
+
+
+def scan(pattern: str) -> Flow[list[bytes]]:
+    """Answer the keys that match a glob."""
+    return cast("list[bytes]", (yield Scan(pattern)))
 
 
 def pause(seconds: float) -> Flow[None]:

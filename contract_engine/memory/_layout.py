@@ -13,10 +13,12 @@ from contract_engine.memory._effects import Command
 from contract_engine.memory.config import session_limits
 from contract_engine.memory.errors import ConfigurationError, CorruptDataError
 from contract_engine.memory.keys import SessionKeys
-from contract_engine.memory.models import NO_SUMMARY, Outgoing, SessionState, Summary
+from contract_engine.memory.models import NO_SUMMARY, Entry, Outgoing, SessionState, Summary
 from contract_engine.memory.serializer import decode_elements, decode_value, encode_value, json_text
 
 FORMAT = 1
+UNLOGGED_FORMAT = 2
+"""Of a buffer that holds messages the log lacks."""
 HEADER_FIELDS = 11
 _HAS_NO_KEY = -2
 
@@ -51,14 +53,14 @@ def parse_session(replies: list[Any]) -> SessionState | None:
     if header[0] == 0:
         return None
     if (
-        header[0] != FORMAT
+        (header[0] != FORMAT and header[0] != UNLOGGED_FORMAT)
         or len(header) != HEADER_FIELDS
         or set(map(type, header)) != {int}
         or min(header) < 0
-        or not header[1]
+        or (not header[1] and header[0] == FORMAT)
     ):
         raise CorruptDataError("a header of another format")
-    _, epoch, revision, version, watermark, trigger, max_tokens, max_messages, last_seq, tokens, updated = header
+    form, epoch, revision, version, watermark, trigger, max_tokens, max_messages, last_seq, tokens, updated = header
     del found[0]
     try:
         numbers = [row[0] for row in found]
@@ -83,6 +85,7 @@ def parse_session(replies: list[Any]) -> SessionState | None:
         tokens,
         updated,
         ttl if ttl >= 0 else None,
+        form == UNLOGGED_FORMAT,
     )
 
 
@@ -138,6 +141,14 @@ def row_bytes(row: Any) -> bytes:
     seq, tokens, at_ms, message_id, message = row
     body = encode_value(message, field="message", max_bytes=2**62)
     return element_bytes(seq, tokens, at_ms, b"%b,%b]" % (json_text(message_id), body))
+
+
+def parse_unlogged(element: bytes) -> Entry:
+    """Return a message of the unlogged list; :class:`CorruptDataError` where it is none."""
+    row = decode_value(element)
+    if type(row) is not list or [type(item) for item in row] != [int, int, int, str, dict]:
+        raise CorruptDataError("an element of the unlogged list that is not a message")
+    return Entry._make(row)
 
 
 def summary_bytes(summary: Summary) -> bytes:

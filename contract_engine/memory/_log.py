@@ -24,7 +24,7 @@ CLEARED = "cleared"
 """Method of the empty version that goes on covering what was folded away, after the summaries were cleared."""
 
 # Epochs only have to differ between two lives of one session id; microseconds of the server's clock do.
-_NEW_EPOCH: sa.ColumnElement[int] = sa.literal_column("(extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+NEW_EPOCH: sa.ColumnElement[int] = sa.literal_column("(extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
 _ONE: sa.ColumnElement[int] = sa.literal_column("1")
 _CLEARED_LITERAL: sa.ColumnElement[str] = sa.literal_column(f"'{CLEARED}'")
 
@@ -40,11 +40,13 @@ def insert(table: sa.Table) -> Insert:
     return postgresql.insert(table)
 
 
-def _milliseconds(column: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+def milliseconds(column: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+    """Return a time as whole milliseconds since 1970."""
     return sa.cast(sa.extract("epoch", column) * sa.literal_column("1000"), sa.BigInteger)
 
 
-def _this(table: sa.Table) -> sa.ColumnElement[bool]:
+def this_session(table: sa.Table) -> sa.ColumnElement[bool]:
+    """Return the condition that a row belongs to the session at hand."""
     return sa.and_(table.c.tenant == tenant, table.c.session_id == session_id)
 
 
@@ -52,7 +54,7 @@ def _advance(by: sa.ColumnElement[int]) -> sa.CTE:
     """Lock the session's row, creating it if need be, and give out the next numbers."""
     return (
         insert(sessions)
-        .values(tenant=tenant, session_id=session_id, epoch=_NEW_EPOCH, last_seq=by)
+        .values(tenant=tenant, session_id=session_id, epoch=NEW_EPOCH, last_seq=by)
         .on_conflict_do_update(
             index_elements=["tenant", "session_id"],
             set_={"last_seq": sessions.c.last_seq + by, "updated_at": sa.func.now()},
@@ -75,7 +77,7 @@ def _append_one() -> sa.Select[Any]:
     message = (
         insert(messages)
         .from_select(["tenant", "session_id", "seq", "message_id", "tokens", "body"], row)
-        .returning(messages.c.seq, _milliseconds(messages.c.created_at).label("at_ms"))
+        .returning(messages.c.seq, milliseconds(messages.c.created_at).label("at_ms"))
         .cte("message")
     )
     return sa.select(message.c.seq, message.c.at_ms, session.c.epoch, session.c.revision)
@@ -99,7 +101,7 @@ def _append_many() -> sa.Select[Any]:
     message = (
         insert(messages)
         .from_select(["tenant", "session_id", "seq", "message_id", "tokens", "body"], rows)
-        .returning(messages.c.seq, _milliseconds(messages.c.created_at).label("at_ms"))
+        .returning(messages.c.seq, milliseconds(messages.c.created_at).label("at_ms"))
         .cte("message")
     )
     return sa.select(message.c.seq, message.c.at_ms, session.c.epoch, session.c.revision).order_by(message.c.seq)
@@ -116,7 +118,7 @@ def _read_state() -> sa.Select[Any]:
         sa.select(
             array(messages.c.seq, "seqs"),
             array(messages.c.tokens, "tokens"),
-            array(_milliseconds(messages.c.created_at), "at_ms"),
+            array(milliseconds(messages.c.created_at), "at_ms"),
             array(messages.c.message_id, "message_ids"),
             array(messages.c.body, "bodies"),
         )
@@ -141,10 +143,10 @@ def _read_state() -> sa.Select[Any]:
             sessions.c.summary_trigger_tokens,
             sessions.c.max_buffer_tokens,
             sessions.c.max_buffer_messages,
-            _milliseconds(sessions.c.updated_at),
+            milliseconds(sessions.c.updated_at),
             summaries.c.version,
             summaries.c.tokens,
-            _milliseconds(summaries.c.created_at),
+            milliseconds(summaries.c.created_at),
             summaries.c.text,
             tail.c.seqs,
             tail.c.tokens,
@@ -153,7 +155,7 @@ def _read_state() -> sa.Select[Any]:
             tail.c.bodies,
         )
         .select_from(sessions.outerjoin(summaries, current).join(tail, sa.true()))
-        .where(_this(sessions))
+        .where(this_session(sessions))
     )
 
 
@@ -164,7 +166,7 @@ def _commit_summary() -> sa.Select[Any]:
     moved = (
         sa.update(sessions)
         .where(
-            _this(sessions),
+            this_session(sessions),
             sessions.c.epoch == sa.cast(sa.bindparam("epoch"), sa.BigInteger),
             sessions.c.summary_version == expected,
             sessions.c.watermark <= watermark,
@@ -190,7 +192,7 @@ def _commit_summary() -> sa.Select[Any]:
     added = (
         insert(summaries)
         .from_select(["tenant", "session_id", *names], row)
-        .returning(_milliseconds(summaries.c.created_at).label("at_ms"))
+        .returning(milliseconds(summaries.c.created_at).label("at_ms"))
         .cte("added")
     )
     return sa.select(moved.c.revision, added.c.at_ms)
@@ -200,7 +202,7 @@ def _save_context() -> Any:
     body = sa.bindparam("context", type_=sa.LargeBinary)
     return (
         insert(sessions)
-        .values(tenant=tenant, session_id=session_id, epoch=_NEW_EPOCH, context=body)
+        .values(tenant=tenant, session_id=session_id, epoch=NEW_EPOCH, context=body)
         .on_conflict_do_update(
             index_elements=["tenant", "session_id"], set_={"context": body, "updated_at": sa.func.now()}
         )
@@ -214,11 +216,11 @@ def _history() -> sa.Select[Any]:
         sa.select(
             messages.c.seq,
             messages.c.tokens,
-            _milliseconds(messages.c.created_at),
+            milliseconds(messages.c.created_at),
             messages.c.message_id,
             messages.c.body,
         )
-        .where(_this(messages))
+        .where(this_session(messages))
         .order_by(messages.c.seq.desc())
         .limit(sa.bindparam("limit", type_=sa.BigInteger))
     )
@@ -235,9 +237,9 @@ def _summary_history() -> sa.Select[Any]:
             summaries.c.tokens,
             summaries.c.method,
             summaries.c.metadata,
-            _milliseconds(summaries.c.created_at),
+            milliseconds(summaries.c.created_at),
         )
-        .where(_this(summaries), summaries.c.method != _CLEARED_LITERAL)
+        .where(this_session(summaries), summaries.c.method != _CLEARED_LITERAL)
         .order_by(summaries.c.version.desc())
         .limit(sa.bindparam("limit", type_=sa.BigInteger))
     )
@@ -248,11 +250,12 @@ APPEND_MANY = Statement("append_many", _append_many, is_hot=True)
 READ_STATE = Statement("read_state", _read_state)
 COMMIT_SUMMARY = Statement("commit_summary", _commit_summary)
 SAVE_CONTEXT = Statement("save_context", _save_context)
-LOAD_CONTEXT = Statement("load_context", lambda: sa.select(sessions.c.context).where(_this(sessions)))
+LOAD_CONTEXT = Statement("load_context", lambda: sa.select(sessions.c.context).where(this_session(sessions)))
 HISTORY = Statement("history", _history)
 SUMMARY_HISTORY = Statement("summary_history", _summary_history)
 SUMMARY_COUNT = Statement(
-    "summary_count", lambda: sa.select(sa.func.count()).where(_this(summaries), summaries.c.method != _CLEARED_LITERAL)
+    "summary_count",
+    lambda: sa.select(sa.func.count()).where(this_session(summaries), summaries.c.method != _CLEARED_LITERAL),
 )
 
 
@@ -271,10 +274,12 @@ def stored_messages(
     connection: sa.Connection, key: Mapping[str, str], message_ids: Sequence[str]
 ) -> tuple[dict[str, StoredMessage], int, int]:
     """Answer which of these ids the session holds already, and its epoch and revision."""
-    row = connection.execute(sa.select(sessions.c.epoch, sessions.c.revision).where(_this(sessions)), key).first()
+    row = connection.execute(
+        sa.select(sessions.c.epoch, sessions.c.revision).where(this_session(sessions)), key
+    ).first()
     found = connection.execute(
-        sa.select(messages.c.message_id, messages.c.seq, _milliseconds(messages.c.created_at), messages.c.body).where(
-            _this(messages), messages.c.message_id.in_(message_ids)
+        sa.select(messages.c.message_id, messages.c.seq, milliseconds(messages.c.created_at), messages.c.body).where(
+            this_session(messages), messages.c.message_id.in_(message_ids)
         ),
         key,
     )
@@ -289,14 +294,14 @@ def change_limits(
     columns = [sessions.c[name] for name in SessionLimits.__dataclass_fields__]
     row = connection.execute(
         insert(sessions)
-        .values(tenant=tenant, session_id=session_id, epoch=_NEW_EPOCH)
+        .values(tenant=tenant, session_id=session_id, epoch=NEW_EPOCH)
         .on_conflict_do_update(index_elements=["tenant", "session_id"], set_={"updated_at": sa.func.now()})
         .returning(*columns),
         key,
     ).one()
     limits = effective_limits(defaults, dict(row._mapping)).with_changes(changes)
     connection.execute(
-        sa.update(sessions).where(_this(sessions)).values({**changes, "revision": sessions.c.revision + 1}), key
+        sa.update(sessions).where(this_session(sessions)).values({**changes, "revision": sessions.c.revision + 1}), key
     )
     return limits
 
@@ -308,21 +313,21 @@ def erase(connection: sa.Connection, key: Mapping[str, str]) -> bool:
     one that comes later waits for us and begins a new session. Where there is no such row there is nothing else either:
     what may appear meanwhile belongs to a new session, and stays.
     """
-    if connection.execute(sa.delete(sessions).where(_this(sessions)), key).rowcount == 0:
+    if connection.execute(sa.delete(sessions).where(this_session(sessions)), key).rowcount == 0:
         return False
     for table in (messages, summaries):
-        connection.execute(sa.delete(table).where(_this(table)), key)
+        connection.execute(sa.delete(table).where(this_session(table)), key)
     return True
 
 
 def clear_summaries(connection: sa.Connection, key: Mapping[str, str]) -> None:
     """Delete every summary version; an empty one goes on covering the messages that were folded away."""
     row = connection.execute(
-        sa.select(sessions.c.watermark, sessions.c.summary_version).where(_this(sessions)).with_for_update(), key
+        sa.select(sessions.c.watermark, sessions.c.summary_version).where(this_session(sessions)).with_for_update(), key
     ).first()
     if row is None or row.summary_version == 0:
         return
-    connection.execute(sa.delete(summaries).where(_this(summaries)), key)
+    connection.execute(sa.delete(summaries).where(this_session(summaries)), key)
     version = row.summary_version + 1
     connection.execute(
         sa.insert(summaries).values(
@@ -338,7 +343,9 @@ def clear_summaries(connection: sa.Connection, key: Mapping[str, str]) -> None:
         key,
     )
     connection.execute(
-        sa.update(sessions).where(_this(sessions)).values(summary_version=version, revision=sessions.c.revision + 1),
+        sa.update(sessions)
+        .where(this_session(sessions))
+        .values(summary_version=version, revision=sessions.c.revision + 1),
         key,
     )
 

@@ -12,6 +12,7 @@ from contract_engine.memory.buffer_store import BufferFlows
 from contract_engine.memory.circuit_breaker import CircuitBreaker
 from contract_engine.memory.config import MemoryConfig, check_limit_changes
 from contract_engine.memory.errors import (
+    ConfigurationError,
     ContentionError,
     CorruptDataError,
     InvalidInputError,
@@ -29,6 +30,7 @@ from contract_engine.memory.sessions import Sessions, context_of
 from contract_engine.memory.summary_store import SummaryFlows
 from contract_engine.memory.swisper_context import SwisperContext
 from contract_engine.memory.token_counter import TokenCounter
+from contract_engine.memory.unlogged import Unlogged
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +38,11 @@ logger = logging.getLogger(__name__)
 class ManagerFlows:
     """What a manager offers; its shells add nothing but a colour."""
 
-    def __init__(self, config: MemoryConfig, breaker: CircuitBreaker) -> None:
+    def __init__(self, config: MemoryConfig, breaker: CircuitBreaker, database_breaker: CircuitBreaker) -> None:
         self.config = config
         self.counter = TokenCounter(config.model)
         self._breaker = breaker
+        self._database_breaker = database_breaker
         self._log = LogFlows(config) if config.is_durable else None
         self._sessions = Sessions(config, self.counter, log=self._log)
         self._intake = Intake(self.counter, max_message_bytes=config.max_message_bytes)
@@ -147,6 +150,17 @@ class ManagerFlows:
             return False
         return True
 
+    def unlogged_sessions(self) -> Flow[list[str]]:
+        return (yield from self._waiting().sessions())
+
+    def drain(self, session_id: object) -> Flow[int]:
+        return (yield from self._waiting().drain(check_session_id(session_id)))
+
+    def _waiting(self) -> Unlogged:
+        if self._sessions.unlogged is None:
+            raise ConfigurationError("database_url", "nothing waits to be logged without a database; set DATABASE_URL")
+        return self._sessions.unlogged
+
     def is_available(self) -> Flow[bool]:
         return (yield from self._redis_answers()) or (yield from self._database_answers())
 
@@ -179,4 +193,5 @@ class ManagerFlows:
             "redis": redis,
             "postgres": database if self.config.is_durable else None,
             "circuit_breaker": self._breaker.get_state().value,
+            "database_breaker": self._database_breaker.get_state().value if self.config.is_durable else None,
         }

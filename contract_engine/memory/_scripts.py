@@ -22,8 +22,33 @@ def _load(name: str) -> Script:
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
-NAMES = ("append", "assign", "claim", "install", "commit", "configure", "discard", "lease", "release")
-APPEND, ASSIGN, CLAIM, INSTALL, COMMIT, CONFIGURE, DISCARD, LEASE, RELEASE = ALL_SCRIPTS = tuple(map(_load, NAMES))
+NAMES = (
+    "append",
+    "append_unlogged",
+    "assign",
+    "claim",
+    "commit",
+    "configure",
+    "discard",
+    "drained",
+    "install",
+    "lease",
+    "release",
+)
+ALL_SCRIPTS = tuple(map(_load, NAMES))
+(
+    APPEND,
+    APPEND_UNLOGGED,
+    ASSIGN,
+    CLAIM,
+    COMMIT,
+    CONFIGURE,
+    DISCARD,
+    DRAINED,
+    INSTALL,
+    LEASE,
+    RELEASE,
+) = ALL_SCRIPTS
 
 
 def limits_text(limits: SessionLimits) -> str:
@@ -48,10 +73,11 @@ def append_call(
     """Append messages that the log numbered; ``messages`` is tokens, element, tokens, element, ..."""
     return Command(
         (
-            3,
+            4,
             keys.buffer,
             keys.summary,
             keys.fold,
+            keys.unlogged,
             epoch,
             revision,
             first_seq,
@@ -99,7 +125,7 @@ def assign_call(
 
 def claim_call(keys: SessionKeys, *, ticket: int, ticket_ttl: int, seen: bytes) -> Command:
     """Take a ticket to rebuild the buffer."""
-    return Command((1, keys.buffer, ticket, ticket_ttl, seen), CLAIM)
+    return Command((2, keys.buffer, keys.unlogged, ticket, ticket_ttl, seen), CLAIM)
 
 
 def install_call(
@@ -199,14 +225,49 @@ def configure_call(
     )
 
 
-def release_call(keys: SessionKeys, *, lease_token: int) -> Command:
-    """Give back the lease of a fold."""
-    return Command((1, keys.fold, lease_token), RELEASE)
+def append_unlogged_call(
+    keys: SessionKeys,
+    *,
+    at_ms: int,
+    buffer_ttl: int,
+    summary_ttl: int,
+    limits: str,
+    expected_seq: int,
+    message_id: bytes,
+    messages: Sequence[Any],
+) -> Command:
+    """Append messages that wait to be logged; ``messages`` is tokens, rest, tokens, rest, ..."""
+    return Command(
+        (
+            3,
+            keys.buffer,
+            keys.summary,
+            keys.unlogged,
+            at_ms,
+            buffer_ttl,
+            summary_ttl,
+            limits,
+            expected_seq,
+            message_id,
+            *messages,
+        ),
+        APPEND_UNLOGGED,
+    )
 
 
-def lease_call(keys: SessionKeys, *, lease_token: int, lease_ms: int) -> Command:
-    """Take the lease of a fold."""
-    return Command((1, keys.fold, lease_token, lease_ms), LEASE)
+def drained_call(keys: SessionKeys, *, elements: Sequence[bytes]) -> Command:
+    """Take logged messages off the unlogged list."""
+    return Command((2, keys.buffer, keys.unlogged, *elements), DRAINED)
+
+
+def release_call(key: str, *, lease_token: int) -> Command:
+    """Give back a lease."""
+    return Command((1, key, lease_token), RELEASE)
+
+
+def lease_call(key: str, *, lease_token: int, lease_ms: int) -> Command:
+    """Take the lease of a fold or a drain."""
+    return Command((1, key, lease_token, lease_ms), LEASE)
 
 
 def discard_call(keys: SessionKeys, *, seen: bytes) -> Command:

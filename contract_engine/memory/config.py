@@ -80,6 +80,9 @@ class MemoryConfig:
 
     ``database_url=None`` is ephemeral mode: Redis alone keeps the messages, and what Redis loses is lost.
     Then a session expires as a whole, ``buffer_ttl_seconds`` after its last write.
+
+    The breakers of Redis and PostgreSQL open after the same number of failures. The one of PostgreSQL asks again
+    sooner: until then acknowledged messages are in Redis alone.
     """
 
     redis_url: str = field(default="redis://localhost:6379/0", repr=False)
@@ -98,6 +101,7 @@ class MemoryConfig:
     database_pool_size: int = 20
     breaker_failure_threshold: int = 5
     breaker_recovery_seconds: float = 60.0
+    database_breaker_recovery_seconds: float = 5.0
     fold_lease_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -115,6 +119,7 @@ class MemoryConfig:
             "redis_timeout_seconds",
             "database_timeout_seconds",
             "breaker_recovery_seconds",
+            "database_breaker_recovery_seconds",
             "fold_lease_seconds",
         ):
             _positive_seconds(name, getattr(self, name))

@@ -78,6 +78,15 @@ class CircuitOpenError(RedisUnavailableError):
         self.retry_after = retry_after
 
 
+class DatabaseCircuitOpenError(DatabaseUnavailableError):
+    """The circuit breaker in front of PostgreSQL rejected the call without trying it; ``retry_after`` is in seconds."""
+
+    def __init__(self, name: str, retry_after: float) -> None:
+        super().__init__("circuit breaker open", hint=f"retry in {retry_after:.1f} s")
+        self.name = name
+        self.retry_after = retry_after
+
+
 class StoreMisconfiguredError(MemoryServiceError):
     """A server answered, but refuses us for a reason that waiting does not cure (password, permission, schema)."""
 

@@ -11,7 +11,7 @@ import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from contract_engine.memory._effects import Flow, pause, summarize
+from contract_engine.memory._effects import Flow, pause, spawn, summarize
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import ContentionError, MemoryServiceError
 from contract_engine.memory.exchange import plan_fold
@@ -66,6 +66,10 @@ class Folding:
             yield from self._release(session_id, lease_token)
             raise
         yield from self._release(session_id, lease_token)
+
+    def spawn(self, session_id: str, lease_token: int) -> Flow[None]:
+        """Have :meth:`fold_when_due` run in the background."""
+        yield from spawn(lambda: self.fold_when_due(session_id, lease_token), f"fold of session {session_id}")
 
     def _release(self, session_id: str, lease_token: int) -> Flow[None]:
         if lease_token:

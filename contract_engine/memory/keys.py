@@ -23,6 +23,8 @@ class SessionKeys(NamedTuple):
     history: str
     context: str
     fold: str
+    unlogged: str
+    drain: str
 
 
 @lru_cache(maxsize=4096)
@@ -31,7 +33,21 @@ def session_keys(prefix: str, tenant: str, session_id: str) -> SessionKeys:
     if "{" in session_id or "}" in session_id or "%" in session_id:
         session_id = session_id.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
     stem = f"{prefix}:{{{tenant}/{session_id}}}:"
-    return SessionKeys(stem + "buffer", stem + "summary", stem + "history", stem + "context", stem + "fold")
+    return SessionKeys(*(stem + name for name in SessionKeys._fields))
+
+
+def unlogged_pattern(prefix: str, tenant: str) -> str:
+    """Return the glob of a tenant's unlogged lists; no character of the names means something in a glob."""
+    return f"{prefix}:{{{tenant}/*}}:unlogged"
+
+
+def session_of_key(prefix: str, tenant: str, key: str) -> str | None:
+    """Return the session a key belongs to, None where the key is none of this tenant's."""
+    head, separator, _ = key.rpartition("}:")
+    stem = f"{prefix}:{{{tenant}/"
+    if not separator or not head.startswith(stem):
+        return None
+    return head.removeprefix(stem).replace("%7B", "{").replace("%7D", "}").replace("%25", "%")
 
 
 def check_session_id(session_id: object) -> str:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
 from contract_engine.memory._manager_flows import ManagerFlows
-from contract_engine.memory._runtime import AsyncRuntime, Runtime, breaker_for
+from contract_engine.memory._runtime import AsyncRuntime, Runtime, breaker_for, database_breaker_for
 from contract_engine.memory.buffer_store import AsyncBufferStore, BufferStore
 from contract_engine.memory.circuit_breaker import CircuitBreaker
 from contract_engine.memory.config import MemoryConfig, SessionLimits, check_settings
@@ -95,8 +95,13 @@ class _Manager:
         return breaker_for(self.config, is_shared=self._given_config is None and not self._settings)
 
     @once
+    def database_breaker(self) -> CircuitBreaker:
+        """What guards PostgreSQL; every manager has its own."""
+        return database_breaker_for(self.config)
+
+    @once
     def _flows(self) -> ManagerFlows:
-        return ManagerFlows(self.config, self.circuit_breaker)
+        return ManagerFlows(self.config, self.circuit_breaker, self.database_breaker)
 
     @property
     def token_counter(self) -> TokenCounter:
@@ -124,7 +129,12 @@ class MemoryManager(_Manager):
 
     @once
     def _runtime(self) -> Runtime:
-        return Runtime(self.config, breaker=self.circuit_breaker, summarizer=ExtractiveSummarizer())
+        return Runtime(
+            self.config,
+            breaker=self.circuit_breaker,
+            database_breaker=self.database_breaker,
+            summarizer=ExtractiveSummarizer(),
+        )
 
     @once
     def buffer_store(self) -> BufferStore:
@@ -209,6 +219,17 @@ class MemoryManager(_Manager):
         """Delete the session from every table and from Redis; False if a server was away: then call again."""
         return self._runtime.run(self._flows.clear_session_memory(session_id))
 
+    def unlogged_sessions(self) -> list[str]:
+        """Name the sessions with messages that wait in Redis to be logged, by looking through all of its keys."""
+        return self._runtime.run(self._flows.unlogged_sessions())
+
+    def drain(self, session_id: str) -> int:
+        """Log what waits in Redis since PostgreSQL was away, in order and once; answers how many messages.
+
+        Nobody has to call this: every append and read of the session does it. For sessions nobody touches any more.
+        """
+        return self._runtime.run(self._flows.drain(session_id))
+
     def is_available(self) -> bool:
         """Whether at least one server answers, so that calls can be served."""
         return self._runtime.run(self._flows.is_available())
@@ -240,7 +261,12 @@ class AsyncMemoryManager(_Manager):
 
     @once
     def _runtime(self) -> AsyncRuntime:
-        return AsyncRuntime(self.config, breaker=self.circuit_breaker, summarizer=ExtractiveSummarizer())
+        return AsyncRuntime(
+            self.config,
+            breaker=self.circuit_breaker,
+            database_breaker=self.database_breaker,
+            summarizer=ExtractiveSummarizer(),
+        )
 
     @once
     def buffer_store(self) -> AsyncBufferStore:
@@ -302,6 +328,14 @@ class AsyncMemoryManager(_Manager):
     async def clear_session_memory(self, session_id: str) -> bool:
         """See :meth:`MemoryManager.clear_session_memory`."""
         return await self._runtime.run(self._flows.clear_session_memory(session_id))
+
+    async def unlogged_sessions(self) -> list[str]:
+        """See :meth:`MemoryManager.unlogged_sessions`."""
+        return await self._runtime.run(self._flows.unlogged_sessions())
+
+    async def drain(self, session_id: str) -> int:
+        """See :meth:`MemoryManager.drain`."""
+        return await self._runtime.run(self._flows.drain(session_id))
 
     async def is_available(self) -> bool:
         """See :meth:`MemoryManager.is_available`."""

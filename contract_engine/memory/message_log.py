@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from contract_engine.memory import _log
+from contract_engine.memory import _log, _log_drain
 from contract_engine.memory._effects import Flow, query, query_once, transaction
 from contract_engine.memory._runtime.failures import AlreadyStoredError
 from contract_engine.memory.config import MemoryConfig, SessionLimits
 from contract_engine.memory.errors import ContentionError, MessageConflictError
-from contract_engine.memory.models import Message, Outgoing, Placed, SessionState, Summary
+from contract_engine.memory.models import Entry, Message, Outgoing, Placed, SessionState, Summary
 from contract_engine.memory.serializer import decode_text, decode_value, encode_text, encode_value
 
 NO_LIMIT = 2**62
@@ -89,6 +89,48 @@ class LogFlows:
         )
         seqs, at_ms_of_each, epochs, revisions = zip(*rows, strict=True)
         return Placed(seqs, at_ms_of_each, epochs[0], revisions[0])
+
+    def check(self) -> Flow[None]:
+        """Raise where the log is away."""
+        yield from query(_log.PING, {})
+
+    def begin_session(self, session_id: str) -> Flow[int]:
+        """Answer the epoch of the session, which begins here if there is none."""
+        ((epoch,),) = yield from query(_log_drain.BEGIN_SESSION, self._key(session_id))
+        return int(epoch)
+
+    def log_unlogged(self, session_id: str, epoch: int, waiting: Sequence[Entry], after: int | None) -> Flow[bool]:
+        """Append in one transaction what waited in Redis, each message id once, in order.
+
+        ``after``: the last message of the log when the first of these was acknowledged, if it is known: what has been
+        logged behind it meanwhile goes behind these. False where the session has another epoch, because it was erased:
+        then nothing was written.
+        """
+        rows = [
+            _log_drain.Waiting(
+                entry.message_id,
+                entry.tokens,
+                entry.at_ms,
+                encode_value(entry.message, field="message", max_bytes=NO_LIMIT),
+            )
+            for entry in waiting
+        ]
+        return (
+            yield from transaction(
+                lambda connection: _log_drain.log_waiting(connection, self._key(session_id), epoch, rows, after)
+            )
+        )
+
+    def find(self, session_id: str, outgoing: Sequence[Outgoing]) -> Flow[Placed | None]:
+        """Answer where messages stand now; None where one of them is not there any more."""
+        ids = [message.message_id for message in outgoing]
+        stored, epoch, revision = yield from transaction(
+            lambda connection: _log.stored_messages(connection, self._key(session_id), ids)
+        )
+        if not all(message_id in stored for message_id in ids):
+            return None
+        rows = [stored[message_id] for message_id in ids]
+        return Placed(tuple(row.seq for row in rows), tuple(row.at_ms for row in rows), epoch, revision)
 
     def read_state(self, session_id: str) -> Flow[SessionState | None]:
         """Read the session in one statement, so in one consistent view; None where there is none."""

@@ -19,7 +19,9 @@ class Receipt(msgspec.Struct, frozen=True):
     """Proof that a message was acknowledged.
 
     ``seq``: its place in the session, counted from 1. ``durable``: a PostgreSQL commit stands behind it (otherwise
-    Redis alone does). ``degraded``: Redis could not be told; the message is safe and reads find it in the log.
+    Redis alone does). ``degraded``: one of the servers is away. If it is Redis, the message is safe in the log and
+    reads find it there. If it is PostgreSQL, the message waits in Redis to be logged: ``durable`` is False, and
+    ``seq`` is provisional.
     """
 
     seq: int
@@ -80,7 +82,8 @@ class SessionState(msgspec.Struct, frozen=True):
     ``epoch`` names the life of the session between two clearings. ``revision`` counts every change that is not an
     append (a fold, a new summary, other limits); a cached copy with an older revision is out of date. ``rows`` are the
     messages in the shape of :class:`Entry`, as they were decoded: most readers want nothing of them but the messages.
-    ``summary`` has another version than ``summary_version`` where Redis has lost it.
+    ``summary`` has another version than ``summary_version`` where Redis has lost it. ``is_unlogged``: some of it waits
+    in Redis to be logged, and its numbers are provisional; with epoch 0 nobody knows what came before.
     """
 
     epoch: int
@@ -94,6 +97,7 @@ class SessionState(msgspec.Struct, frozen=True):
     buffer_tokens: int
     updated_at_ms: int
     ttl_seconds: int | None = None
+    is_unlogged: bool = False
 
     @property
     def messages(self) -> list[Message]:
@@ -107,7 +111,9 @@ class SessionState(msgspec.Struct, frozen=True):
 
     @property
     def is_complete(self) -> bool:
-        """Whether summary and messages meet at the watermark; only Redis alone can lose a summary."""
+        """Whether summary and messages meet at the watermark, and at message 1: Redis alone may not be able to tell."""
+        if self.is_unlogged and not self.epoch:
+            return False
         return self.summary.version == self.summary_version and self.summary.last_seq == self.watermark
 
     @property

@@ -33,8 +33,14 @@ from contract_engine.memory.models import Outgoing, Placed, SessionState, Summar
 
 logger = logging.getLogger(__name__)
 
+WAITING = -1
+"""In place of a ticket: acknowledged messages are in the unlogged list."""
+
 TICKET_TTL_SECONDS = 30
 """How long a rebuild may take before another process takes it over."""
+
+DRAIN_LEASE_MS = 10_000
+"""How long the background drain of one process keeps those of others away; they would do no harm."""
 
 HISTORY_LENGTH = 100
 """Summary versions kept in ephemeral mode; with a database all of them are."""
@@ -144,7 +150,10 @@ class SessionCache:
         return f"{at_cap},{self._lease_ms},{self._limits}"
 
     def claim(self, session_id: str, seen: bytes) -> Flow[int]:
-        """Take a ticket to replace a buffer that a reader could not use; 0 where it has been replaced since."""
+        """Take a ticket to replace a buffer that a reader could not use.
+
+        0 where it has been replaced since, ``WAITING`` where messages have to be logged first.
+        """
         (ticket,) = yield from redis_call(
             _scripts.claim_call(self.keys(session_id), ticket=new_ticket(), ticket_ttl=TICKET_TTL_SECONDS, seen=seen)
         )
@@ -208,13 +217,55 @@ class SessionCache:
     def lease(self, session_id: str, lease_token: int) -> Flow[bool]:
         """Take the lease of a fold, unless somebody holds it."""
         (taken,) = yield from redis_call(
-            _scripts.lease_call(self.keys(session_id), lease_token=lease_token, lease_ms=self._lease_ms)
+            _scripts.lease_call(self.keys(session_id).fold, lease_token=lease_token, lease_ms=self._lease_ms)
         )
         return bool(taken)
 
     def release(self, session_id: str, lease_token: int) -> Flow[None]:
         """Give back the lease of a fold, if it is still held."""
-        yield from redis_call(_scripts.release_call(self.keys(session_id), lease_token=lease_token))
+        yield from redis_call(_scripts.release_call(self.keys(session_id).fold, lease_token=lease_token))
+
+    def append_unlogged_command(
+        self, keys: SessionKeys, messages: Sequence[object], *, expected_seq: int, message_id: bytes
+    ) -> Command:
+        """Return the call that appends while the log is away; ``messages``: tokens, rest, tokens, ..."""
+        return _scripts.append_unlogged_call(
+            keys,
+            at_ms=self.now_ms(),
+            buffer_ttl=self._buffer_ttl,
+            summary_ttl=self._summary_ttl,
+            limits=self._limits,
+            expected_seq=expected_seq,
+            message_id=message_id,
+            messages=messages,
+        )
+
+    def read_unlogged(self, session_id: str, limit: int) -> Flow[list[bytes]]:
+        """Read the oldest elements that wait to be logged."""
+        (found,) = yield from redis_call(Command(("LRANGE", self.keys(session_id).unlogged, 0, limit - 1)))
+        if isinstance(found, CorruptDataError):  # another type of key: nothing of ours
+            return []
+        return list(found)
+
+    def has_unlogged(self, session_id: str) -> Flow[bool]:
+        """Whether messages wait to be logged."""
+        (count,) = yield from redis_call(Command(("EXISTS", self.keys(session_id).unlogged)))
+        return bool(count)
+
+    def drained(self, session_id: str, elements: Sequence[bytes]) -> Flow[int]:
+        """Take elements that are in the log off the list; answers how many still wait."""
+        (left,) = yield from redis_call(_scripts.drained_call(self.keys(session_id), elements=elements))
+        return int(left)
+
+    def lease_drain(self, session_id: str, lease_token: int) -> Flow[bool]:
+        """Take the lease of a drain, unless somebody holds it."""
+        call = _scripts.lease_call(self.keys(session_id).drain, lease_token=lease_token, lease_ms=DRAIN_LEASE_MS)
+        (taken,) = yield from redis_call(call)
+        return bool(taken)
+
+    def release_drain(self, session_id: str, lease_token: int) -> Flow[None]:
+        """Give back the lease of a drain."""
+        yield from redis_call(_scripts.release_call(self.keys(session_id).drain, lease_token=lease_token))
 
     def forget_buffer(self, session_id: str) -> Flow[None]:
         """Delete the buffer; with a log the next reader or writer rebuilds it."""

@@ -12,30 +12,31 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from contract_engine.memory._effects import Command, Flow, redis_call, redis_call_once, spawn
-from contract_engine.memory._layout import element_rest, read_commands
+from contract_engine.memory._effects import Command, Flow, redis_call, spawn
+from contract_engine.memory._layout import read_commands
+from contract_engine.memory.assignment import Assignment
 from contract_engine.memory.config import MemoryConfig, SessionLimits
-from contract_engine.memory.errors import (
-    ContentionError,
-    MemoryServiceError,
-    MessageConflictError,
-)
+from contract_engine.memory.errors import ContentionError, DatabaseUnavailableError, MemoryServiceError
 from contract_engine.memory.folding import ATTEMPTS, Folding
+from contract_engine.memory.keys import SessionKeys
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.models import Outgoing, Placed, Receipt, SessionState, empty_session
-from contract_engine.memory.serializer import json_text
-from contract_engine.memory.session_cache import REDIS_TROUBLE, SessionCache, new_ticket
+from contract_engine.memory.session_cache import REDIS_TROUBLE, WAITING, SessionCache, new_ticket
 from contract_engine.memory.token_counter import TokenCounter
+from contract_engine.memory.unlogged import Unlogged
 
 logger = logging.getLogger(__name__)
 
-# What the append and assign scripts answer; see there.
-_STALE, _APPENDED, _FOLD_DUE = 0, 1, 2
-_FULL, _CONFLICT = 0, 4
+# What the append script answers; see there.
+_STALE, _APPENDED, _FOLD_DUE, _PRECEDED = 0, 1, 2, 4
+
+
+MAX_SEQ = 2**53
+"""Lua counts in doubles."""
 
 
 class Loaded(NamedTuple):
-    """A session that was read, where from, and whether that was because Redis is away."""
+    """A session that was read, where from, and whether a server is away for all that is known."""
 
     state: SessionState
     source: str
@@ -47,6 +48,13 @@ class Appended(NamedTuple):
 
     receipts: list[Receipt]
     loaded: Loaded | None
+
+
+class _Followed(NamedTuple):
+    """How Redis followed the log; ``is_preceded``: not at all, since earlier messages wait there to be logged."""
+
+    state: SessionState | None
+    is_preceded: bool
 
 
 class Sessions:
@@ -61,23 +69,47 @@ class Sessions:
         self._limits = config.limits
         self._assign_settings = self.cache.assign_settings(at_cap)
         self._untold = _Untold()
+        alone = self.folding if log is None else Folding(config, counter, self.cache, log=None, distrust=self.distrust)
+        self._assignment = Assignment(self.cache, alone, self._assign_command)
+        self.unlogged = None if log is None else Unlogged(config, self.cache, alone, log)
+
+    def _assign_command(
+        self, keys: SessionKeys, messages: Sequence[Any], *, ticket: int, message_id: bytes, expected_seq: int
+    ) -> Command:
+        return self.cache.assign_command(
+            keys, messages, ticket=ticket, settings=self._assign_settings, message_id=message_id
+        )
 
     def append(self, session_id: str, outgoing: Sequence[Outgoing], *, read: bool = False) -> Flow[Appended]:
         """Acknowledge messages, in order; with ``read`` answer the session too, in the same round trip to Redis."""
-        if self._log is None:
-            placed, state = yield from self._assign(session_id, outgoing, read=read)
+        if self._log is None or self.unlogged is None:
+            placed, state = yield from self._assignment.append(session_id, outgoing, read=read)
             receipts = _receipts(placed, outgoing, is_durable=False, degraded=False)
             if not read:
                 return Appended(receipts, None)
             if state is None or state.exceeds_caps:
                 state = yield from self.folding.read_within_caps(session_id)
             return Appended(receipts, Loaded(state or empty_session(self._limits), "redis", False))
-        placed = yield from self._log.append(session_id, outgoing)
+        try:
+            if self.unlogged.is_begun(session_id):
+                yield from self.unlogged.drain_own(session_id)
+            placed = yield from self._log.append(session_id, outgoing)
+        except DatabaseUnavailableError as exc:
+            return (yield from self._append_unlogged(self.unlogged, session_id, outgoing, read=read, cause=exc))
         # Committed: from here on nothing may turn the acknowledgement into a failure.
         state = None
         degraded = False
         try:
-            state = yield from self._follow(session_id, placed, outgoing, read=read)
+            followed = yield from self._follow(session_id, placed, outgoing, read=read)
+            if followed.is_preceded:
+                try:
+                    yield from self.unlogged.drain(session_id)
+                    placed = (yield from self._log.find(session_id, outgoing)) or placed
+                except DatabaseUnavailableError as exc:
+                    # They cannot be told of while those before them still wait; so they wait too, and the log will keep
+                    # them once.
+                    return (yield from self._append_unlogged(self.unlogged, session_id, outgoing, read=read, cause=exc))
+            state = followed.state
         except MemoryServiceError as exc:
             logger.info("session %s: message %d is in the log, Redis not told: %s", session_id, placed.seqs[-1], exc)
             self._untold.note(session_id, placed.seqs[-1])
@@ -88,7 +120,34 @@ class Sessions:
             return Appended(receipts, None)
         if state is not None:
             return Appended(receipts, Loaded(state, "redis", False))
-        return Appended(receipts, (yield from self._load_log(session_id, degraded=degraded)))
+        if degraded:
+            return Appended(receipts, (yield from self._load_log(session_id, degraded=True)))
+        return Appended(receipts, (yield from self.load(session_id)))
+
+    def _append_unlogged(
+        self,
+        unlogged: Unlogged,
+        session_id: str,
+        outgoing: Sequence[Outgoing],
+        *,
+        read: bool,
+        cause: DatabaseUnavailableError,
+    ) -> Flow[Appended]:
+        """Go on in Redis; where it is away too, raise what is wrong with the log."""
+        logger.info("session %s: acknowledged by Redis alone: %s", session_id, cause)
+        expected = self._untold.expected(session_id)
+        try:
+            placed, state = yield from unlogged.append(
+                session_id, outgoing, read=read, expected_seq=int(min(expected, MAX_SEQ))
+            )
+        except REDIS_TROUBLE as exc:
+            raise cause from exc
+        receipts = _receipts(placed, outgoing, is_durable=False, degraded=True)
+        if not read:
+            return Appended(receipts, None)
+        if state is None:  # somebody has logged it and cleared the way for a rebuild
+            return Appended(receipts, (yield from self.load(session_id)))
+        return Appended(receipts, Loaded(state, "redis", True))
 
     def _spawn_telling(self) -> Flow[None]:
         """Have Redis told in the background, by one flow at a time, of every session it could not be told of before."""
@@ -104,14 +163,12 @@ class Sessions:
         finally:
             self._untold.end_telling()
 
-    def _follow(
-        self, session_id: str, placed: Placed, outgoing: Sequence[Outgoing], *, read: bool
-    ) -> Flow[SessionState | None]:
+    def _follow(self, session_id: str, placed: Placed, outgoing: Sequence[Outgoing], *, read: bool) -> Flow[_Followed]:
         """Let Redis follow the log. Answers the session if it was asked for and Redis could tell it."""
         if placed.seqs[-1] - placed.seqs[0] != len(placed.seqs) - 1:
             # A batch of which some was stored before: no script can place it, so the next reader rebuilds.
             yield from self.cache.forget_buffer(session_id)
-            return None
+            return _Followed(None, False)
         keys = self.cache.keys(session_id)
         ticket = new_ticket()
         call = self.cache.append_command(keys, placed, outgoing, ticket=ticket)
@@ -120,91 +177,50 @@ class Sessions:
             yield from self._spawn_telling()
         answer = replies[0]
         if answer == _FOLD_DUE:
-            yield from self._spawn_fold(session_id, ticket)
-        elif answer != _APPENDED and answer[0] == _STALE:
-            state = yield from self._rebuild(session_id, int(answer[1]))
-            if state is not None and state.is_fold_due:
-                yield from self._spawn_fold(session_id, 0)
-            return state
+            yield from self.folding.spawn(session_id, ticket)
+        elif answer != _APPENDED:
+            status, ticket = answer[0], int(answer[1])
+            if status == _PRECEDED:
+                return _Followed(None, True)
+            if status == _STALE:
+                state = yield from self._rebuild(session_id, ticket)
+                if state is not None and state.is_fold_due:
+                    yield from self.folding.spawn(session_id, 0)
+                return _Followed(state, False)
         if not read:
-            return None
+            return _Followed(None, False)
         state = self.cache.reading(replies[1:], session_id).state
-        return state if state is not None and state.is_complete else None
-
-    def _assign(
-        self, session_id: str, outgoing: Sequence[Outgoing], *, read: bool
-    ) -> Flow[tuple[Placed, SessionState | None]]:
-        """Append where there is no log: all of ``outgoing`` in one script, after a fold where a cap is in the way."""
-        keys = self.cache.keys(session_id)
-        messages: list[object] = []
-        for message in outgoing:
-            messages += (message.tokens, element_rest(message))
-        reads = read_commands(keys) if read else ()
-        for attempt in range(ATTEMPTS):
-            token = new_ticket()
-
-            def commands(message_id: bytes, token: int = token) -> tuple[Command, ...]:
-                call = self.cache.assign_command(
-                    keys, messages, ticket=token, settings=self._assign_settings, message_id=message_id
-                )
-                return (call, *reads)
-
-            # A fresh id cannot be there yet, so the script need not look for it; after a lost reply it may be. They are
-            # appended together or not at all: the first one stands for all.
-            known_id = json_text(outgoing[0].message_id) if outgoing[0].is_retry_safe else b""
-            replies = yield from redis_call_once(
-                *commands(known_id), again=lambda: commands(json_text(outgoing[0].message_id))
-            )
-            answer = replies[0]
-            status, first, at_ms = (_APPENDED, answer, self.cache.now_ms()) if type(answer) is int else answer
-            if status == _FULL:
-                # Every tenth time without waiting for whoever makes room: it may have died.
-                is_patient = attempt % 10 != 9
-                has_rows = yield from self.folding.make_room(session_id, outgoing, is_patient=is_patient)
-                if not has_rows and len(outgoing) > 1:
-                    return (yield from self._assign_halves(session_id, outgoing, read=read))
-                continue
-            if status == _CONFLICT and not (yield from self._is_same_message(session_id, first, outgoing[0])):
-                raise MessageConflictError(outgoing[0].message_id)
-            if status == _FOLD_DUE:
-                yield from self._spawn_fold(session_id, token)
-            seqs = tuple(range(first, first + len(outgoing)))
-            placed = Placed(seqs, (at_ms,) * len(outgoing), 0, 0)
-            return placed, self.cache.reading(replies[1:], session_id).state if read else None
-        raise ContentionError(session_id, ATTEMPTS)
-
-    def _is_same_message(self, session_id: str, seq: int, outgoing: Outgoing) -> Flow[bool]:
-        """Whether an equal message is there: the script compares bytes, in which the order of keys shows."""
-        state = yield from self.cache.read_alone(session_id)
-        return state is not None and any(row[0] == seq and row[4] == outgoing.message for row in state.rows)
-
-    def _assign_halves(
-        self, session_id: str, outgoing: Sequence[Outgoing], *, read: bool
-    ) -> Flow[tuple[Placed, SessionState | None]]:
-        """Append a batch that is larger than a whole buffer, half by half."""
-        middle = len(outgoing) // 2
-        first, _ = yield from self._assign(session_id, outgoing[:middle], read=False)
-        second, state = yield from self._assign(session_id, outgoing[middle:], read=read)
-        return Placed(first.seqs + second.seqs, first.at_ms + second.at_ms, 0, 0), state
-
-    def _spawn_fold(self, session_id: str, lease_token: int) -> Flow[None]:
-        yield from spawn(lambda: self.folding.fold_when_due(session_id, lease_token), f"fold of session {session_id}")
+        return _Followed(state if state is not None and state.is_complete else None, False)
 
     def load(self, session_id: str) -> Flow[Loaded]:
         """Read the session in one round trip to Redis; from the log where Redis cannot tell it."""
-        if self._log is None:
+        if self.unlogged is None:
             state = yield from self.cache.read_alone(session_id)
             if state is not None and state.exceeds_caps:  # its limits have just been lowered
                 state = yield from self.folding.read_within_caps(session_id)
             return Loaded(state or empty_session(self._limits), "redis", False)
+        for _ in range(ATTEMPTS):
+            loaded = yield from self._load(session_id, self.unlogged)
+            if loaded is not None:
+                return loaded
+        raise ContentionError(session_id, ATTEMPTS)
+
+    def _load(self, session_id: str, unlogged: Unlogged) -> Flow[Loaded | None]:
+        """Read the session; None where messages that waited in Redis have been logged first: then read again."""
         try:
             reading = yield from self.cache.read(session_id)
             state = reading.state
-            if state is not None and state.is_complete and self._untold.allows(session_id, state.last_seq):
+            if state is not None and state.is_unlogged:
+                if not state.epoch or not self._untold.expected(session_id):
+                    return (yield from self._load_unlogged(session_id, unlogged, state))
+            elif state is not None and state.is_complete and self._untold.allows(session_id, state.last_seq):
                 if self._untold:
                     yield from self._spawn_telling()
                 return Loaded(state, "redis", False)
             ticket = yield from self.cache.claim(session_id, reading.seen)
+            if ticket == WAITING:
+                yield from unlogged.drain(session_id)
+                return None
         except REDIS_TROUBLE as exc:
             logger.info("session %s: read from the log: %s", session_id, exc)
             return (yield from self._load_log(session_id, degraded=True))
@@ -214,6 +230,18 @@ class Sessions:
         if self._untold:
             yield from self._spawn_telling()
         return Loaded(state or empty_session(self._limits), "postgres", False)
+
+    def _load_unlogged(self, session_id: str, unlogged: Unlogged, state: SessionState) -> Flow[Loaded | None]:
+        """Answer with a copy that is ahead of the log, if it is whole; else only where the log cannot be asked."""
+        if state.is_complete:
+            yield from unlogged.spawn_drain(session_id)
+            return Loaded(state, "redis", True)
+        try:
+            yield from unlogged.drain(session_id)
+        except DatabaseUnavailableError as exc:
+            logger.info("session %s: what came before is not known now: %s", session_id, exc)
+            return Loaded(state, "redis", True)
+        return None
 
     def _load_log(self, session_id: str, *, degraded: bool) -> Flow[Loaded]:
         state = yield from self.folding.read_within_caps(session_id)
@@ -240,7 +268,7 @@ class Sessions:
         try:
             yield from self.cache.forget(session_id)
         except REDIS_TROUBLE as exc:
-            logger.info("session %s: placeholder left to expire: %s", session_id, exc)
+            logger.info("session %s: keys left to expire: %s", session_id, exc)
 
     def change_limits(self, session_id: str, changes: Mapping[str, int]) -> Flow[SessionLimits]:
         """Set the session's limits for every process; what exceeds new caps is folded before the next read."""
@@ -265,6 +293,14 @@ class Sessions:
     def erase(self, session_id: str) -> Flow[None]:
         """Delete the session everywhere. Raises where a server is away: then call again, some of it is still there."""
         if self._log is not None:
+            try:
+                waits = yield from self.cache.has_unlogged(session_id)
+            except REDIS_TROUBLE:
+                waits = False  # the last step needs Redis too, and says so
+            if waits:
+                # It goes first: whoever is about to log it then finds the epoch gone under which it was read.
+                yield from self._log.check()
+                yield from self.cache.forget(session_id)
             yield from self._log.erase(session_id)
             self._untold.note(session_id, math.inf)
         yield from self.cache.forget(session_id)

@@ -1,6 +1,6 @@
 """What performs effects: the only place that touches Redis clients and database engines."""
 
 from contract_engine.memory._runtime.background import AsyncBackground, Background
-from contract_engine.memory._runtime.runner import AsyncRuntime, Runtime, breaker_for
+from contract_engine.memory._runtime.runner import AsyncRuntime, Runtime, breaker_for, database_breaker_for
 
-__all__ = ["AsyncBackground", "AsyncRuntime", "Background", "Runtime", "breaker_for"]
+__all__ = ["AsyncBackground", "AsyncRuntime", "Background", "Runtime", "breaker_for", "database_breaker_for"]

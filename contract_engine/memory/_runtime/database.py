@@ -23,8 +23,15 @@ from psycopg import waiting
 from sqlalchemy.util import greenlet_spawn
 
 from contract_engine.memory._effects import Query
-from contract_engine.memory._runtime.failures import database_failure
-from contract_engine.memory.errors import DeadlineExceededError, StoreMisconfiguredError
+from contract_engine.memory._runtime.failures import database_failure, database_failure_counts
+from contract_engine.memory.circuit_breaker import CircuitBreaker, Permit
+from contract_engine.memory.errors import (
+    CircuitOpenError,
+    DatabaseCircuitOpenError,
+    DeadlineExceededError,
+    MemoryServiceError,
+    StoreMisconfiguredError,
+)
 
 T = TypeVar("T")
 Rows = Sequence[tuple[Any, ...]]
@@ -105,10 +112,33 @@ def _pool_options(timeout: float, pool_size: int) -> dict[str, Any]:
     return {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": timeout, "isolation_level": "AUTOCOMMIT"}
 
 
-class Database:
+class _Guard:
+    """What both colours share: the breaker around a statement or transaction."""
+
+    breaker: CircuitBreaker
+
+    def admit(self) -> Permit:
+        """Return a permit, or raise :class:`DatabaseCircuitOpenError`."""
+        try:
+            return self.breaker.acquire()
+        except CircuitOpenError as exc:
+            raise DatabaseCircuitOpenError(exc.name, exc.retry_after) from None
+
+    def report(self, permit: Permit, exc: BaseException) -> BaseException:
+        """Report a failure, or give the permit back where it says nothing about the server; answers our error."""
+        error = _translated(exc)
+        if isinstance(error, MemoryServiceError) and database_failure_counts(error):
+            self.breaker.failure(permit, error)
+        else:
+            self.breaker.cancel(permit)
+        return error
+
+
+class Database(_Guard):
     """Blocking access; safe to share between threads, opened by the first call."""
 
-    def __init__(self, url: str, *, timeout: float, pool_size: int) -> None:
+    def __init__(self, url: str, *, timeout: float, pool_size: int, breaker: CircuitBreaker) -> None:
+        self.breaker = breaker
         arguments = _connect_arguments(url, timeout)
 
         def connect() -> psycopg.Connection[Any]:
@@ -124,15 +154,23 @@ class Database:
 
     def query(self, effect: Query) -> Rows:
         """Run one statement in autocommit and return its rows; repeated if its connection had died while idle."""
+        permit = self.admit()
         try:
-            while True:
-                try:
-                    return self._query(effect)
-                except _LostConnectionError as lost:
-                    if not (lost.was_idle and effect.is_repeatable):
-                        raise
-        except (psycopg.Error, sa_exc.SQLAlchemyError, _LostConnectionError) as exc:
-            raise _translated(exc) from exc
+            rows = self._query_again(effect)
+        except BaseException as exc:
+            if (error := self.report(permit, exc)) is exc:
+                raise
+            raise error from exc
+        self.breaker.success(permit)
+        return rows
+
+    def _query_again(self, effect: Query) -> Rows:
+        while True:
+            try:
+                return self._query(effect)
+            except _LostConnectionError as lost:
+                if not (lost.was_idle and effect.is_repeatable):
+                    raise
 
     def _query(self, effect: Query) -> Rows:
         pooled = self._engine.raw_connection()
@@ -155,15 +193,23 @@ class Database:
 
     def transaction(self, body: Callable[[sa.Connection], T]) -> T:
         """Run ``body`` in one transaction; repeated once if the connection died."""
+        permit = self.admit()
         try:
-            try:
-                return self._transaction(body)
-            except sa_exc.DBAPIError as exc:
-                if not exc.connection_invalidated or _missed_deadline(exc):
-                    raise
-                return self._transaction(body)
-        except (psycopg.Error, sa_exc.SQLAlchemyError) as exc:
-            raise _translated(exc) from exc
+            answer = self._transaction_again(body)
+        except BaseException as exc:
+            if (error := self.report(permit, exc)) is exc:
+                raise
+            raise error from exc
+        self.breaker.success(permit)
+        return answer
+
+    def _transaction_again(self, body: Callable[[sa.Connection], T]) -> T:
+        try:
+            return self._transaction(body)
+        except sa_exc.DBAPIError as exc:
+            if not exc.connection_invalidated or _missed_deadline(exc):
+                raise
+            return self._transaction(body)
 
     def _transaction(self, body: Callable[[sa.Connection], T]) -> T:
         with self._transactional.begin() as connection:
@@ -175,10 +221,11 @@ class Database:
         self._engine.dispose()
 
 
-class AsyncDatabase:
+class AsyncDatabase(_Guard):
     """Access on an event loop; belongs to the loop that uses it, opened by the first call."""
 
-    def __init__(self, url: str, *, timeout: float, pool_size: int) -> None:
+    def __init__(self, url: str, *, timeout: float, pool_size: int, breaker: CircuitBreaker) -> None:
+        self.breaker = breaker
         arguments = _connect_arguments(url, timeout)
 
         async def connect() -> psycopg.AsyncConnection[Any]:
@@ -195,15 +242,23 @@ class AsyncDatabase:
 
     async def query(self, effect: Query) -> Rows:
         """Run one statement in autocommit and return its rows; repeated if its connection had died while idle."""
+        permit = self.admit()
         try:
-            while True:
-                try:
-                    return await self._query(effect)
-                except _LostConnectionError as lost:
-                    if not (lost.was_idle and effect.is_repeatable):
-                        raise
-        except (psycopg.Error, sa_exc.SQLAlchemyError, _LostConnectionError) as exc:
-            raise _translated(exc) from exc
+            rows = await self._query_again(effect)
+        except BaseException as exc:
+            if (error := self.report(permit, exc)) is exc:
+                raise
+            raise error from exc
+        self.breaker.success(permit)
+        return rows
+
+    async def _query_again(self, effect: Query) -> Rows:
+        while True:
+            try:
+                return await self._query(effect)
+            except _LostConnectionError as lost:
+                if not (lost.was_idle and effect.is_repeatable):
+                    raise
 
     async def _query(self, effect: Query) -> Rows:
         pooled = await self._engine.raw_connection()
@@ -227,15 +282,23 @@ class AsyncDatabase:
 
     async def transaction(self, body: Callable[[sa.Connection], T]) -> T:
         """Run ``body`` in one transaction; repeated once if the connection died."""
+        permit = self.admit()
         try:
-            try:
-                return await self._transaction(body)
-            except sa_exc.DBAPIError as exc:
-                if not exc.connection_invalidated or _missed_deadline(exc):
-                    raise
-                return await self._transaction(body)
-        except (psycopg.Error, sa_exc.SQLAlchemyError) as exc:
-            raise _translated(exc) from exc
+            answer = await self._transaction_again(body)
+        except BaseException as exc:
+            if (error := self.report(permit, exc)) is exc:
+                raise
+            raise error from exc
+        self.breaker.success(permit)
+        return answer
+
+    async def _transaction_again(self, body: Callable[[sa.Connection], T]) -> T:
+        try:
+            return await self._transaction(body)
+        except sa_exc.DBAPIError as exc:
+            if not exc.connection_invalidated or _missed_deadline(exc):
+                raise
+            return await self._transaction(body)
 
     async def _transaction(self, body: Callable[[sa.Connection], T]) -> T:
         async with self._transactional.begin() as connection:
@@ -276,12 +339,15 @@ def _missed_deadline(exc: BaseException | None) -> DeadlineExceededError | None:
     return _missed_deadline(exc.__cause__) or _missed_deadline(exc.__context__)
 
 
-def _translated(exc: Exception) -> Exception:
-    if (missed := _missed_deadline(exc)) is not None:
-        return missed
-    cause = exc.__cause__ if isinstance(exc, _LostConnectionError) else exc
-    assert isinstance(cause, Exception), "a lost connection is always raised from the driver's error"
-    return database_failure(cause) or cause
+def _translated(exc: BaseException) -> BaseException:
+    """Return our error for one of the driver's; others, and cancellation, stay what they are."""
+    if isinstance(exc, psycopg.Error | sa_exc.SQLAlchemyError | _LostConnectionError):
+        if (missed := _missed_deadline(exc)) is not None:
+            return missed
+        cause = exc.__cause__ if isinstance(exc, _LostConnectionError) else exc
+        assert isinstance(cause, Exception), "a lost connection is always raised from the driver's error"
+        return database_failure(cause) or cause
+    return exc
 
 
 _engines: weakref.WeakSet[sa.Engine] = weakref.WeakSet()

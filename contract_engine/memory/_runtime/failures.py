@@ -102,6 +102,11 @@ def database_failure(exc: Exception) -> MemoryServiceError | None:
     return None
 
 
+def database_failure_counts(error: MemoryServiceError) -> bool:
+    """Whether the breaker in front of PostgreSQL counts one of our errors."""
+    return isinstance(error, DatabaseUnavailableError)
+
+
 def _kind(exc: BaseException) -> str:
     """Return the class and the first line of a connection error, which names host and reason and nothing else."""
     first_line = str(exc).partition("\n")[0].strip()

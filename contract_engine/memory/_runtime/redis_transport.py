@@ -72,6 +72,11 @@ def _first_unknown_script(replies: list[Any]) -> int | None:
     return None
 
 
+def _scan_step(cursor: int, pattern: str) -> RedisCall:
+    commands = (Command(("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)),)
+    return RedisCall(commands, lambda: commands)
+
+
 _Place = tuple[Any, float] | None
 """Room for one connection: the idle one and when it was last used, or none yet."""
 
@@ -147,6 +152,17 @@ class RedisTransport(_Guard):
             self.breaker.cancel(permit)
             raise
         return self.settle(permit, replies)
+
+    def scan(self, pattern: str) -> list[bytes]:
+        """Return the keys that match a glob; one call per thousand keys of the server."""
+        found: list[bytes] = []
+        cursor = 0
+        while True:
+            (reply,) = self.call(_scan_step(cursor, pattern))
+            cursor = int(reply[0])
+            found += reply[1]
+            if cursor == 0:
+                return found
 
     def _take_place(self) -> _Place:
         try:
@@ -265,6 +281,17 @@ class AsyncRedisTransport(_Guard):
             self.breaker.cancel(permit)
             raise
         return self.settle(permit, replies)
+
+    async def scan(self, pattern: str) -> list[bytes]:
+        """Return the keys that match a glob; one call per thousand keys of the server."""
+        found: list[bytes] = []
+        cursor = 0
+        while True:
+            (reply,) = await self.call(_scan_step(cursor, pattern))
+            cursor = int(reply[0])
+            found += reply[1]
+            if cursor == 0:
+                return found
 
     async def _take_slot(self) -> None:
         if not self._slots.locked():

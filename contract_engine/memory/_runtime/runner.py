@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any, TypeVar
 
-from contract_engine.memory._effects import Flow, Pause, Query, RedisCall, Spawn, Summarize
+from contract_engine.memory._effects import Flow, Pause, Query, RedisCall, Scan, Spawn, Summarize
 from contract_engine.memory._runtime.background import AsyncBackground, Background
 from contract_engine.memory._runtime.database import AsyncDatabase, Database
 from contract_engine.memory._runtime.redis_transport import AsyncRedisTransport, RedisTransport
@@ -29,6 +29,11 @@ def breaker_for(config: MemoryConfig, *, is_shared: bool) -> CircuitBreaker:
     return redis_circuit_breaker
 
 
+def database_breaker_for(config: MemoryConfig) -> CircuitBreaker:
+    """Return a breaker to stand in front of PostgreSQL."""
+    return CircuitBreaker(config.breaker_failure_threshold, config.database_breaker_recovery_seconds, name="postgres")
+
+
 def _no_database() -> ConfigurationError:
     return ConfigurationError("database_url", "this call needs a database; set DATABASE_URL")
 
@@ -36,14 +41,27 @@ def _no_database() -> ConfigurationError:
 class Runtime:
     """Performs effects by blocking. Constructing it opens nothing; one instance serves any number of threads."""
 
-    def __init__(self, config: MemoryConfig, *, breaker: CircuitBreaker, summarizer: Summarizer) -> None:
+    def __init__(
+        self,
+        config: MemoryConfig,
+        *,
+        breaker: CircuitBreaker,
+        summarizer: Summarizer,
+        database_breaker: CircuitBreaker | None = None,
+    ) -> None:
         self.breaker = breaker
+        self.database_breaker = database_breaker or database_breaker_for(config)
         self._summarizer = summarizer
         self._redis = RedisTransport(
             config.redis_url, timeout=config.redis_timeout_seconds, pool_size=config.redis_pool_size, breaker=breaker
         )
         self._database = (
-            Database(config.database_url, timeout=config.database_timeout_seconds, pool_size=config.database_pool_size)
+            Database(
+                config.database_url,
+                timeout=config.database_timeout_seconds,
+                pool_size=config.database_pool_size,
+                breaker=self.database_breaker,
+            )
             if config.database_url
             else None
         )
@@ -74,6 +92,8 @@ class Runtime:
             return self._summarizer.summarize(effect.request)
         if kind is Pause:
             return time.sleep(effect.seconds)
+        if kind is Scan:
+            return self._redis.scan(effect.pattern)
         if self._database is None:
             raise _no_database()
         return self._database.query(effect) if kind is Query else self._database.transaction(effect.body)
@@ -93,8 +113,16 @@ class AsyncRuntime:
     while it is alive, use from another loop is refused.
     """
 
-    def __init__(self, config: MemoryConfig, *, breaker: CircuitBreaker, summarizer: Summarizer) -> None:
+    def __init__(
+        self,
+        config: MemoryConfig,
+        *,
+        breaker: CircuitBreaker,
+        summarizer: Summarizer,
+        database_breaker: CircuitBreaker | None = None,
+    ) -> None:
         self.breaker = breaker
+        self.database_breaker = database_breaker or database_breaker_for(config)
         self._config = config
         self._summarizer = summarizer
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -116,7 +144,10 @@ class AsyncRuntime:
         if not config.database_url:
             return None
         return AsyncDatabase(
-            config.database_url, timeout=config.database_timeout_seconds, pool_size=config.database_pool_size
+            config.database_url,
+            timeout=config.database_timeout_seconds,
+            pool_size=config.database_pool_size,
+            breaker=self.database_breaker,
         )
 
     async def run(self, flow: Flow[T]) -> T:
@@ -156,6 +187,8 @@ class AsyncRuntime:
             return await asyncio.to_thread(self._summarizer.summarize, effect.request)
         if kind is Pause:
             return await asyncio.sleep(effect.seconds)
+        if kind is Scan:
+            return await self._redis.scan(effect.pattern)
         if self._database is None:
             raise _no_database()
         if kind is Query:

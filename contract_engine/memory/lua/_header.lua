@@ -1,6 +1,8 @@
 -- The first element of a buffer list, shared by the scripts that include this file.
 --
 -- A buffer:      [1,epoch,revision,version,watermark,trigger,max_tokens,max_messages,last_seq,tokens,updated_ms]
+-- With a 2 in place of the 1 it holds messages the log lacks: the unlogged list has them too, and their numbers are
+--                provisional. Epoch 0 there: what came before them, if anything, is not known here.
 -- A placeholder: [0,ticket,epoch,tail]  nothing may be read here; whoever holds the ticket installs the session from
 --                the log, and only if what it read reaches as far as `tail`, the last message known to be acknowledged.
 --
@@ -12,12 +14,12 @@
 local function read_header(key)
   local text = redis.pcall('LINDEX', key, 0)
   if type(text) ~= 'string' then return nil, '' end
-  local epoch, revision, version, watermark, trigger, max_tokens, max_messages, last, tokens, updated = string.match(
-    text, '^%[1,(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+)%]$')
+  local format, epoch, revision, version, watermark, trigger, max_tokens, max_messages, last, tokens, updated =
+    string.match(text, '^%[([12]),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+)%]$')
   if not epoch then return nil, text end
   return {
-    epoch = epoch, revision = tonumber(revision), version = tonumber(version), watermark = tonumber(watermark),
-    trigger = tonumber(trigger), max_tokens = tonumber(max_tokens), max_messages = tonumber(max_messages),
+    format = format, epoch = epoch, revision = tonumber(revision), version = tonumber(version),
+    watermark = tonumber(watermark), trigger = tonumber(trigger), max_tokens = tonumber(max_tokens), max_messages = tonumber(max_messages),
     last = tonumber(last), tokens = tonumber(tokens), updated = updated,
   }, text
 end
@@ -26,13 +28,13 @@ end
 local function new_header(epoch, limits, updated)
   local trigger, max_tokens, max_messages = string.match(limits, '^(%d+),(%d+),(%d+)$')
   return {
-    epoch = epoch, revision = 0, version = 0, watermark = 0, trigger = tonumber(trigger),
+    format = '1', epoch = epoch, revision = 0, version = 0, watermark = 0, trigger = tonumber(trigger),
     max_tokens = tonumber(max_tokens), max_messages = tonumber(max_messages), last = 0, tokens = 0, updated = updated,
   }
 end
 
 local function header_text(h)
-  return string.format('[1,%s,%d,%d,%d,%d,%d,%d,%d,%d,%s]', h.epoch, h.revision, h.version, h.watermark, h.trigger,
+  return string.format('[%s,%s,%d,%d,%d,%d,%d,%d,%d,%d,%s]', h.format, h.epoch, h.revision, h.version, h.watermark, h.trigger,
     h.max_tokens, h.max_messages, h.last, h.tokens, h.updated)
 end
 

@@ -1,11 +1,12 @@
 -- Append messages that the log has numbered.
 --
--- KEYS  1 buffer  2 summary  3 fold
+-- KEYS  1 buffer  2 summary  3 fold  4 unlogged
 -- ARGV  1 epoch  2 revision  3 seq of the first message  4 time (ms)  5 buffer TTL (s)  6 summary TTL (s)
 --       7 a fresh ticket  8 ticket TTL (s)  9 lease of a fold (ms)
 --       then for each message: tokens, element
 -- Answer 1: appended. 2: appended, and the caller is to fold; it holds the lease, named by its ticket. Else the buffer
---       cannot follow: {0, ticket}: the caller is to rebuild it with this ticket; {3, ticket}: somebody else is at it.
+--       cannot follow: {0, ticket}: the caller is to rebuild it with this ticket; {3, ticket}: somebody else is at it;
+--       {4, '0'}: messages acknowledged before these wait in the unlogged list, and go into the log first.
 --
 -- The buffer follows only where these messages come right after its last one, in the same life of the session, and fit
 -- the caps. Everything else (evicted, flushed, failed over, overtaken by another writer, full) is healed from the log.
@@ -38,6 +39,7 @@ end
 
 -- include _header
 
+if redis.call('EXISTS', KEYS[4]) == 1 then return { 4, '0' } end
 local first = tonumber(ARGV[3])
 local n = (#ARGV - 9) / 2
 local last = first + n - 1

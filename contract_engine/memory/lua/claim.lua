@@ -1,11 +1,13 @@
 -- Take a ticket to rebuild a buffer that a reader could not use.
 --
--- KEYS  1 buffer
+-- KEYS  1 buffer  2 unlogged
 -- ARGV  1 a fresh ticket  2 ticket TTL (s)  3 the first element the reader saw, or '' where it saw none
--- Answer the ticket to install with, or 0 where another buffer than the one seen is there by now.
+-- Answer the ticket to install with, or 0 where another buffer than the one seen is there by now, or -1 where
+--       acknowledged messages wait in the unlogged list: they go into the log before anything is read from it.
 
 -- include _header
 
+if redis.call('EXISTS', KEYS[2]) == 1 then return '-1' end
 local h, text = read_header(KEYS[1])
 if h and text ~= ARGV[3] then return '0' end
 return (place_ticket(KEYS[1], text, ARGV[1], ARGV[2], '0', '0'))

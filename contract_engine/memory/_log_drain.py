@@ -1,0 +1,137 @@
+"""The SQL that logs what waited in Redis while PostgreSQL was away."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from itertools import dropwhile
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from contract_engine.memory._effects import Statement
+from contract_engine.memory._log import (
+    NEW_EPOCH,
+    insert,
+    milliseconds,
+    session_id,
+    stored_messages,
+    tenant,
+    this_session,
+)
+from contract_engine.memory._tables import messages, sessions
+from contract_engine.memory.serializer import decode_value
+
+
+class Waiting(NamedTuple):
+    """A message that waited, with the time at which Redis took it."""
+
+    message_id: str
+    tokens: int
+    at_ms: int
+    body: bytes
+
+
+def _begin_session() -> Any:
+    return (
+        insert(sessions)
+        .values(tenant=tenant, session_id=session_id, epoch=NEW_EPOCH)
+        .on_conflict_do_update(index_elements=["tenant", "session_id"], set_={"updated_at": sessions.c.updated_at})
+        .returning(sessions.c.epoch)
+    )
+
+
+BEGIN_SESSION = Statement("begin_session", _begin_session)
+
+
+def log_waiting(
+    connection: sa.Connection, key: Mapping[str, str], epoch: int, waiting: Sequence[Waiting], after: int | None
+) -> bool:
+    """Append what the log does not hold yet, in order; False where the session of this epoch is gone.
+
+    ``after``: the last message of the log when the first of these was acknowledged, None where nobody knows. What has
+    been logged behind it since the database is back comes after what waited: whoever logged it has told nobody yet, but
+    found these waiting.
+    """
+    session = connection.execute(
+        sa.select(sessions.c.epoch, sessions.c.last_seq, sessions.c.watermark)
+        .where(this_session(sessions))
+        .with_for_update(),
+        key,
+    ).first()
+    if session is None or session.epoch != epoch:
+        return False
+    if not _missing(connection, key, waiting):
+        return True
+    behind: list[Waiting] = []
+    if after is not None:
+        behind = _take_back(connection, key, max(after, session.watermark), since_ms=waiting[0].at_ms)
+    rows = _missing(connection, key, [*waiting, *behind])
+    last_seq = session.last_seq - len(behind)
+    connection.execute(
+        sa.insert(messages).values(
+            tenant=tenant,
+            session_id=session_id,
+            seq=sa.bindparam("of_seq"),
+            message_id=sa.bindparam("of_id"),
+            tokens=sa.bindparam("of_tokens"),
+            body=sa.bindparam("of_body"),
+            created_at=sa.func.to_timestamp(sa.bindparam("of_ms", type_=sa.BigInteger) / 1000.0),
+        ),
+        [
+            {**key, "of_seq": seq, "of_id": name, "of_tokens": tokens, "of_ms": at_ms, "of_body": body}
+            for seq, (name, tokens, at_ms, body) in enumerate(rows, last_seq + 1)
+        ],
+    )
+    connection.execute(
+        sa.update(sessions)
+        .where(this_session(sessions))
+        .values(last_seq=last_seq + len(rows), revision=sessions.c.revision + 1, updated_at=sa.func.now()),
+        key,
+    )
+    return True
+
+
+def _missing(connection: sa.Connection, key: Mapping[str, str], waiting: Sequence[Waiting]) -> list[Waiting]:
+    """Return what has to be appended. An id that is taken by another message does not cost a message its place.
+
+    It was acknowledged while nobody could see the other one; so it is logged under an id made of its own and its
+    content, which is the same whenever it is tried again.
+    """
+    renamed = {item: f"{item.message_id[:180]}~{hashlib.sha256(item.body).hexdigest()}" for item in waiting}
+    ids = [item.message_id for item in waiting]
+    held = stored_messages(connection, key, [*ids, *renamed.values()])[0]
+    bodies = {message_id: message.body for message_id, message in held.items()}
+    missing: list[Waiting] = []
+    for item in waiting:
+        taken = bodies.get(item.message_id)
+        is_other = taken is not None and decode_value(taken) != decode_value(item.body)
+        message_id = renamed[item] if is_other else item.message_id
+        if message_id not in bodies:
+            bodies[message_id] = item.body
+            missing.append(item._replace(message_id=message_id))
+    return missing
+
+
+def _take_back(connection: sa.Connection, key: Mapping[str, str], after: int, *, since_ms: int) -> list[Waiting]:
+    """Delete what was logged behind ``after`` since then, and return it in order.
+
+    Clocks decide only between two things that lie the length of the outage apart: what Redis was never told of before
+    it, and what was logged after it.
+    """
+    found = connection.execute(
+        sa.select(
+            messages.c.seq,
+            messages.c.message_id,
+            messages.c.tokens,
+            milliseconds(messages.c.created_at),
+            messages.c.body,
+        )
+        .where(this_session(messages), messages.c.seq > after)
+        .order_by(messages.c.seq),
+        key,
+    )
+    rows = list(dropwhile(lambda row: row[3] < since_ms, found))
+    if rows:
+        connection.execute(sa.delete(messages).where(this_session(messages), messages.c.seq >= rows[0][0]), key)
+    return [Waiting(name, tokens, at_ms, bytes(body)) for _, name, tokens, at_ms, body in rows]

@@ -1,0 +1,56 @@
+-- Append messages while the log is away: the buffer gives them provisional numbers, and the unlogged list keeps them,
+-- without a TTL, until somebody has logged them.
+--
+-- KEYS  1 buffer  2 summary  3 unlogged
+-- ARGV  1 time (ms)  2 buffer TTL (s)  3 summary TTL (s)  4 the limits of a session that is not known here
+--       5 the last message the caller knows to be in the log, or 0: a buffer that lacks it is not believed
+--       6 the id of the first message as JSON, where an earlier attempt may have stored them all; else ''
+--       then for each message: tokens, the rest of the element from the id on
+-- Answer {status, seq, time (ms)}: 0 full, nothing was appended; 1 appended; 3 already there; 4 the id is there with
+--       other content.
+
+-- include _header
+
+local FIRST = 7
+local buffer, unlogged = KEYS[1], KEYS[3]
+local now, id = ARGV[1], ARGV[6]
+local n = (#ARGV - FIRST + 1) / 2
+
+if id ~= '' then
+  for _, key in ipairs({ unlogged, buffer }) do
+    for _, element in ipairs(redis.pcall('LRANGE', key, 0, -1)) do
+      local seq, at, rest = string.match(element, '^%[(%d+),%d+,(%d+),(.*)$')
+      if rest and string.sub(rest, 1, #id + 1) == id .. ',' then
+        return { rest == ARGV[FIRST + 1] and 3 or 4, tonumber(seq), tonumber(at) }
+      end
+    end
+  end
+end
+
+local h = read_header(buffer)
+local begins = not h or h.last < tonumber(ARGV[5])
+if begins then h = new_header('0', ARGV[4], now) end
+local count, added = h.last - h.watermark, 0
+for i = FIRST, #ARGV, 2 do added = added + ARGV[i] end
+if (count > 0 or n > 1) and (count + n > h.max_messages or h.tokens + added > h.max_tokens) then
+  return { 0, h.last, 0 }
+end
+if begins then
+  redis.call('DEL', buffer)
+  redis.call('RPUSH', buffer, '')
+end
+local kind = redis.call('TYPE', unlogged).ok
+if kind ~= 'list' and kind ~= 'none' then redis.call('DEL', unlogged) end
+
+local first = h.last + 1
+for i = FIRST, #ARGV, 2 do
+  h.last = h.last + 1
+  local element = string.format('[%d,%s,%s,', h.last, ARGV[i], now) .. ARGV[i + 1]
+  redis.call('RPUSH', buffer, element)
+  redis.call('RPUSH', unlogged, element)
+end
+h.format, h.tokens, h.updated = '2', h.tokens + added, now
+redis.call('LSET', buffer, 0, header_text(h))
+redis.call('EXPIRE', buffer, ARGV[2])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+return { 1, first, tonumber(now) }

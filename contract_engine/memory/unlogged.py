@@ -1,0 +1,153 @@
+"""While PostgreSQL is away: acknowledged messages wait in Redis, and are logged in their order when it is back.
+
+The unlogged list is the only place where Redis holds what nothing else does, so it has no TTL. Its messages are logged,
+"drained", by whoever touches the session first; the log keeps a message id once, so it does no harm when two drain at
+once, or when one dies in the middle.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from contract_engine.memory._effects import Command, Flow, scan, spawn
+from contract_engine.memory._layout import parse_unlogged
+from contract_engine.memory.assignment import Assignment
+from contract_engine.memory.config import MemoryConfig
+from contract_engine.memory.errors import CorruptDataError, MemoryServiceError
+from contract_engine.memory.folding import Folding
+from contract_engine.memory.keys import SessionKeys, session_of_key, unlogged_pattern
+from contract_engine.memory.message_log import LogFlows
+from contract_engine.memory.models import Entry, Outgoing, Placed, SessionState
+from contract_engine.memory.session_cache import REDIS_TROUBLE, SessionCache, new_ticket
+
+logger = logging.getLogger(__name__)
+
+ROUND = 500
+"""Messages in one transaction: it holds the session's row meanwhile."""
+
+RETRY_SECONDS = 1.0
+"""How often one process has a session drained in the background because it was read."""
+
+REMEMBERED = 10_000
+"""Sessions whose last background drain a process remembers."""
+
+
+class _Waiting(NamedTuple):
+    """Messages to be logged, and the elements of the list they were read from.
+
+    ``epoch`` is the life of the session that their numbers go on with, 0 where it is not known.
+    """
+
+    epoch: int
+    entries: list[Entry]
+    elements: list[bytes]
+
+
+class Unlogged:
+    """One tenant's messages that wait to be logged."""
+
+    def __init__(self, config: MemoryConfig, cache: SessionCache, folding: Folding, log: LogFlows) -> None:
+        self._cache = cache
+        self._log = log
+        self._prefix, self._tenant = config.key_prefix, config.tenant
+        self._assignment = Assignment(cache, folding, self._append_command)
+        self._last_attempt: dict[str, float] = {}
+        self._begun: set[str] = set()
+
+    def _append_command(
+        self, keys: SessionKeys, messages: Sequence[Any], *, ticket: int, message_id: bytes, expected_seq: int
+    ) -> Command:
+        return self._cache.append_unlogged_command(keys, messages, expected_seq=expected_seq, message_id=message_id)
+
+    def append(
+        self, session_id: str, outgoing: Sequence[Outgoing], *, read: bool, expected_seq: int
+    ) -> Flow[tuple[Placed, SessionState | None]]:
+        """Acknowledge messages in Redis alone, with provisional numbers.
+
+        ``expected_seq``: the last message that this process knows to be in the log. A copy in Redis that lacks it is
+        given up; the session then begins there as one of which nobody knows what came before.
+        """
+        answer = yield from self._assignment.append(session_id, outgoing, read=read, expected_seq=expected_seq)
+        self._begun.add(session_id)
+        return answer
+
+    def is_begun(self, session_id: str) -> bool:
+        """Whether this process has appended here and not seen it logged: then that comes before its next message."""
+        return session_id in self._begun
+
+    def drain(self, session_id: str) -> Flow[int]:
+        """Log what waits, in order, exactly once, and answer how many messages; raises where a server is away.
+
+        Then the rest still waits.
+        """
+        count = 0
+        # A process that has appended here need not ask Redis first whether there is something: the log may be away.
+        while self.is_begun(session_id) or (yield from self._waiting(session_id)) is not None:
+            # The epoch is asked for first and the list read after it: a session erased meanwhile has another epoch
+            # then, and nothing of it is logged.
+            epoch = yield from self._log.begin_session(session_id)
+            self._begun.discard(session_id)
+            try:
+                found = yield from self._waiting(session_id)
+                if found is None:
+                    break
+                after = found.entries[0].seq - 1 if found.epoch == epoch and found.entries else None
+                if (yield from self._log.log_unlogged(session_id, epoch, found.entries, after)):
+                    yield from self._cache.drained(session_id, found.elements)
+                    count += len(found.entries)
+            except MemoryServiceError:
+                self._begun.add(session_id)
+                raise
+        if count:
+            logger.info("session %s: %d messages logged that had waited in Redis", session_id, count)
+        return count
+
+    def drain_own(self, session_id: str) -> Flow[None]:
+        """Log what this process has appended here, unless Redis is away: then it waits on."""
+        try:
+            yield from self.drain(session_id)
+        except REDIS_TROUBLE as exc:
+            logger.info("session %s: messages still wait to be logged: %s", session_id, exc)
+
+    def _waiting(self, session_id: str) -> Flow[_Waiting | None]:
+        """Return the oldest messages that wait, None where none do."""
+        elements = yield from self._cache.read_unlogged(session_id, ROUND)
+        state = (yield from self._cache.read(session_id)).state
+        if not elements:
+            # Redis may have evicted the list alone. The buffer then says that there was one, and has the end of it.
+            return _Waiting(0, state.entries, []) if state is not None and state.is_unlogged else None
+        entries = []
+        for element in elements:
+            try:
+                entries.append(parse_unlogged(element))
+            except CorruptDataError as exc:
+                logger.warning("session %s: %s under our keys; it is dropped", session_id, exc)
+        return _Waiting(state.epoch if state is not None and state.is_unlogged else 0, entries, elements)
+
+    def spawn_drain(self, session_id: str) -> Flow[None]:
+        """Drain in the background, at most once in a while and by one process at a time."""
+        now = time.monotonic()
+        if now - self._last_attempt.get(session_id, -RETRY_SECONDS) < RETRY_SECONDS:
+            return
+        if len(self._last_attempt) >= REMEMBERED:
+            self._last_attempt.clear()
+        self._last_attempt[session_id] = now
+        yield from spawn(lambda: self._drain_quietly(session_id), f"drain of session {session_id}")
+
+    def _drain_quietly(self, session_id: str) -> Flow[None]:
+        token = new_ticket()
+        try:
+            if (yield from self._cache.lease_drain(session_id, token)):
+                yield from self.drain(session_id)
+                yield from self._cache.release_drain(session_id, token)
+        except MemoryServiceError as exc:
+            logger.info("session %s: messages still wait to be logged: %s", session_id, exc)
+
+    def sessions(self) -> Flow[list[str]]:
+        """Name the sessions that have messages waiting, by looking through all of Redis."""
+        found = yield from scan(unlogged_pattern(self._prefix, self._tenant))
+        named = (session_of_key(self._prefix, self._tenant, key.decode("utf-8", "replace")) for key in found)
+        return sorted({session_id for session_id in named if session_id is not None})

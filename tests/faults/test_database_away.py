@@ -1,0 +1,472 @@
+"""PostgreSQL away: messages are acknowledged by Redis, read from there, and logged in their order when it is back."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from memory_contract import (
+    ASYNC,
+    DURABLE,
+    SYNC,
+    Backend,
+    assert_caps,
+    assert_context,
+    logged,
+    run_between,
+    run_threads,
+    say,
+    talk,
+)
+from servers import PrivateServers
+from test_degraded import Outage, waited_for
+from typer.testing import CliRunner
+
+from contract_engine.cli.app import app
+from contract_engine.memory import (
+    CircuitState,
+    DatabaseUnavailableError,
+    MemoryManager,
+    MessageConflictError,
+    StoreUnavailableError,
+)
+
+pytest_plugins = ("memory_fixtures",)
+
+RECOVERY_SECONDS = 0.2
+SETTINGS: dict[str, Any] = {
+    "redis_timeout_seconds": 5.0,
+    "database_timeout_seconds": 2.0,
+    "breaker_failure_threshold": 2,
+    "breaker_recovery_seconds": RECOVERY_SECONDS,
+    "database_breaker_recovery_seconds": RECOVERY_SECONDS,
+}
+
+
+class Away(Outage):
+    """An outage of PostgreSQL, with managers that notice its end soon."""
+
+    def open(self, **settings: Any) -> MemoryManager:
+        return self.backend.open(**(SETTINGS | settings))
+
+    def end(self) -> None:
+        """Bring the database back and wait until nobody's breaker is in the way."""
+        self.servers.start()
+        time.sleep(RECOVERY_SECONDS)
+
+    def logged(self, session_id: str = "s") -> list[dict[str, Any]]:
+        rows = logged(self.servers.database_url, self.backend.tenant, session_id)
+        assert [seq for seq, _ in rows] == list(range(1, len(rows) + 1))
+        return [message for _, message in rows]
+
+    def waiting(self, session_id: str = "s") -> list[Any]:
+        with redis.Redis.from_url(self.servers.redis_url) as client:
+            return [json.loads(item) for item in client.lrange(self.backend.keys(session_id).unlogged, 0, -1)]
+
+
+def _away(private_servers: PrivateServers, colour: str, tenant: str) -> Away:
+    servers = private_servers()
+    return Away(servers, Backend(colour, DURABLE, servers.redis_url, servers.database_url, tenant))
+
+
+@pytest.fixture(params=[SYNC, ASYNC])
+def away(request: pytest.FixtureRequest, private_servers: PrivateServers, tenant: str) -> Iterator[Away]:
+    """Both colours."""
+    outage = _away(private_servers, request.param, tenant)
+    yield outage
+    outage.close()
+
+
+@pytest.fixture
+def blocking(private_servers: PrivateServers, tenant: str) -> Iterator[Away]:
+    """Managers that threads may share, and whose flows can be stopped half way."""
+    outage = _away(private_servers, SYNC, tenant)
+    yield outage
+    outage.close()
+
+
+def test_a_session_goes_on_and_is_logged_afterwards(away: Away) -> None:
+    manager, other = away.open(max_buffer_messages=6), away.open(max_buffer_messages=6)
+    manager.add_messages("s", talk(4))
+    away.kill_database()
+    for number in range(5, 21):
+        receipt = manager.append("s", say(number))
+        assert (receipt.seq, receipt.durable, receipt.degraded) == (number, False, True)
+        for reader in (manager, other):
+            context = reader.get_context("s")
+            assert_context(context, talk(number))
+            assert_caps(context)
+            assert (context["source"], context["degraded"]) == ("redis", True)
+    assert manager.database_breaker.get_state() == CircuitState.OPEN
+    assert manager.circuit_breaker.get_state() == CircuitState.CLOSED, "it guards Redis"
+    assert [row[4] for row in away.waiting()] == talk(16, start=5)
+
+    away.end()
+    receipt = manager.append("s", say(21))
+    assert (receipt.seq, receipt.durable, receipt.degraded) == (21, True, False)
+    assert away.logged() == talk(21)
+    assert away.waiting() == []
+    for reader in (manager, other):
+        context = reader.get_context("s")
+        assert_context(context, talk(21))
+        assert_caps(context)
+        assert context["degraded"] is False
+    assert manager.get_context("s")["source"] == "redis"
+
+
+def test_turns_and_batches_go_on_too(away: Away) -> None:
+    manager = away.open(max_buffer_messages=6)
+    away.kill_database()
+    assert manager.add_message("s", say(1)) is True
+    context = manager.add_and_get_context("s", say(2))
+    assert context["buffer_messages"] == talk(2)
+    receipts = manager.add_messages("s", talk(20, start=3))
+    assert [receipt.seq for receipt in receipts] == list(range(3, 23))
+    assert not any(receipt.durable for receipt in receipts)
+    assert_caps(manager.get_context("s"))
+    away.end()
+    assert_context(manager.add_and_get_context("s", say(23)), talk(23))
+    assert away.logged() == talk(23)
+
+
+def test_what_came_before_may_not_be_known(away: Away) -> None:
+    """Redis has lost the session, PostgreSQL is away: what is said goes on, and nobody takes it for the whole."""
+    manager = away.open()
+    manager.add_messages("s", talk(5))
+    away.kill_database()
+    with redis.Redis.from_url(away.servers.redis_url) as client:
+        assert client.delete(away.backend.keys("s").buffer) == 1
+    with pytest.raises(DatabaseUnavailableError):
+        manager.get_context("s")
+    manager.append("s", say(6))
+    context = manager.get_context("s")
+    assert context["buffer_messages"] == [say(6)]
+    assert (context["complete"], context["degraded"]) == (False, True)
+    away.end()
+    context = manager.get_context("s")
+    assert_context(context, talk(6))
+    assert context["degraded"] is False
+    assert away.logged() == talk(6)
+
+
+def test_reading_is_enough_to_have_it_logged(away: Away) -> None:
+    manager = away.open()
+    manager.append("s", say(1))
+    away.kill_database()
+    manager.append("s", say(2))
+    away.end()
+    context = manager.get_context("s")
+    assert context["buffer_messages"] == talk(2)
+    manager.wait_for_folds()
+    assert waited_for(lambda: bool(manager.get_context("s")) and away.logged() == talk(2))
+    assert waited_for(lambda: manager.get_context("s")["degraded"] is False)
+    assert_context(manager.get_context("s"), talk(2))
+
+
+def test_an_id_has_one_effect_across_the_outage(away: Away) -> None:
+    manager = away.open()
+    assert manager.append("s", say(1), message_id="before").seq == 1
+    away.kill_database()
+    for _ in range(3):
+        assert manager.append("s", say(1), message_id="before").seq == 1
+        assert manager.append("s", say(2), message_id="during").seq == 2
+    with pytest.raises(MessageConflictError):
+        manager.append("s", say(9), message_id="during")
+    away.end()
+    for _ in range(2):
+        assert manager.append("s", say(2), message_id="during").seq == 2
+        assert manager.append("s", say(3), message_id="after").seq == 3
+    assert away.logged() == talk(3)
+    assert_context(manager.get_context("s"), talk(3))
+
+
+def test_an_id_of_the_log_that_redis_has_forgotten(away: Away) -> None:
+    """Nobody can see while PostgreSQL is away that the id is taken: the same message is kept once, another one too."""
+    manager = away.open(max_buffer_messages=2)
+    for number in (1, 2, 3, 4, 5):
+        manager.append("s", say(number), message_id=f"id{number}")
+    manager.wait_for_folds()
+    away.kill_database()
+    assert manager.append("s", say(1), message_id="id1").durable is False
+    assert manager.append("s", say(6), message_id="id2").durable is False
+    away.end()
+    manager.append("s", say(7))
+    assert away.logged() == [*talk(6), say(7)]
+
+
+def test_what_was_acknowledged_first_is_logged_first(away: Away) -> None:
+    """Another process notices nothing of an outage and logs a message before what waits: it takes its own back."""
+    manager, other = away.open(), away.open()
+    manager.append("s", say(1))
+    assert_context(other.get_context("s"), talk(1))
+    away.kill_database()
+    manager.add_messages("s", talk(2, start=2))
+    away.end()
+    receipt = other.append("s", say(4), message_id="mine")
+    assert (receipt.seq, receipt.durable) == (4, True)
+    assert away.logged() == talk(4)
+    assert other.append("s", say(4), message_id="mine").seq == 4
+    assert_context(manager.get_context("s"), talk(4))
+
+
+def test_many_drain_at_once(blocking: Away) -> None:
+    managers = [blocking.open() for _ in range(8)]
+    managers[0].append("s", say(1))
+    blocking.kill_database()
+    managers[0].add_messages("s", talk(24, start=2))
+    blocking.end()
+    run_threads(len(managers), lambda number: drained(managers[number]))
+    assert blocking.logged() == talk(25)
+    assert blocking.waiting() == []
+    assert_context(managers[0].get_context("s"), talk(25))
+
+
+def drained(manager: MemoryManager) -> None:
+    manager.drain("s")
+    assert_context(manager.get_context("s"), talk(25))
+
+
+def test_writers_that_return_at_once(blocking: Away) -> None:
+    """Eight writers of eight processes when the database comes back: nobody's order changes, nothing is doubled."""
+    managers = [blocking.open() for _ in range(8)]
+    managers[0].append("s", say(1))
+    blocking.kill_database()
+    managers[0].add_messages("s", talk(9, start=2))
+    blocking.end()
+    receipts: list[list[int]] = [[] for _ in managers]
+
+    def write(number: int) -> None:
+        for turn in range(5):
+            receipts[number].append(managers[number].append("s", {"content": f"{number}.{turn}"}).seq)
+
+    run_threads(8, write)
+    rows = blocking.logged()
+    assert rows[:10] == talk(10)
+    assert len(rows) == 50
+    for number in range(8):
+        own = [row["content"] for row in rows if row["content"].startswith(f"{number}.")]
+        assert own == [f"{number}.{turn}" for turn in range(5)]
+    assert_context(managers[0].get_context("s"), rows)
+
+
+def die() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", range(1, 6))
+def test_a_drain_that_is_killed_is_finished_by_the_next(blocking: Away, after: int) -> None:
+    """The process dies after each of its steps in turn; what it has logged is not logged again."""
+    manager, other = blocking.open(), blocking.open()
+    manager.append("s", say(1))
+    blocking.kill_database()
+    manager.add_messages("s", talk(3, start=2))
+    blocking.end()
+
+    unlogged = manager._flows._sessions.unlogged
+    assert unlogged is not None
+    with pytest.raises(KeyboardInterrupt):
+        run_between(manager, unlogged.drain("s"), after=after, action=die)
+    other.append("s", say(5))
+    assert blocking.logged() == talk(5)
+    assert blocking.waiting() == []
+    assert_context(manager.get_context("s"), talk(5))
+
+
+def test_clearing_takes_what_waits_with_it(away: Away) -> None:
+    manager = away.open()
+    manager.append("s", say(1))
+    away.kill_database()
+    manager.append("s", say(2))
+    assert manager.clear_session_memory("s") is False, "the log is away"
+    assert_context(manager.get_context("s"), talk(2))
+    away.end()
+    assert waited_for(lambda: manager.clear_session_memory("s"))  # a drain in the background may be the one probe
+    assert away.logged() == []
+    assert away.waiting() == []
+    assert manager.append("s", say(1)).seq == 1
+    assert_context(manager.get_context("s"), talk(1))
+
+
+def test_a_drain_that_the_clearing_overtakes_logs_nothing(blocking: Away) -> None:
+    """It has read the list, and then the session is erased: no byte of it comes back."""
+    manager, other = blocking.open(), blocking.open()
+    manager.append("s", say(1))
+    blocking.kill_database()
+    manager.append("s", say(2))
+    blocking.end()
+    unlogged = manager._flows._sessions.unlogged
+    assert unlogged is not None
+    cleared: list[bool] = []
+
+    def clear() -> None:
+        cleared.append(other.clear_session_memory("s"))
+
+    for after in (1, 2, 3):
+        run_between(manager, unlogged.drain("s"), after=after, action=clear)
+        assert cleared.pop() is True
+        assert blocking.logged() == []
+        assert other.get_context("s")["last_seq"] == 0
+        blocking.kill_database()
+        manager.append("s", say(2))
+        blocking.end()
+
+
+def test_the_list_outlives_the_buffer_and_the_buffer_the_list(away: Away) -> None:
+    manager = away.open()
+    manager.append("s", say(1))
+    away.kill_database()
+    manager.append("s", say(2))
+    manager.append("r", say(1))
+    with redis.Redis.from_url(away.servers.redis_url) as client:
+        keys = away.backend.keys("s")
+        assert client.ttl(keys.unlogged) == -1, "what is only here does not expire"
+        assert client.ttl(keys.buffer) > 0
+        assert client.delete(keys.buffer) == 1
+        assert client.delete(away.backend.keys("r").unlogged) == 1
+    away.end()
+    assert_context(manager.get_context("s"), talk(2))
+    assert away.logged("s") == talk(2)
+    assert_context(manager.get_context("r"), talk(1))
+    assert waited_for(lambda: manager.get_context("r")["degraded"] is False)
+    assert away.logged("r") == talk(1)
+
+
+def test_with_both_away_nothing_is_acknowledged(away: Away) -> None:
+    manager = away.open(redis_timeout_seconds=0.2)
+    manager.append("s", say(1))
+    away.kill_database()
+    manager.append("s", say(2))
+    away.stop_redis()
+    with pytest.raises(StoreUnavailableError):
+        manager.append("s", say(3))
+    assert manager.add_message("s", say(3)) is False
+    assert manager.is_available() is False
+    with pytest.raises(StoreUnavailableError):
+        manager.get_context("s")
+    away.go_on()
+    away.end()
+    assert waited_for(lambda: manager.add_message("s", say(4)))
+    manager.drain("s")
+    rows = [row for row in away.logged() if row != say(3)]  # a stopped server may have done what it was asked
+    assert rows == [say(1), say(2), say(4)]
+
+
+def test_a_stopped_database_costs_its_deadline_and_then_nothing(away: Away) -> None:
+    manager = away.open(database_timeout_seconds=0.5)
+    manager.append("s", say(1))
+    manager.add_messages("s", talk(2, start=2))
+    away.stop_database()
+    for number in range(4, 8):
+        assert manager.append("s", say(number)).durable is False
+    assert manager.database_breaker.get_state() == CircuitState.OPEN
+    started = time.monotonic()
+    count = 0
+    while manager.database_breaker.get_state() == CircuitState.OPEN and count < 20:
+        manager.append("s", say(8 + count))
+        count += 1
+    assert count > 1, "the breaker was open"
+    assert time.monotonic() - started < 5
+    away.go_on()
+    assert waited_for(lambda: manager.append("s", say(8 + count), message_id="last").durable)
+    assert away.logged() == talk(8 + count)
+    assert_context(manager.get_context("s"), talk(8 + count))
+
+
+def test_the_command_drains_every_session(blocking: Away, tenant: str) -> None:
+    manager = blocking.open()
+    names = ["a", "b{}%7B", "c d:*"]
+    for name in names:
+        manager.append(name, say(1))
+    blocking.kill_database()
+    for name in names[:2]:
+        manager.add_messages(name, talk(3, start=2))
+    blocking.end()
+    arguments = ["drain", "--json", "--redis-url", blocking.servers.redis_url, "--tenant", tenant]
+    found = CliRunner().invoke(app, [*arguments, "--database-url", blocking.servers.database_url])
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout) == {"sessions": {"a": 3, "b{}%7B": 3}, "messages": 6}
+    assert manager.unlogged_sessions() == []
+    assert blocking.logged("a") == blocking.logged("b{}%7B") == talk(4)
+    assert blocking.logged("c d:*") == talk(1)
+
+
+KILLED_DRAIN = """
+import sys
+from contract_engine.memory import MemoryManager
+manager = MemoryManager(redis_url=sys.argv[1], database_url=sys.argv[2], tenant=sys.argv[3])
+print("ready", flush=True)
+for session_id in manager.unlogged_sessions():
+    print(manager.drain(session_id), flush=True)
+"""
+
+
+def test_kill_9_in_the_middle_of_a_drain(blocking: Away, tmp_path: Path, tenant: str) -> None:
+    manager = blocking.open(max_buffer_messages=10_000, max_buffer_tokens=2_000_000)
+    manager.append("s", say(1))
+    blocking.kill_database()
+    for start in range(2, 4002, 1000):
+        manager.add_messages("s", talk(1000, start=start, words=0))
+    blocking.end()
+    program = tmp_path / "drain.py"
+    program.write_text(KILLED_DRAIN)
+    arguments = [sys.executable, str(program), blocking.servers.redis_url, blocking.servers.database_url, tenant]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            assert waited_for(lambda: len(blocking.waiting()) < 4000)
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, "it ended by itself: nothing was in the middle"
+    assert len(blocking.waiting()) > 0
+    manager.drain("s")
+    rows = blocking.logged()
+    assert len(rows) == 4001
+    assert rows[1:] == talk(4000, start=2, words=0)
+
+
+def test_writers_through_a_whole_outage(blocking: Away) -> None:
+    """Threads go on writing while the database dies and returns; every acknowledged message is there once, in order."""
+    managers = [blocking.open(max_buffer_messages=8) for _ in range(4)]
+    acknowledged: list[list[str]] = [[] for _ in managers]
+    stop = threading.Event()
+
+    def work(number: int) -> None:
+        if number == len(managers):
+            time.sleep(0.3)
+            blocking.kill_database()
+            time.sleep(0.5)
+            blocking.end()
+            time.sleep(1.0)
+            stop.set()
+            return
+        turn = 0
+        while not stop.is_set():
+            text = f"{number}.{turn}"
+            receipt = managers[number].append("s", {"content": text}, message_id=text)
+            acknowledged[number].append(text)
+            with suppress(DatabaseUnavailableError):  # the copy may just be out of date: then only the log can tell
+                assert_caps(managers[number].get_context("s"))
+            turn += 1
+            time.sleep(0.005)
+            assert receipt.message_id == text
+
+    run_threads(len(managers) + 1, work)
+    managers[0].drain("s")
+    managers[0].wait_for_folds()
+    rows = [row["content"] for row in blocking.logged()]
+    assert sorted(rows) == sorted(text for texts in acknowledged for text in texts)
+    for number, texts in enumerate(acknowledged):
+        assert [row for row in rows if row.startswith(f"{number}.")] == texts
+    assert any(manager.database_breaker.snapshot().failed for manager in managers), "the outage was noticed"
+    assert_context(managers[1].get_context("s"), [{"content": row} for row in rows])
