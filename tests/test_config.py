@@ -49,7 +49,13 @@ WHOLE = [
     "database_pool_size",
     "breaker_failure_threshold",
 ]
-SECONDS = ["redis_timeout_seconds", "database_timeout_seconds", "breaker_recovery_seconds", "fold_lease_seconds"]
+SECONDS = [
+    "redis_timeout_seconds",
+    "database_timeout_seconds",
+    "breaker_recovery_seconds",
+    "database_breaker_recovery_seconds",
+    "fold_lease_seconds",
+]
 TEXTS = ["redis_url", "tenant", "key_prefix", "model"]
 
 

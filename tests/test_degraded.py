@@ -396,7 +396,7 @@ def test_without_the_log_messages_and_contexts_go_on_and_nothing_else(database_o
     assert manager.circuit_breaker.get_state() == CircuitState.CLOSED, "it guards Redis"
 
     database_outage.servers.start()
-    assert waited_for(lambda: manager.get_context("s")["degraded"] is False)
+    assert waited_for(lambda: manager.wait_for_folds() and manager.get_context("s")["degraded"] is False)
     assert manager.append("s", say(4), message_id="id4").seq == 4, "nothing of the failed calls was stored"
     context = manager.get_context("s")
     assert context["buffer_messages"] == talk(4)

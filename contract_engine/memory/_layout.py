@@ -143,6 +143,15 @@ def row_bytes(row: Any) -> bytes:
     return element_bytes(seq, tokens, at_ms, b"%b,%b]" % (json_text(message_id), body))
 
 
+def parse_unlogged_head(head: bytes) -> tuple[int, int]:
+    """Return epoch and last message before those that wait; zeros where that is not known."""
+    try:
+        found = decode_value(head)
+    except CorruptDataError:
+        return 0, 0
+    return (found[0], found[1]) if type(found) is list and [type(item) for item in found] == [int, int] else (0, 0)
+
+
 def parse_unlogged(element: bytes) -> Entry:
     """Return a message of the unlogged list; :class:`CorruptDataError` where it is none."""
     row = decode_value(element)

@@ -131,7 +131,7 @@ def _take_back(connection: sa.Connection, key: Mapping[str, str], after: int, *,
         .order_by(messages.c.seq),
         key,
     )
-    rows = list(dropwhile(lambda row: row[3] < since_ms, found))
+    rows = list(dropwhile(lambda row: row[3] <= since_ms, found))
     if rows:
         connection.execute(sa.delete(messages).where(this_session(messages), messages.c.seq >= rows[0][0]), key)
     return [Waiting(name, tokens, at_ms, bytes(body)) for _, name, tokens, at_ms, body in rows]

@@ -241,8 +241,8 @@ class SessionCache:
         )
 
     def read_unlogged(self, session_id: str, limit: int) -> Flow[list[bytes]]:
-        """Read the oldest elements that wait to be logged."""
-        (found,) = yield from redis_call(Command(("LRANGE", self.keys(session_id).unlogged, 0, limit - 1)))
+        """Read the head of the unlogged list, and behind it the oldest elements that wait."""
+        (found,) = yield from redis_call(Command(("LRANGE", self.keys(session_id).unlogged, 0, limit)))
         if isinstance(found, CorruptDataError):  # another type of key: nothing of ours
             return []
         return list(found)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from contract_engine.memory._effects import Command, Flow, scan, spawn
-from contract_engine.memory._layout import parse_unlogged
+from contract_engine.memory._layout import parse_unlogged, parse_unlogged_head
 from contract_engine.memory.assignment import Assignment
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import CorruptDataError, MemoryServiceError
@@ -38,10 +38,12 @@ REMEMBERED = 10_000
 class _Waiting(NamedTuple):
     """Messages to be logged, and the elements of the list they were read from.
 
-    ``epoch`` is the life of the session that their numbers go on with, 0 where it is not known.
+    ``after`` is the last message of the log when the first of them was acknowledged, and ``epoch`` the life of the
+    session it belongs to; 0 where that is not known.
     """
 
     epoch: int
+    after: int
     entries: list[Entry]
     elements: list[bytes]
 
@@ -94,7 +96,7 @@ class Unlogged:
                 found = yield from self._waiting(session_id)
                 if found is None:
                     break
-                after = found.entries[0].seq - 1 if found.epoch == epoch and found.entries else None
+                after = found.after if found.epoch == epoch else None
                 if (yield from self._log.log_unlogged(session_id, epoch, found.entries, after)):
                     yield from self._cache.drained(session_id, found.elements)
                     count += len(found.entries)
@@ -114,18 +116,18 @@ class Unlogged:
 
     def _waiting(self, session_id: str) -> Flow[_Waiting | None]:
         """Return the oldest messages that wait, None where none do."""
-        elements = yield from self._cache.read_unlogged(session_id, ROUND)
-        state = (yield from self._cache.read(session_id)).state
+        head, *elements = (yield from self._cache.read_unlogged(session_id, ROUND)) or [b""]
         if not elements:
             # Redis may have evicted the list alone. The buffer then says that there was one, and has the end of it.
-            return _Waiting(0, state.entries, []) if state is not None and state.is_unlogged else None
+            state = (yield from self._cache.read(session_id)).state
+            return _Waiting(0, 0, state.entries, []) if state is not None and state.is_unlogged else None
         entries = []
         for element in elements:
             try:
                 entries.append(parse_unlogged(element))
             except CorruptDataError as exc:
                 logger.warning("session %s: %s under our keys; it is dropped", session_id, exc)
-        return _Waiting(state.epoch if state is not None and state.is_unlogged else 0, entries, elements)
+        return _Waiting(*parse_unlogged_head(head), entries, elements)
 
     def spawn_drain(self, session_id: str) -> Flow[None]:
         """Drain in the background, at most once in a while and by one process at a time."""

@@ -1,5 +1,6 @@
 -- Append messages while the log is away: the buffer gives them provisional numbers, and the unlogged list keeps them,
--- without a TTL, until somebody has logged them.
+-- without a TTL, until somebody has logged them. The list begins with [epoch,seq]: the life of the session, 0 where it is
+-- not known, and the last message before those that wait.
 --
 -- KEYS  1 buffer  2 summary  3 unlogged
 -- ARGV  1 time (ms)  2 buffer TTL (s)  3 summary TTL (s)  4 the limits of a session that is not known here
@@ -40,7 +41,10 @@ if begins then
   redis.call('RPUSH', buffer, '')
 end
 local kind = redis.call('TYPE', unlogged).ok
-if kind ~= 'list' and kind ~= 'none' then redis.call('DEL', unlogged) end
+if kind ~= 'list' then
+  redis.call('DEL', unlogged)
+  redis.call('RPUSH', unlogged, string.format('[%s,%d]', h.epoch, h.last))
+end
 
 local first = h.last + 1
 for i = FIRST, #ARGV, 2 do

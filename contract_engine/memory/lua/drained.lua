@@ -8,14 +8,19 @@
 -- Two may have logged the same messages (the log keeps them once); whoever comes second finds them gone.
 
 local buffer, unlogged = KEYS[1], KEYS[2]
+local gone = 0
 for _, element in ipairs(ARGV) do
-  if redis.pcall('LINDEX', unlogged, 0) == element then redis.call('LPOP', unlogged) end
+  if redis.pcall('LINDEX', unlogged, gone + 1) == element then gone = gone + 1 end
 end
-local left = redis.pcall('LLEN', unlogged)
-if type(left) ~= 'number' then
-  redis.call('DEL', unlogged)
-  left = 0
+local length = redis.pcall('LLEN', unlogged)
+local left = type(length) == 'number' and length - 1 - gone or 0
+if left > 0 then
+  local head = redis.call('LINDEX', unlogged, 0)
+  redis.call('LTRIM', unlogged, gone, -1)
+  redis.call('LSET', unlogged, 0, head)
+  return left
 end
+redis.call('DEL', unlogged)
 local text = redis.pcall('LINDEX', buffer, 0)
-if left == 0 and type(text) == 'string' and string.sub(text, 1, 3) == '[2,' then redis.call('DEL', buffer) end
-return left
+if type(text) == 'string' and string.sub(text, 1, 3) == '[2,' then redis.call('DEL', buffer) end
+return 0
