@@ -1,11 +1,13 @@
 # Everything runs in .venv, which the first command makes. Needed: Python 3.11 or newer, and make.
 PYTHON  ?= python3
 WORKERS ?= 2
+SECONDS ?= 600
+SEED    ?=
 VENV    := .venv
 RUN     := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench soak clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -22,6 +24,9 @@ lint: $(VENV)/.ready  ## Check style and types
 
 bench: $(VENV)/.ready  ## Measure what each call costs, as a ratio to a PING
 	@$(RUN)/python benchmarks/bench.py
+
+soak: $(VENV)/.ready  ## Harm servers and processes under load for SECONDS=600, with SEED= to repeat a run
+	@$(RUN)/python tests/faults/soak.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 clean:  ## Remove what these commands made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

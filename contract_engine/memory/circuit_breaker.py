@@ -184,7 +184,14 @@ class CircuitBreaker(CallGuard):
         Then exactly one of :meth:`success`, :meth:`failure` and :meth:`cancel` must be told of it.
         """
         permit = self._shared
-        return permit if permit is not None else self._acquire()
+        if permit is not None:
+            return permit
+        # Read once and without the lock: an open breaker has to be next to free.
+        remaining = self._rejects_until - self._clock()
+        if remaining > 0.0:
+            self._totals["rejected"] += 1
+            raise CircuitOpenError(self.name, remaining if remaining < self._wait else self._wait)
+        return self._acquire()
 
     def success(self, permit: Permit) -> None:
         """Report that the call succeeded; without effect if the state has changed since."""
@@ -257,11 +264,6 @@ class CircuitBreaker(CallGuard):
             self._listeners = (*self._listeners, listener)
 
     def _acquire(self) -> Permit:
-        # Read once and without the lock: an open breaker has to be next to free.
-        remaining = self._rejects_until - self._clock()
-        if remaining > 0.0:
-            self._totals["rejected"] += 1
-            raise CircuitOpenError(self.name, remaining)
         with self._lock:
             now = self._advance()
             if self._state is OPEN and now >= self._deadline:
@@ -358,7 +360,7 @@ class CircuitBreaker(CallGuard):
         else:
             self._wait, self._deadline = self.recovery_timeout, math.inf
             self._opened_at = at if to is FORCED_OPEN else None
-        self._rejects_until = self._deadline if to is OPEN else -math.inf
+        self._rejects_until = self._deadline if to in (OPEN, FORCED_OPEN) else -math.inf
         self._state = to
         self._begin_generation()
         self._pending.append(Transition(self.name, origin, to, reason, at))

@@ -71,11 +71,18 @@ class DeadlineExceededError(DatabaseUnavailableError):
 class CircuitOpenError(RedisUnavailableError):
     """The circuit breaker rejected the call without trying it; ``retry_after`` is in seconds."""
 
+    reason = "circuit breaker open"
+
     def __init__(self, name: str, retry_after: float) -> None:
-        MemoryServiceError.__init__(self, f"Circuit breaker is OPEN for {name!r}: retry in {retry_after:.1f} s")
-        self.reason = "circuit breaker open"
+        # Made on every call while a server is away: the sentence is put together when somebody reads it.
         self.name = name
         self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[type[CircuitOpenError], tuple[str, float]]:
+        return type(self), (self.name, self.retry_after)
+
+    def __str__(self) -> str:
+        return f"Circuit breaker is OPEN for {self.name!r}: retry in {self.retry_after:.1f} s"
 
 
 class DatabaseCircuitOpenError(DatabaseUnavailableError):
