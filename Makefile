@@ -7,17 +7,21 @@ VENV    := .venv
 RUN     := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench soak clean
+.PHONY: help demo test test-faults lint bench soak clean
 
 help:  ## Show what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/.ready  ## Replay real conversations on real servers and show what the memory keeps
 	@$(RUN)/contract-memory demo
 
-test: $(VENV)/.ready  ## Run the whole suite on a real Redis and PostgreSQL
+test: $(VENV)/.ready  ## Run the suite on a real Redis and PostgreSQL
 	@echo "-- tests, on $(WORKERS) workers, each with its own Redis and PostgreSQL"
-	@$(RUN)/pytest -n $(WORKERS) --dist loadfile
+	@$(RUN)/pytest -n $(WORKERS) --dist loadfile --ignore tests/faults
+
+test-faults: $(VENV)/.ready  ## Run the fault tests: servers and processes killed, stopped and partitioned
+	@echo "-- fault tests, on $(WORKERS) workers; servers of their own are killed"
+	@$(RUN)/pytest -n $(WORKERS) --dist loadfile tests/faults
 
 lint: $(VENV)/.ready  ## Check style and types
 	@$(RUN)/ruff format --check . && $(RUN)/ruff check . && $(RUN)/mypy

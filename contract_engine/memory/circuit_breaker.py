@@ -190,7 +190,7 @@ class CircuitBreaker(CallGuard):
         remaining = self._rejects_until - self._clock()
         if remaining > 0.0:
             self._totals["rejected"] += 1
-            raise CircuitOpenError(self.name, remaining if remaining < self._wait else self._wait)
+            raise CircuitOpenError(self.name, min(self._wait, remaining))
         return self._acquire()
 
     def success(self, permit: Permit) -> None:

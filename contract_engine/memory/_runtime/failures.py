@@ -21,11 +21,12 @@ from contract_engine.memory.errors import (
 )
 
 # In the order they are looked at: MaxConnectionsError and AuthenticationError are ConnectionErrors too.
-_REDIS_REFUSALS = (
+_REDIS_REFUSALS: tuple[type[Exception], ...] = (
     redis_exc.AuthenticationError,
     redis_exc.AuthenticationWrongNumberOfArgsError,
     redis_exc.AuthorizationError,
     redis_exc.NoPermissionError,
+    *([redis_exc.ExternalAuthProviderError] if hasattr(redis_exc, "ExternalAuthProviderError") else []),
 )
 _REDIS_OUTAGES = (
     redis_exc.ConnectionError,
@@ -36,12 +37,13 @@ _REDIS_OUTAGES = (
     redis_exc.ReadOnlyError,
     redis_exc.OutOfMemoryError,
     redis_exc.TryAgainError,
+    redis_exc.InvalidResponse,
     redis_exc.RedisClusterException,
     redis_exc.SlotNotCoveredError,
 )
 # Error codes that a script passes on as a plain ResponseError.
 _REDIS_OUTAGE_CODES = frozenset(
-    {"OOM", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "BUSY", "MISCONF", "TRYAGAIN"}
+    {"OOM", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "BUSY", "MISCONF", "TRYAGAIN", "NOREPLICAS"}
 )
 
 
@@ -103,8 +105,11 @@ def database_failure(exc: Exception) -> MemoryServiceError | None:
 
 
 def database_failure_counts(error: MemoryServiceError) -> bool:
-    """Whether the breaker in front of PostgreSQL counts one of our errors."""
-    return isinstance(error, DatabaseUnavailableError)
+    """Whether the breaker in front of PostgreSQL counts one of our errors.
+
+    A deadlock or a failed serialization (class 40) is between two sessions: the server is well.
+    """
+    return isinstance(error, DatabaseUnavailableError) and not error.reason.startswith("SQLSTATE 40")
 
 
 def _kind(exc: BaseException) -> str:
