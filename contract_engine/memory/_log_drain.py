@@ -45,13 +45,13 @@ BEGIN_SESSION = Statement("begin_session", _begin_session)
 
 
 def log_waiting(
-    connection: sa.Connection, key: Mapping[str, str], epoch: int, waiting: Sequence[Waiting], after: int | None
+    connection: sa.Connection, key: Mapping[str, str], epoch: int, waiting: Sequence[Waiting], after: int
 ) -> bool:
     """Append what the log does not hold yet, in order; False where the session of this epoch is gone.
 
-    ``after``: the last message of the log when the first of these was acknowledged, None where nobody knows. What has
-    been logged behind it since the database is back comes after what waited: whoever logged it has told nobody yet, but
-    found these waiting.
+    ``after``: the last message of the log when the first of these was acknowledged, 0 where nobody knows. What has been
+    logged behind it since then comes after what waited: whoever logged it has told nobody yet, but found these waiting,
+    or could not see them.
     """
     session = connection.execute(
         sa.select(sessions.c.epoch, sessions.c.last_seq, sessions.c.watermark)
@@ -63,9 +63,7 @@ def log_waiting(
         return False
     if not _missing(connection, key, waiting):
         return True
-    behind: list[Waiting] = []
-    if after is not None:
-        behind = _take_back(connection, key, max(after, session.watermark), since_ms=waiting[0].at_ms)
+    behind = _take_back(connection, key, max(after, session.watermark), since_ms=waiting[0].at_ms)
     rows = _missing(connection, key, [*waiting, *behind])
     last_seq = session.last_seq - len(behind)
     connection.execute(
@@ -114,7 +112,7 @@ def _missing(connection: sa.Connection, key: Mapping[str, str], waiting: Sequenc
 
 
 def _take_back(connection: sa.Connection, key: Mapping[str, str], after: int, *, since_ms: int) -> list[Waiting]:
-    """Delete what was logged behind ``after`` since then, and return it in order.
+    """Delete what was logged behind ``after`` since then, and return it in order; a batch as a whole or not at all.
 
     Clocks decide only between two things that lie the length of the outage apart: what Redis was never told of before
     it, and what was logged after it.
@@ -127,11 +125,13 @@ def _take_back(connection: sa.Connection, key: Mapping[str, str], after: int, *,
             milliseconds(messages.c.created_at),
             messages.c.body,
         )
-        .where(this_session(messages), messages.c.seq > after)
+        .where(this_session(messages), messages.c.seq >= after)
         .order_by(messages.c.seq),
         key,
-    )
-    rows = list(dropwhile(lambda row: row[3] <= since_ms, found))
+    ).all()
+    # The messages of a batch have one time, so none is moved that has the time of one that stays.
+    stays = max([since_ms, *(row[3] for row in found if row[0] == after)])
+    rows = list(dropwhile(lambda row: row[0] == after or row[3] <= stays, found))
     if rows:
         connection.execute(sa.delete(messages).where(this_session(messages), messages.c.seq >= rows[0][0]), key)
     return [Waiting(name, tokens, at_ms, bytes(body)) for _, name, tokens, at_ms, body in rows]

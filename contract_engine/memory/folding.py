@@ -59,7 +59,9 @@ class Folding:
     def fold_when_due(self, session_id: str, lease_token: int = 0) -> Flow[None]:
         """Fold in the background and give back the lease, if one is held; one that is not given back expires."""
         try:
-            state = yield from self.read_truth(session_id)
+            # What waits to be logged goes before what a writer may just have logged: that must not be folded yet.
+            waits = self._log is not None and (yield from self._cache.has_unlogged(session_id))
+            state = None if waits else (yield from self.read_truth(session_id))
             if state is not None:
                 yield from self.fold(session_id, state, hard=state.exceeds_caps)
         except MemoryServiceError:

@@ -20,8 +20,8 @@ class Receipt(msgspec.Struct, frozen=True):
 
     ``seq``: its place in the session, counted from 1. ``durable``: a PostgreSQL commit stands behind it (otherwise
     Redis alone does). ``degraded``: one of the servers is away. If it is Redis, the message is safe in the log and
-    reads find it there. If it is PostgreSQL, the message waits in Redis to be logged: ``durable`` is False, and
-    ``seq`` is provisional.
+    reads find it there. If it is PostgreSQL, the message waits in Redis to be logged, and ``durable`` is False. Either
+    way ``seq`` may still change: what waits in Redis goes before what was acknowledged later.
     """
 
     seq: int

@@ -156,10 +156,10 @@ class Sessions:
 
     def _tell(self) -> Flow[None]:
         try:
-            for session_id, expected in self._untold.all():
+            for session_id, note in self._untold.all():
                 if self._untold.expected(session_id):  # nobody else has replaced the copy meanwhile
                     yield from self.cache.forget_buffer(session_id)
-                    self._untold.settle(session_id, expected)
+                    self._untold.settle(session_id, note)
         finally:
             self._untold.end_telling()
 
@@ -253,13 +253,13 @@ class Sessions:
         Answers what was read: it holds every message acknowledged before the read began, whether or not the
         installation was refused in favour of something newer. None where the log has no such session.
         """
+        note = self._untold.current(session_id)
         state = yield from self.folding.read_within_caps(session_id)
         if state is None or ticket == 0:
             return state
-        expected = self._untold.expected(session_id)
         try:
             if (yield from self.cache.install(session_id, state, ticket)):
-                self._untold.settle(session_id, expected)
+                self._untold.settle(session_id, note)
         except REDIS_TROUBLE as exc:
             logger.info("session %s: read from the log, not cached: %s", session_id, exc)
         return state
@@ -282,10 +282,10 @@ class Sessions:
 
     def distrust(self, session_id: str) -> Flow[None]:
         """Have the next reader rebuild the copy in Redis: the log has changed in another way than by an append."""
-        self._untold.note(session_id, math.inf)
+        note = self._untold.note(session_id, math.inf)
         try:
             yield from self.cache.forget_buffer(session_id)
-            self._untold.settle(session_id, math.inf)
+            self._untold.settle(session_id, note)
         except REDIS_TROUBLE as exc:
             # Its revision is old: the next append replaces it, and this process does not believe it before.
             logger.info("session %s: Redis not told of a change: %s", session_id, exc)
@@ -302,9 +302,18 @@ class Sessions:
                 yield from self._log.check()
                 yield from self.cache.forget(session_id)
             yield from self._log.erase(session_id)
-            self._untold.note(session_id, math.inf)
+        note = self._untold.note(session_id, math.inf)
         yield from self.cache.forget(session_id)
-        self._untold.settle(session_id, math.inf)
+        self._untold.settle(session_id, note)
+
+
+class _Note:
+    """One thing Redis was not told; each is an object of its own, so that a later one is not settled with it."""
+
+    __slots__ = ("seq",)
+
+    def __init__(self, seq: float) -> None:
+        self.seq = seq
 
 
 class _Untold:
@@ -316,46 +325,54 @@ class _Untold:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._expected: dict[str, float] = {}
+        self._notes: dict[str, _Note] = {}
         self._is_telling = False
 
     def __bool__(self) -> bool:
-        return bool(self._expected)
+        return bool(self._notes)
 
-    def note(self, session_id: str, seq: float) -> None:
+    def note(self, session_id: str, seq: float) -> _Note:
         """Expect at least this message; infinity: believe no copy that is there now."""
         with self._lock:
-            self._expected[session_id] = max(seq, self._expected.get(session_id, 0))
+            held = self._notes.get(session_id)
+            note = _Note(seq if held is None else max(seq, held.seq))
+            self._notes[session_id] = note
+        return note
+
+    def current(self, session_id: str) -> _Note | None:
+        """Return what is expected of the session, to settle it with."""
+        return self._notes.get(session_id)
 
     def expected(self, session_id: str) -> float:
         """Return the message expected, 0 for none."""
-        return self._expected.get(session_id, 0)
+        note = self._notes.get(session_id)
+        return 0 if note is None else note.seq
 
-    def settle(self, session_id: str, expected: float) -> None:
-        """Take note that the copy has been replaced, unless more is expected by now."""
+    def settle(self, session_id: str, note: _Note | None) -> None:
+        """Take note that the copy has been replaced since ``note`` was made, unless another one has been made."""
         with self._lock:
-            if self._expected.get(session_id, 0) <= expected:
-                self._expected.pop(session_id, None)
+            if note is not None and self._notes.get(session_id) is note:
+                del self._notes[session_id]
 
     def allows(self, session_id: str, last_seq: int) -> bool:
         """Whether a copy that ends here can be believed."""
-        expected = self._expected.get(session_id)
-        if expected is None:
+        note = self._notes.get(session_id)
+        if note is None:
             return True
-        if last_seq >= expected:
-            self.settle(session_id, last_seq)
+        if last_seq >= note.seq:
+            self.settle(session_id, note)
             return True
         return False
 
-    def all(self) -> list[tuple[str, float]]:
+    def all(self) -> list[tuple[str, _Note]]:
         """Return every session with what is expected of it."""
         with self._lock:
-            return list(self._expected.items())
+            return list(self._notes.items())
 
     def begin_telling(self) -> bool:
         """Answer True to one caller until :meth:`end_telling`."""
         with self._lock:
-            if self._is_telling or not self._expected:
+            if self._is_telling or not self._notes:
                 return False
             self._is_telling = True
             return True

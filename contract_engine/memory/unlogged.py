@@ -96,7 +96,7 @@ class Unlogged:
                 found = yield from self._waiting(session_id)
                 if found is None:
                     break
-                after = found.after if found.epoch == epoch else None
+                after = found.after if found.epoch == epoch else 0
                 if (yield from self._log.log_unlogged(session_id, epoch, found.entries, after)):
                     yield from self._cache.drained(session_id, found.elements)
                     count += len(found.entries)

@@ -6,6 +6,8 @@ which can carry message content.
 
 from __future__ import annotations
 
+import re
+
 import psycopg
 import sqlalchemy.exc as sa_exc
 from redis import exceptions as redis_exc
@@ -46,6 +48,8 @@ _REDIS_OUTAGE_CODES = frozenset(
     {"OOM", "READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "BUSY", "MISCONF", "TRYAGAIN", "NOREPLICAS"}
 )
 
+# Redis 6.2 puts the error of a command in a script behind a sentence: "Error running script (..): ..: -OOM command ..".
+_CODE_IN_SCRIPT = re.compile(r"running script.*?-([A-Z]+) ")
 
 # While connecting there is no SQLSTATE, only the server's words.
 _ACCESS_REFUSED = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
@@ -67,7 +71,9 @@ def redis_failure(exc: redis_exc.RedisError) -> tuple[MemoryServiceError, bool]:
     if isinstance(exc, _REDIS_OUTAGES):
         return RedisUnavailableError(_kind(exc)), True
     code = str(exc).split(" ", 1)[0]
-    if code in _REDIS_OUTAGE_CODES or (code == "ERR" and "OOM command not allowed" in str(exc)):
+    if found := _CODE_IN_SCRIPT.search(str(exc)):
+        code = found[1]
+    if code in _REDIS_OUTAGE_CODES:
         return RedisUnavailableError(code), True
     if code in ("NOAUTH", "WRONGPASS", "NOPERM"):
         return StoreMisconfiguredError("redis", code, hint="check user, password and ACL in the URL"), False

@@ -40,6 +40,8 @@ def _connection_factory(pool: Any, url: str, *, timeout: float, read_timeout: fl
         "health_check_interval": 0,
         "decode_responses": False,
         "protocol": 2,
+        # redis-py counts every connection its pool has ever made; how many are open at once is counted here.
+        "max_connections": 2**31 - 1,
         "retry": retry,
     }
     if not url.startswith("unix:"):

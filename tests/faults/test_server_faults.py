@@ -1,0 +1,440 @@
+"""Servers harmed under load: what was acknowledged is there once and in order, whatever the server came back with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from memory_contract import ASYNC, DURABLE, SYNC, Backend, assert_caps, assert_context, logged, run_threads, say, talk
+from server_faults import DATABASE_SECONDS, RECOVERY_SECONDS, REDIS_SECONDS, Outage, waited_for
+from servers import PrivateServers
+from test_concurrency import told
+
+from contract_engine.embedded import EmbeddedServers
+from contract_engine.memory import CircuitState, MemoryManager, StoreUnavailableError
+
+pytest_plugins = ("memory_fixtures",)
+
+SESSIONS = ("s", "t", "u")
+
+
+class Load:
+    """Writers on a few sessions; each message is sent until it is acknowledged, under the same id."""
+
+    def __init__(self, managers: list[MemoryManager], *, writers: int = 6, limit_seconds: float = 60.0) -> None:
+        self.acknowledged: list[tuple[str, int, int]] = []
+        self.refused = 0
+        self.degraded = 0
+        self.times: list[float] = []
+        self.errors: list[BaseException] = []
+        self._managers = managers
+        self._limit = limit_seconds
+        self._end = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(writer,)) for writer in range(writers)]
+
+    def _run(self, writer: int) -> None:
+        number = 0
+        try:
+            while not self._end.is_set():
+                self._send(writer, number)
+                number += 1
+        except BaseException as exc:  # noqa: BLE001  # raised again in the thread of the test
+            self.errors.append(exc)
+
+    def _send(self, writer: int, number: int) -> None:
+        manager = self._managers[writer % len(self._managers)]
+        session = SESSIONS[writer % len(SESSIONS)]
+        deadline = time.monotonic() + self._limit
+        while True:
+            started = time.monotonic()
+            try:
+                receipt = manager.append(session, told(writer, number), message_id=f"{writer}-{number}")
+            except StoreUnavailableError:
+                self.refused += 1
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+                continue
+            finally:
+                self.times.append(time.monotonic() - started)
+            self.acknowledged.append((session, writer, number))
+            self.degraded += receipt.degraded
+            return
+
+    def go(self, more: int) -> None:
+        """Wait until ``more`` further messages have been acknowledged."""
+        target = len(self.acknowledged) + more
+        assert waited_for(lambda: len(self.acknowledged) >= target or bool(self.errors), 60.0), "nobody gets on"
+        if self.errors:
+            raise self.errors[0]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join()
+        if self.errors:
+            raise self.errors[0]
+
+    def assert_kept(self, database_url: str, backend: Backend) -> None:
+        """Every acknowledged message once, each writer's in its order, numbers without a gap, and the context so."""
+        assert len(self.acknowledged) > 50
+        reader = backend.open(database_timeout_seconds=10.0, redis_timeout_seconds=5.0)
+        for session in SESSIONS:
+            assert waited_for(lambda session=session: reader.append(session, told(99, 0), message_id="99").durable)  # type: ignore[misc]  # bound as a default
+            rows = logged(database_url, backend.tenant, session)
+            assert [seq for seq, _ in rows] == list(range(1, len(rows) + 1))
+            keys = [(message["writer"], message["n"]) for _, message in rows if message.get("writer", 99) != 99]
+            assert len(set(keys)) == len(keys), "twice"
+            missing = {(writer, n) for where, writer, n in self.acknowledged if where == session} - set(keys)
+            assert not missing, "acknowledged and lost"
+            for writer in {writer for writer, _ in keys}:
+                assert [n for one, n in keys if one == writer] == sorted(n for one, n in keys if one == writer)
+            assert_context(reader.get_context(session), [message for _, message in rows])
+
+
+@contextmanager
+def outage_of(servers: EmbeddedServers, backend: Backend) -> Iterator[Outage]:
+    outage = Outage(servers, backend)
+    try:
+        yield outage
+    finally:
+        outage.close()
+
+
+# -- Redis
+
+
+@pytest.mark.parametrize("persistent", [True, False], ids=["append-only file", "nothing kept"])
+def test_redis_killed_under_load(database_url: str, tenant: str, *, persistent: bool) -> None:
+    with ExitStack() as stack:
+        servers = stack.enter_context(EmbeddedServers(postgres=False, persist_redis=persistent))
+        backend = Backend(SYNC, DURABLE, servers.redis_url, database_url, tenant)
+        outage = stack.enter_context(outage_of(servers, backend))
+        managers = [outage.open(max_buffer_messages=8) for _ in range(2)]
+        with Load(managers) as load:
+            for _ in range(2):
+                load.go(60)
+                outage.kill_redis()
+                load.go(60)
+                assert any(manager.circuit_breaker.get_state() != CircuitState.CLOSED for manager in managers)
+                outage.restart_redis()
+                with outage.redis() as client:
+                    assert (client.info("persistence")["aof_enabled"] == 1) is persistent
+                assert waited_for(lambda: all(manager.health()["redis"] for manager in managers))
+            load.go(60)
+        assert load.refused == 0, "the log was there all the time"
+        assert load.degraded > 0
+        for manager in managers:
+            manager.wait_for_folds()
+        load.assert_kept(database_url, backend)
+
+
+def test_redis_stopped_for_two_seconds_under_load(
+    private_servers: PrivateServers, database_url: str, tenant: str
+) -> None:
+    """Every call keeps its deadline, and what is answered afterwards is the answer to what was asked."""
+    servers = private_servers(postgres=False)
+    backend = Backend(SYNC, DURABLE, servers.redis_url, database_url, tenant)
+    with outage_of(servers, backend) as outage:
+        managers = [outage.open(max_buffer_messages=8, redis_pool_size=4) for _ in range(2)]
+        crossed: list[str] = []
+        reads = 0
+        done = threading.Event()
+
+        def read(reader: int) -> None:
+            nonlocal reads
+            while not done.is_set():
+                session = SESSIONS[reader % len(SESSIONS)]
+                context = managers[reader % 2].get_context(session)
+                reads += 1
+                writers = {message["writer"] for message in context["buffer_messages"]}
+                if context["session_id"] != session or any(SESSIONS[one % len(SESSIONS)] != session for one in writers):
+                    crossed.append(f"{session}: {writers}")
+                assert_caps(context)
+
+        readers = [threading.Thread(target=read, args=(number,)) for number in range(3)]
+        with Load(managers) as load:
+            load.go(60)
+            for thread in readers:
+                thread.start()
+            outage.stop_redis()
+            stopped = time.monotonic()
+            assert waited_for(lambda: time.monotonic() - stopped > 2.0)
+            assert all(manager.circuit_breaker.get_state() != CircuitState.CLOSED for manager in managers)
+            outage.go_on()
+            assert waited_for(lambda: all(manager.health()["redis"] for manager in managers))
+            load.go(60)
+            done.set()
+        for thread in readers:
+            thread.join()
+        assert reads > 10
+        assert crossed == []
+        assert load.refused == 0
+        # A call has up to two round trips to a server that hangs before the breaker opens, and a machine may be busy.
+        assert max(load.times) < 10 * REDIS_SECONDS + 2 * DATABASE_SECONDS
+        load.assert_kept(database_url, backend)
+
+
+@pytest.mark.parametrize("colour", [SYNC, ASYNC])
+def test_eviction_never_shows_half_a_session(
+    private_servers: PrivateServers, database_url: str, tenant: str, colour: str
+) -> None:
+    """Thousands of keys in a Redis that holds a part of them: each read is whole, from wherever."""
+    sessions = 1000 if colour == SYNC else 400
+    servers = private_servers(postgres=False)
+    with outage_of(servers, Backend(colour, DURABLE, servers.redis_url, database_url, tenant)) as outage:
+        manager = outage.open(max_buffer_messages=6, redis_timeout_seconds=5.0, database_timeout_seconds=30.0)
+        with outage.redis() as client:
+            used = outage.stats("memory")["used_memory"]
+            client.config_set("maxmemory-policy", "allkeys-lru")
+            client.config_set("maxmemory", used + 400 * sessions)
+        for number in range(sessions):
+            manager.add_messages(f"s{number}", talk(7, start=number))
+        manager.wait_for_folds()
+        assert outage.stats()["evicted_keys"] > sessions // 4
+        rebuilt = again = 0
+        for number in range(sessions):
+            context = manager.get_context(f"s{number}")
+            assert_context(context, talk(7, start=number))
+            assert context["degraded"] is False
+            rebuilt += context["source"] == "postgres"
+            if number % 10 == 0:
+                context = manager.get_context(f"s{number}")
+                assert_context(context, talk(7, start=number))
+                again += context["source"] == "redis"
+        assert rebuilt > sessions // 4, "what was evicted was rebuilt"
+        assert again > sessions // 20, "what was rebuilt is used"
+        assert manager.circuit_breaker.get_state() == CircuitState.CLOSED
+
+
+@pytest.mark.parametrize("colour", [SYNC, ASYNC])
+def test_a_full_redis_that_evicts_nothing(
+    private_servers: PrivateServers, database_url: str, tenant: str, colour: str
+) -> None:
+    """Scripts apply whole or not at all; writes are in the log, which the receipts and the state of health say."""
+    servers = private_servers(postgres=False)
+    with outage_of(servers, Backend(colour, DURABLE, servers.redis_url, database_url, tenant)) as outage:
+        manager = outage.open(max_buffer_messages=6)
+        said = talk(5)
+        manager.add_messages("s", said)
+        assert manager.get_context("s")["source"] == "redis"
+        with outage.redis() as client:
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("maxmemory", 1)
+            with pytest.raises(redis.OutOfMemoryError):
+                client.set("probe", "x")
+            degraded = 0
+            for number in range(6, 30):
+                said.append(say(number))
+                receipt = manager.append("s", say(number))
+                assert (receipt.seq, receipt.durable) == (number, True)
+                degraded += receipt.degraded
+                with contextlib.suppress(redis.RedisError):
+                    assert_whole(client, outage.backend.keys("s").buffer)
+                assert_context(manager.get_context("s"), said)
+            assert degraded >= 3, "the receipts say so"
+            assert manager.circuit_breaker.snapshot().failed >= 3, "errors are counted"
+            said.append(say(30))
+            assert_context(manager.add_and_get_context("s", say(30)), said)
+            client.config_set("maxmemory", 0)
+        assert waited_for(lambda: not manager.get_context("s")["degraded"])
+        assert_context(manager.get_context("s"), said)
+        assert manager.append("s", say(31)).degraded is False
+        assert_context(manager.get_context("s"), [*said, say(31)])
+        assert manager.get_context("s")["source"] == "redis"
+
+
+def assert_whole(client: redis.Redis, key: str) -> None:
+    """A buffer has the messages its header counts, or is a placeholder, or is not there."""
+    elements = client.lrange(key, 0, -1)
+    assert isinstance(elements, list)
+    header = json.loads(elements[0]) if elements else [0]
+    if header[0] == 1:
+        assert len(elements) - 1 == header[8] - header[4], "from the watermark to the last message"
+    else:
+        assert len(elements) <= 1
+
+
+def test_a_redis_that_is_back_is_used_after_the_open_wait(
+    private_servers: PrivateServers, database_url: str, tenant: str
+) -> None:
+    """Each call after the wait is a probe, so the first one finds Redis: no second outage of a minute."""
+    servers = private_servers(postgres=False)
+    with outage_of(servers, Backend(SYNC, DURABLE, servers.redis_url, database_url, tenant)) as outage:
+        wait = 2.0
+        manager = outage.open(breaker_recovery_seconds=wait)
+        manager.add_messages("s", talk(3))
+        outage.kill_redis()
+        assert waited_for(lambda: manager.get_context("s")["degraded"] and _is_open(manager))
+        outage.restart_redis()
+        back = time.monotonic()
+        assert waited_for(lambda: not manager.get_context("s")["degraded"], 60.0)
+        assert time.monotonic() - back < wait + 1.0
+        assert_context(manager.get_context("s"), talk(3))
+        assert manager.get_context("s")["source"] == "redis"
+
+
+@pytest.mark.parametrize("colour", [SYNC, ASYNC])
+def test_connections_may_be_lost_any_number_of_times(
+    private_servers: PrivateServers, database_url: str, tenant: str, colour: str
+) -> None:
+    """A manager lives for months: whatever counts its connections must not count those that are gone."""
+    servers = private_servers(postgres=False)
+    with outage_of(servers, Backend(colour, DURABLE, servers.redis_url, database_url, tenant)) as outage:
+        manager = outage.open(redis_timeout_seconds=5.0)
+        manager.add_messages("s", talk(3))
+        killed = 0
+        with outage.redis() as client:
+            for _ in range(150):
+                killed += int(client.client_kill_filter(_type="normal", skipme=True))
+                context = manager.get_context("s")
+                assert_context(context, talk(3))
+                assert (context["source"], context["degraded"]) == ("redis", False), f"after {killed} connections"
+        assert killed >= 140
+
+
+def _is_open(manager: MemoryManager) -> bool:
+    return manager.circuit_breaker.get_state() == CircuitState.OPEN
+
+
+READERS = 64
+
+
+@pytest.mark.parametrize("loss", ["evicted", "restarted empty"])
+def test_buffers_heal_without_a_stampede(
+    private_servers: PrivateServers, database_url: str, tenant: str, loss: str
+) -> None:
+    """64 readers of one lost session at once: all are right, none reads the log twice, and one installs it."""
+    servers = private_servers(postgres=False)
+    with outage_of(servers, Backend(SYNC, DURABLE, servers.redis_url, database_url, tenant)) as outage:
+        manager = outage.open(redis_timeout_seconds=5.0, redis_pool_size=READERS, database_pool_size=READERS)
+        said = talk(20)
+        manager.add_messages("s", said)
+
+        def read(_: int) -> None:
+            contexts.append(manager.get_context("s"))
+
+        contexts: list[Mapping[str, Any]] = []
+        run_threads(READERS, read)  # every place of the pool is filled
+        if loss == "evicted":
+            with outage.redis() as client:
+                assert client.delete(outage.backend.keys("s").buffer) == 1
+        else:
+            outage.kill_redis()
+            outage.restart_redis()
+            assert waited_for(lambda: manager.health()["redis"] is True)
+        before = outage.calls()
+        contexts.clear()
+        run_threads(READERS, read)
+        after = outage.calls()
+        assert len(contexts) == READERS
+        for context in contexts:
+            assert_context(context, said)
+        from_log = sum(context["source"] == "postgres" for context in contexts)
+        # An installation is the only script here that pushes more than a placeholder: header and 20 messages each.
+        pushes = after["rpush"] - before.get("rpush", 0)
+        assert 1 <= from_log <= READERS
+        assert pushes // (1 + len(said)) == 1, "one installation"
+        contexts.clear()
+        run_threads(READERS, read)
+        seen = {(context["source"], context["degraded"]) for context in contexts}
+        assert seen == {("redis", False)}, manager.circuit_breaker.snapshot()
+        assert outage.calls()["rpush"] == after["rpush"]
+
+
+# -- PostgreSQL
+
+
+@pytest.fixture
+def database_outage(private_servers: PrivateServers, redis_url: str, tenant: str) -> Iterator[Outage]:
+    """A PostgreSQL to harm, beside the Redis that all tests share."""
+    servers = private_servers(redis=False)
+    with outage_of(servers, Backend(SYNC, DURABLE, redis_url, servers.database_url, tenant)) as outage:
+        yield outage
+
+
+def under_load(outage: Outage, harm: Callable[[Load], None], **settings: Any) -> Load:
+    managers = [outage.open(max_buffer_messages=8, **settings) for _ in range(2)]
+    with Load(managers) as load:
+        load.go(60)
+        harm(load)
+        load.go(60)
+    for manager in managers:
+        manager.wait_for_folds()
+    load.assert_kept(outage.servers.database_url, outage.backend)
+    return load
+
+
+def test_postgres_killed_under_load(database_outage: Outage) -> None:
+    killed: list[int] = []
+
+    def harm(load: Load) -> None:
+        for _ in range(2):
+            killed.append(database_outage.kill_database())
+            time.sleep(RECOVERY_SECONDS)  # the outage itself
+            database_outage.restart_database()
+            load.go(60)
+
+    under_load(database_outage, harm)
+    assert min(killed) > 2, "the backends too"
+
+
+def test_backends_terminated_under_load(database_outage: Outage) -> None:
+    ended: list[int] = []
+
+    def harm(load: Load) -> None:
+        for _ in range(10):
+            ended.append(database_outage.terminate_backends())
+            load.go(10)
+
+    under_load(database_outage, harm)
+    assert sum(ended) >= 20
+
+
+def test_too_few_connections(database_outage: Outage) -> None:
+    """Callers queue for what there is, for as long as they may wait; nothing is lost, and it ends with the shortage."""
+    with psycopg.connect(database_outage.servers.database_url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE few LOGIN PASSWORD 'few' CONNECTION LIMIT 2")
+        for grant in (
+            "GRANT ALL ON ALL TABLES IN SCHEMA public TO few",
+            "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO few",
+        ):
+            connection.execute(grant.encode())
+        backend = database_outage.backend
+        all_rights = backend.database_url
+        assert all_rights is not None
+        backend.database_url = f"postgresql://few:few@{all_rights.partition('@')[2]}"
+        refusals = 0
+        with psycopg.connect(backend.database_url), psycopg.connect(backend.database_url):
+            with pytest.raises(psycopg.OperationalError, match="too many connections"):
+                psycopg.connect(backend.database_url)
+            starved = database_outage.open()
+            try:
+                receipt = starved.append("s", say(1), message_id="first")
+                refusals += not receipt.durable
+            except StoreUnavailableError:
+                refusals += 1
+            assert refusals == 1, "there was no connection to be had"
+        managers = [database_outage.open(max_buffer_messages=8, database_timeout_seconds=5.0) for _ in range(2)]
+        with Load(managers) as load:
+            load.go(120)
+            row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = 'few'").fetchone()
+            assert row is not None
+            assert row[0] <= 2
+            connection.execute("ALTER ROLE few CONNECTION LIMIT -1")
+            load.go(60)
+        assert max(load.times) < 60.0
+        load.assert_kept(all_rights, backend)
