@@ -220,43 +220,6 @@ def test_eviction_never_shows_half_a_session(
         assert manager.circuit_breaker.get_state() == CircuitState.CLOSED
 
 
-@pytest.mark.parametrize("colour", [SYNC, ASYNC])
-def test_a_full_redis_that_evicts_nothing(
-    private_servers: PrivateServers, database_url: str, tenant: str, colour: str
-) -> None:
-    """Scripts apply whole or not at all; writes are in the log, which the receipts and the state of health say."""
-    servers = private_servers(postgres=False)
-    with outage_of(servers, Backend(colour, DURABLE, servers.redis_url, database_url, tenant)) as outage:
-        manager = outage.open(max_buffer_messages=6)
-        said = talk(5)
-        manager.add_messages("s", said)
-        assert manager.get_context("s")["source"] == "redis"
-        with outage.redis() as client:
-            client.config_set("maxmemory-policy", "noeviction")
-            client.config_set("maxmemory", 1)
-            with pytest.raises(redis.OutOfMemoryError):
-                client.set("probe", "x")
-            degraded = 0
-            for number in range(6, 30):
-                said.append(say(number))
-                receipt = manager.append("s", say(number))
-                assert (receipt.seq, receipt.durable) == (number, True)
-                degraded += receipt.degraded
-                with contextlib.suppress(redis.RedisError):
-                    assert_whole(client, outage.backend.keys("s").buffer)
-                assert_context(manager.get_context("s"), said)
-            assert degraded >= 3, "the receipts say so"
-            assert manager.circuit_breaker.snapshot().failed >= 3, "errors are counted"
-            said.append(say(30))
-            assert_context(manager.add_and_get_context("s", say(30)), said)
-            client.config_set("maxmemory", 0)
-        assert waited_for(lambda: not manager.get_context("s")["degraded"])
-        assert_context(manager.get_context("s"), said)
-        assert manager.append("s", say(31)).degraded is False
-        assert_context(manager.get_context("s"), [*said, say(31)])
-        assert manager.get_context("s")["source"] == "redis"
-
-
 def assert_whole(client: redis.Redis, key: str) -> None:
     """A buffer has the messages its header counts, or is a placeholder, or is not there."""
     elements = client.lrange(key, 0, -1)
