@@ -30,10 +30,14 @@ class Script:
 
 
 class Command(msgspec.Struct):
-    """One command of a round trip: plain words, or the keys and arguments of a script."""
+    """One command of a round trip: plain words, or the keys and arguments of a script.
+
+    ``takes_run``: the run of the server (see :class:`RedisCall`) is to be added as the last argument.
+    """
 
     words: tuple[Any, ...]
     script: Script | None = None
+    takes_run: bool = False
 
 
 class RedisCall(msgspec.Struct):
@@ -42,10 +46,14 @@ class RedisCall(msgspec.Struct):
     A kept connection can turn out to have died while idle, in which case nobody knows whether the commands arrived.
     ``again`` makes what to send on a fresh one then: the same, where sending it twice has the effect of once, or other
     commands. Without it the error is raised.
+
+    ``run`` is set by whoever performs the call: a number that names the server process which answered, from its start
+    to its end (Redis calls it ``run_id``); 0 where the server does not tell.
     """
 
     commands: tuple[Command, ...]
     again: Callable[[], tuple[Command, ...]] | None
+    run: int = 0
 
 
 class Statement:
@@ -119,6 +127,13 @@ Flow = Generator[Effect, Any, T]
 def redis_call(*commands: Command) -> Flow[list[Any]]:
     """Send commands that may be repeated in one round trip and answer their replies, in order."""
     return cast("list[Any]", (yield RedisCall(commands, lambda: commands)))
+
+
+def redis_call_and_run(*commands: Command) -> Flow[tuple[list[Any], int]]:
+    """:func:`redis_call`, and answer the run of the server too."""
+    call = RedisCall(commands, lambda: commands)
+    replies: list[Any] = yield call
+    return replies, call.run
 
 
 def redis_call_once(*commands: Command, again: Callable[[], tuple[Command, ...]] | None) -> Flow[list[Any]]:

@@ -19,7 +19,7 @@ from contract_engine.memory.serializer import decode_elements, decode_value, enc
 FORMAT = 1
 UNLOGGED_FORMAT = 2
 """Of a buffer that holds messages the log lacks."""
-HEADER_FIELDS = 11
+HEADER_FIELDS = 12
 _HAS_NO_KEY = -2
 
 
@@ -35,8 +35,10 @@ def read_commands(keys: SessionKeys) -> tuple[Command, Command, Command]:
     )
 
 
-def parse_session(replies: list[Any]) -> SessionState | None:
+def parse_session(replies: list[Any], run: int | None) -> SessionState | None:
     """Return the session these replies hold, or None where there is none or it is being rebuilt.
+
+    ``run`` is that of the server which answered; None: believe a copy whichever run has written it.
 
     Raises :class:`CorruptDataError` for everything that cannot be a session of ours: random bytes, another version,
     numbers that do not fit together.
@@ -57,10 +59,12 @@ def parse_session(replies: list[Any]) -> SessionState | None:
         or len(header) != HEADER_FIELDS
         or set(map(type, header)) != {int}
         or min(header) < 0
-        or (not header[1] and header[0] == FORMAT)
+        or (not header[2] and header[0] == FORMAT)
     ):
         raise CorruptDataError("a header of another format")
-    form, epoch, revision, version, watermark, trigger, max_tokens, max_messages, last_seq, tokens, updated = header
+    form, of_run, epoch, revision, version, watermark, trigger, max_tokens, max_messages, last_seq, tokens, updated = (
+        header
+    )
     del found[0]
     try:
         numbers = [row[0] for row in found]
@@ -86,6 +90,7 @@ def parse_session(replies: list[Any]) -> SessionState | None:
         updated,
         ttl if ttl >= 0 else None,
         form == UNLOGGED_FORMAT,
+        run is not None and of_run != run,
     )
 
 
@@ -107,11 +112,10 @@ def parse_summary(cached: object, version: int | None) -> Summary:
     return Summary._make(found)
 
 
-def header_bytes(state: SessionState) -> bytes:
-    """Return the header of a session."""
+def header_tail(state: SessionState) -> bytes:
+    """Return the header of a session from its epoch on; what comes before, the script knows."""
     limits = state.limits
     fields = (
-        FORMAT,
         state.epoch,
         state.revision,
         state.summary_version,
@@ -123,7 +127,7 @@ def header_bytes(state: SessionState) -> bytes:
         state.buffer_tokens,
         state.updated_at_ms,
     )
-    return b"[%d,%d,%d,%d,%d,%d,%d,%d,%d,%d,%d]" % fields
+    return b"%d,%d,%d,%d,%d,%d,%d,%d,%d,%d]" % fields
 
 
 def element_bytes(seq: int, tokens: int, at_ms: int, rest: bytes) -> bytes:

@@ -90,6 +90,7 @@ def append_call(
             *messages,
         ),
         APPEND,
+        takes_run=True,
     )
 
 
@@ -125,7 +126,7 @@ def assign_call(
 
 def claim_call(keys: SessionKeys, *, ticket: int, ticket_ttl: int, seen: bytes) -> Command:
     """Take a ticket to rebuild the buffer."""
-    return Command((2, keys.buffer, keys.unlogged, ticket, ticket_ttl, seen), CLAIM)
+    return Command((2, keys.buffer, keys.unlogged, ticket, ticket_ttl, seen), CLAIM, takes_run=True)
 
 
 def install_call(
@@ -156,6 +157,7 @@ def install_call(
             *elements,
         ),
         INSTALL,
+        takes_run=True,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from contract_engine.memory._effects import Command, Flow, redis_call_once
+from contract_engine.memory._effects import Command, Flow, RedisCall
 from contract_engine.memory._layout import element_rest, read_commands
 from contract_engine.memory.errors import ContentionError, MessageConflictError
 from contract_engine.memory.folding import ATTEMPTS, Folding
@@ -56,9 +56,8 @@ class Assignment:
             # A fresh id cannot be there yet, so the script need not look for it; after a lost reply it may be. They are
             # appended together or not at all: the first one stands for all.
             known_id = json_text(outgoing[0].message_id) if outgoing[0].is_retry_safe else b""
-            replies = yield from redis_call_once(
-                *commands(known_id), again=lambda: commands(json_text(outgoing[0].message_id))
-            )
+            call = RedisCall(commands(known_id), lambda: commands(json_text(outgoing[0].message_id)))
+            replies: list[Any] = yield call
             answer = replies[0]
             status, first, at_ms = (_APPENDED, answer, self._cache.now_ms()) if type(answer) is int else answer
             if status == _FULL:
@@ -74,7 +73,7 @@ class Assignment:
                 yield from self._folding.spawn(session_id, token)
             seqs = tuple(range(first, first + len(outgoing)))
             placed = Placed(seqs, (at_ms,) * len(outgoing), 0, 0)
-            return placed, self._cache.reading(replies[1:], session_id).state if read else None
+            return placed, self._cache.reading(replies[1:], call.run, session_id).state if read else None
         raise ContentionError(session_id, ATTEMPTS)
 
     def _is_same_message(self, session_id: str, seq: int, outgoing: Outgoing) -> Flow[bool]:

@@ -83,7 +83,9 @@ class SessionState(msgspec.Struct, frozen=True):
     append (a fold, a new summary, other limits); a cached copy with an older revision is out of date. ``rows`` are the
     messages in the shape of :class:`Entry`, as they were decoded: most readers want nothing of them but the messages.
     ``summary`` has another version than ``summary_version`` where Redis has lost it. ``is_unlogged``: some of it waits
-    in Redis to be logged, and its numbers are provisional; with epoch 0 nobody knows what came before.
+    in Redis to be logged, and its numbers are provisional; with epoch 0 nobody knows what came before. ``is_doubtful``:
+    another run of the server has written this copy. After a restart or a failover Redis may hold an older one than was
+    there before, so only the log can tell whether it is up to date.
     """
 
     epoch: int
@@ -98,6 +100,7 @@ class SessionState(msgspec.Struct, frozen=True):
     updated_at_ms: int
     ttl_seconds: int | None = None
     is_unlogged: bool = False
+    is_doubtful: bool = False
 
     @property
     def messages(self) -> list[Message]:
@@ -111,8 +114,11 @@ class SessionState(msgspec.Struct, frozen=True):
 
     @property
     def is_complete(self) -> bool:
-        """Whether summary and messages meet at the watermark, and at message 1: Redis alone may not be able to tell."""
-        if self.is_unlogged and not self.epoch:
+        """Whether it is known to be all there is: Redis alone may not be able to tell.
+
+        Summary and messages meet at the watermark, and at message 1.
+        """
+        if self.is_doubtful or (self.is_unlogged and not self.epoch):
             return False
         return self.summary.version == self.summary_version and self.summary.last_seq == self.watermark
 

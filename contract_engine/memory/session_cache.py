@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from contract_engine.memory import _scripts
-from contract_engine.memory._effects import Command, Flow, redis_call, redis_call_once
+from contract_engine.memory._effects import Command, Flow, redis_call, redis_call_and_run, redis_call_once
 from contract_engine.memory._layout import (
     element_bytes,
     element_rest,
-    header_bytes,
+    header_tail,
     parse_session,
     parse_summary,
     read_commands,
@@ -73,6 +73,7 @@ class SessionCache:
         self._buffer_ttl = config.buffer_ttl_seconds
         # Without a log the session lives and dies as a whole, so every key gets the buffer's deadline.
         self._summary_ttl = config.summary_ttl_seconds if config.is_durable else config.buffer_ttl_seconds
+        self._is_durable = config.is_durable
         self._lease_ms = int(config.fold_lease_seconds * 1000)
         self._clock = clock
 
@@ -86,14 +87,18 @@ class SessionCache:
 
     def read(self, session_id: str) -> Flow[Reading]:
         """Read the session in one round trip."""
-        return self.reading((yield from redis_call(*read_commands(self.keys(session_id)))), session_id)
+        replies, run = yield from redis_call_and_run(*read_commands(self.keys(session_id)))
+        return self.reading(replies, run, session_id)
 
-    def reading(self, replies: list[Any], session_id: str) -> Reading:
-        """Interpret the replies of the read commands; what is not ours is logged and treated as absent."""
+    def reading(self, replies: list[Any], run: int, session_id: str) -> Reading:
+        """Interpret the replies of the read commands; what is not ours is logged and treated as absent.
+
+        ``run`` is that of the server which gave them. Without a log there is nothing to hold an older copy against.
+        """
         elements = replies[0]
         seen = elements[0] if isinstance(elements, list) and elements else b""
         try:
-            state = parse_session(replies)
+            state = parse_session(replies, run if self._is_durable else None)
         except CorruptDataError as exc:
             logger.warning("session %s: %s under our keys; it is replaced", session_id, exc)
             return Reading(None, seen, parse_summary(replies[1], None), True)
@@ -167,7 +172,7 @@ class SessionCache:
                 ticket=ticket,
                 epoch=state.epoch,
                 last_seq=state.last_seq,
-                header=header_bytes(state),
+                header=header_tail(state),
                 buffer_ttl=self._buffer_ttl,
                 summary_ttl=self._summary_ttl,
                 summary=summary_bytes(state.summary),
@@ -240,12 +245,15 @@ class SessionCache:
             messages=messages,
         )
 
-    def read_unlogged(self, session_id: str, limit: int) -> Flow[list[bytes]]:
-        """Read the head of the unlogged list, and behind it the oldest elements that wait."""
+    def read_unlogged(self, session_id: str, limit: int) -> Flow[list[bytes] | None]:
+        """Read the head of the unlogged list, and behind it the oldest elements that wait.
+
+        None where there is no such key, and an empty list where it is of another type: nothing of ours.
+        """
         (found,) = yield from redis_call(Command(("LRANGE", self.keys(session_id).unlogged, 0, limit)))
-        if isinstance(found, CorruptDataError):  # another type of key: nothing of ours
+        if isinstance(found, CorruptDataError):
             return []
-        return list(found)
+        return list(found) or None
 
     def has_unlogged(self, session_id: str) -> Flow[bool]:
         """Whether messages wait to be logged."""

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from contract_engine.memory._effects import Command, Flow, redis_call, spawn
+from contract_engine.memory._effects import Command, Flow, redis_call_and_run, spawn
 from contract_engine.memory._layout import read_commands
 from contract_engine.memory.assignment import Assignment
 from contract_engine.memory.config import MemoryConfig, SessionLimits
@@ -110,6 +110,9 @@ class Sessions:
                     # them once.
                     return (yield from self._append_unlogged(self.unlogged, session_id, outgoing, read=read, cause=exc))
             state = followed.state
+        except GeneratorExit:  # the caller was cancelled, and Redis told or not
+            self._untold.note(session_id, placed.seqs[-1])
+            raise
         except MemoryServiceError as exc:
             logger.info("session %s: message %d is in the log, Redis not told: %s", session_id, placed.seqs[-1], exc)
             self._untold.note(session_id, placed.seqs[-1])
@@ -172,7 +175,7 @@ class Sessions:
         keys = self.cache.keys(session_id)
         ticket = new_ticket()
         call = self.cache.append_command(keys, placed, outgoing, ticket=ticket)
-        replies = yield from redis_call(call, *(read_commands(keys) if read else ()))
+        replies, run = yield from redis_call_and_run(call, *(read_commands(keys) if read else ()))
         if self._untold:
             yield from self._spawn_telling()
         answer = replies[0]
@@ -189,7 +192,7 @@ class Sessions:
                 return _Followed(state, False)
         if not read:
             return _Followed(None, False)
-        state = self.cache.reading(replies[1:], session_id).state
+        state = self.cache.reading(replies[1:], run, session_id).state
         return _Followed(state if state is not None and state.is_complete else None, False)
 
     def load(self, session_id: str) -> Flow[Loaded]:
@@ -207,16 +210,25 @@ class Sessions:
 
     def _load(self, session_id: str, unlogged: Unlogged) -> Flow[Loaded | None]:
         """Read the session; None where messages that waited in Redis have been logged first: then read again."""
+        # Looked at before the read: what is settled while it is on its way says nothing of the copy it brings.
+        note = self._untold.current(session_id)
         try:
             reading = yield from self.cache.read(session_id)
             state = reading.state
             if state is not None and state.is_unlogged:
-                if not state.epoch or not self._untold.expected(session_id):
+                if not state.epoch or note is None:
                     return (yield from self._load_unlogged(session_id, unlogged, state))
-            elif state is not None and state.is_complete and self._untold.allows(session_id, state.last_seq):
+            elif state is not None and state.is_complete and self._untold.allows(session_id, note, state.last_seq):
                 if self._untold:
                     yield from self._spawn_telling()
                 return Loaded(state, "redis", False)
+            if state is not None and state.is_doubtful and self._log is not None:
+                try:
+                    yield from self._log.check()
+                except DatabaseUnavailableError as exc:
+                    # To claim it would be to delete the only copy anybody can read now.
+                    logger.info("session %s: nobody can tell whether its copy is up to date: %s", session_id, exc)
+                    return Loaded(state, "redis", True)
             ticket = yield from self.cache.claim(session_id, reading.seen)
             if ticket == WAITING:
                 yield from unlogged.drain(session_id)
@@ -354,9 +366,8 @@ class _Untold:
             if note is not None and self._notes.get(session_id) is note:
                 del self._notes[session_id]
 
-    def allows(self, session_id: str, last_seq: int) -> bool:
-        """Whether a copy that ends here can be believed."""
-        note = self._notes.get(session_id)
+    def allows(self, session_id: str, note: _Note | None, last_seq: int) -> bool:
+        """Whether a copy that ends here can be believed, which was read after ``note`` was looked at."""
         if note is None:
             return True
         if last_seq >= note.seq:

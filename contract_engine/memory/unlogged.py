@@ -116,17 +116,30 @@ class Unlogged:
 
     def _waiting(self, session_id: str) -> Flow[_Waiting | None]:
         """Return the oldest messages that wait, None where none do."""
-        head, *elements = (yield from self._cache.read_unlogged(session_id, ROUND)) or [b""]
+        found = yield from self._cache.read_unlogged(session_id, ROUND)
+        head, *elements = found or [b""]
         if not elements:
             # Redis may have evicted the list alone. The buffer then says that there was one, and has the end of it.
             state = (yield from self._cache.read(session_id)).state
-            return _Waiting(0, 0, state.entries, []) if state is not None and state.is_unlogged else None
+            if state is not None and state.is_unlogged:
+                return _Waiting(0, 0, state.entries, [])
+            if found is not None:
+                # Whatever lies there holds no message, and would keep everybody from rebuilding for ever.
+                logger.warning("session %s: no list of ours under the unlogged key; it is deleted", session_id)
+                yield from self._cache.drained(session_id, ())
+            return None
         entries = []
         for element in elements:
             try:
                 entries.append(parse_unlogged(element))
             except CorruptDataError as exc:
                 logger.warning("session %s: %s under our keys; it is dropped", session_id, exc)
+        if len(entries) < len(elements) < ROUND:
+            # The buffer has the end of what waits, too; what is logged already is not logged twice.
+            state = (yield from self._cache.read(session_id)).state
+            if state is not None and state.is_unlogged:
+                held = {entry.message_id for entry in state.entries}
+                entries = [*(entry for entry in entries if entry.message_id not in held), *state.entries]
         return _Waiting(*parse_unlogged_head(head), entries, elements)
 
     def spawn_drain(self, session_id: str) -> Flow[None]:

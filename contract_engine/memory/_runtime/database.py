@@ -11,6 +11,7 @@ import asyncio
 import math
 import os
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -101,11 +102,15 @@ def _connect_arguments(url: str, timeout: float) -> dict[str, Any]:
 
 
 @contextmanager
-def _options_checked() -> Iterator[None]:
+def _connecting() -> Iterator[None]:
     try:
         yield
     except psycopg.ProgrammingError as exc:
         raise StoreMisconfiguredError("postgres", "unknown connection option", hint="check the database URL") from exc
+    except BaseException as exc:
+        # The half-made connection hangs in the frames of the error, with its socket, until somebody collects garbage.
+        traceback.clear_frames(exc.__traceback__)
+        raise
 
 
 def _pool_options(timeout: float, pool_size: int) -> dict[str, Any]:
@@ -142,7 +147,7 @@ class Database(_Guard):
         arguments = _connect_arguments(url, timeout)
 
         def connect() -> psycopg.Connection[Any]:
-            with _options_checked():
+            with _connecting():
                 connection = _DeadlineConnection.connect(**arguments)
             connection.seconds = timeout
             return connection
@@ -229,7 +234,7 @@ class AsyncDatabase(_Guard):
         arguments = _connect_arguments(url, timeout)
 
         async def connect() -> psycopg.AsyncConnection[Any]:
-            with _options_checked():
+            with _connecting():
                 connection = await _AsyncDeadlineConnection.connect(**arguments)
             connection.seconds = timeout
             return connection

@@ -81,6 +81,8 @@ class Runtime:
         except StopIteration as stop:
             result: T = stop.value
             return result
+        finally:
+            flow.close()  # one that was interrupted notes at once what it has begun
 
     def _perform(self, effect: Any) -> Any:
         kind = type(effect)
@@ -167,6 +169,8 @@ class AsyncRuntime:
         except StopIteration as stop:
             result: T = stop.value
             return result
+        finally:
+            flow.close()
 
     def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not None:

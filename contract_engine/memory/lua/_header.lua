@@ -1,26 +1,30 @@
 -- The first element of a buffer list, shared by the scripts that include this file.
 --
--- A buffer:      [1,epoch,revision,version,watermark,trigger,max_tokens,max_messages,last_seq,tokens,updated_ms]
+-- A buffer:      [1,run,epoch,revision,version,watermark,trigger,max_tokens,max_messages,last_seq,tokens,updated_ms]
 -- With a 2 in place of the 1 it holds messages the log lacks: the unlogged list has them too, and their numbers are
 --                provisional. Epoch 0 there: what came before them, if anything, is not known here.
--- A placeholder: [0,ticket,epoch,tail]  nothing may be read here; whoever holds the ticket installs the session from
---                the log, and only if what it read reaches as far as `tail`, the last message known to be acknowledged.
+-- A placeholder: [0,run,ticket,epoch,tail]  nothing may be read here; whoever holds the ticket installs the session
+--                from the log, and only if what it read reaches as far as `tail`, the last message known to be
+--                acknowledged.
+--
+-- `run` names the server process that this was written in. One that was restarted, or promoted in place of another, may
+-- hold an older copy than was there before: where there is a log, what another run has written is not believed.
 --
 -- An append changes the last three fields and nothing before them. Numbers stay below 2^53; epochs are compared as text
 -- and never computed with.
 
--- Answer the header as {epoch=, revision=, ...}, or nil, and the text it was read from. Another type of key, random
+-- Answer the header as {run=, epoch=, ...}, or nil, and the text it was read from. Another type of key, random
 -- bytes and other versions all answer nil: they are replaced like a missing buffer.
 local function read_header(key)
   local text = redis.pcall('LINDEX', key, 0)
   if type(text) ~= 'string' then return nil, '' end
-  local format, epoch, revision, version, watermark, trigger, max_tokens, max_messages, last, tokens, updated =
-    string.match(text, '^%[([12]),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+)%]$')
+  local format, run, epoch, revision, version, watermark, trigger, max_tokens, max_messages, last, tokens, updated =
+    string.match(text, '^%[([12]),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+)%]$')
   if not epoch then return nil, text end
   return {
-    format = format, epoch = epoch, revision = tonumber(revision), version = tonumber(version),
-    watermark = tonumber(watermark), trigger = tonumber(trigger), max_tokens = tonumber(max_tokens), max_messages = tonumber(max_messages),
-    last = tonumber(last), tokens = tonumber(tokens), updated = updated,
+    format = format, run = run, epoch = epoch, revision = tonumber(revision), version = tonumber(version),
+    watermark = tonumber(watermark), trigger = tonumber(trigger), max_tokens = tonumber(max_tokens),
+    max_messages = tonumber(max_messages), last = tonumber(last), tokens = tonumber(tokens), updated = updated,
   }, text
 end
 
@@ -28,35 +32,34 @@ end
 local function new_header(epoch, limits, updated)
   local trigger, max_tokens, max_messages = string.match(limits, '^(%d+),(%d+),(%d+)$')
   return {
-    format = '1', epoch = epoch, revision = 0, version = 0, watermark = 0, trigger = tonumber(trigger),
+    format = '1', run = '0', epoch = epoch, revision = 0, version = 0, watermark = 0, trigger = tonumber(trigger),
     max_tokens = tonumber(max_tokens), max_messages = tonumber(max_messages), last = 0, tokens = 0, updated = updated,
   }
 end
 
 local function header_text(h)
-  return string.format('[%s,%s,%d,%d,%d,%d,%d,%d,%d,%d,%s]', h.format, h.epoch, h.revision, h.version, h.watermark, h.trigger,
-    h.max_tokens, h.max_messages, h.last, h.tokens, h.updated)
+  return string.format('[%s,%s,%s,%d,%d,%d,%d,%d,%d,%d,%d,%s]', h.format, h.run, h.epoch, h.revision, h.version,
+    h.watermark, h.trigger, h.max_tokens, h.max_messages, h.last, h.tokens, h.updated)
 end
 
 -- Put a placeholder in place of whatever is there, and answer the ticket to install with. `fresh` is false where
 -- somebody else already holds it.
-local function place_ticket(key, text, ticket, ttl, epoch, tail)
-  local held, held_epoch, held_tail = string.match(text, '^%[0,(%d+),(%d+),(%d+)%]$')
-  local fresh = not held
-  if held then
-    ticket = held
-    if tonumber(held_epoch) > tonumber(epoch) then
-      epoch, tail = held_epoch, held_tail
-    elseif held_epoch == epoch and tonumber(held_tail) > tonumber(tail) then
-      tail = held_tail
-    end
-    redis.call('LSET', key, 0, string.format('[0,%s,%s,%s]', ticket, epoch, tail))
-  else
+local function place_ticket(key, text, run, ticket, ttl, epoch, tail)
+  local held_run, held, held_epoch, held_tail = string.match(text, '^%[0,(%d+),(%d+),(%d+),(%d+)%]$')
+  local fresh = held_run ~= run
+  if fresh then
     redis.call('DEL', key)
-    redis.call('RPUSH', key, string.format('[0,%s,%s,%s]', ticket, epoch, tail))
+    redis.call('RPUSH', key, string.format('[0,%s,%s,%s,%s]', run, ticket, epoch, tail))
     redis.call('EXPIRE', key, ttl)
+    return ticket, true
   end
-  return ticket, fresh
+  if tonumber(held_epoch) > tonumber(epoch) then
+    epoch, tail = held_epoch, held_tail
+  elseif held_epoch == epoch and tonumber(held_tail) > tonumber(tail) then
+    tail = held_tail
+  end
+  redis.call('LSET', key, 0, string.format('[0,%s,%s,%s,%s]', run, held, epoch, tail))
+  return held, false
 end
 
 -- Drop the n oldest messages (n >= 1) of a buffer whose header is h and note it in h; the caller writes h back, which

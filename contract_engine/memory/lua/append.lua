@@ -3,28 +3,28 @@
 -- KEYS  1 buffer  2 summary  3 fold  4 unlogged
 -- ARGV  1 epoch  2 revision  3 seq of the first message  4 time (ms)  5 buffer TTL (s)  6 summary TTL (s)
 --       7 a fresh ticket  8 ticket TTL (s)  9 lease of a fold (ms)
---       then for each message: tokens, element
+--       then for each message: tokens, element; and the run of the server
 -- Answer 1: appended. 2: appended, and the caller is to fold; it holds the lease, named by its ticket. Else the buffer
 --       cannot follow: {0, ticket}: the caller is to rebuild it with this ticket; {3, ticket}: somebody else is at it;
 --       {4, '0'}: messages acknowledged before these wait in the unlogged list, and go into the log first.
 --
--- The buffer follows only where these messages come right after its last one, in the same life of the session, and fit
--- the caps. Everything else (evicted, flushed, failed over, overtaken by another writer, full) is healed from the log.
+-- The buffer follows only where these messages come right after its last one, in the same life of the session and the
+-- same run of the server, and fit the caps. Everything else (evicted, flushed, failed over, overtaken by another writer, full) is healed from the log.
 
 -- The usual case first, before anything else is even defined: this is the hot path, and every line of it counts.
 local call = redis.call
 local buffer = KEYS[1]
 local text = redis.pcall('LINDEX', buffer, 0)
 if type(text) == 'string' then
-  local head, epoch, revision, version, watermark, trigger, max_tokens, max_messages, last, tokens = string.match(
-    text, '^(%[1,(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),)(%d+),(%d+),%d+%]$')
-  if epoch == ARGV[1] and last + 1 == tonumber(ARGV[3]) and tonumber(revision) >= tonumber(ARGV[2]) then
-    last = last + (#ARGV - 9) / 2
-    for i = 10, #ARGV, 2 do tokens = tokens + ARGV[i] end
+  local head, run, epoch, revision, version, watermark, trigger, max_tokens, max_messages, last, tokens = string.match(
+    text, '^(%[1,(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),(%d+),)(%d+),(%d+),%d+%]$')
+  if epoch == ARGV[1] and run == ARGV[#ARGV] and last + 1 == tonumber(ARGV[3]) and tonumber(revision) >= tonumber(ARGV[2]) then
+    last = last + (#ARGV - 10) / 2
+    for i = 10, #ARGV - 1, 2 do tokens = tokens + ARGV[i] end
     local count = last - watermark
     max_messages = tonumber(max_messages)
     if count == 1 or (count <= max_messages and tokens <= tonumber(max_tokens)) then
-      for i = 11, #ARGV, 2 do call('RPUSH', buffer, ARGV[i]) end
+      for i = 11, #ARGV - 1, 2 do call('RPUSH', buffer, ARGV[i]) end
       call('LSET', buffer, 0, head .. last .. ',' .. tokens .. ',' .. ARGV[4] .. ']')
       call('EXPIRE', buffer, ARGV[5])
       if version ~= '0' then call('EXPIRE', KEYS[2], ARGV[6]) end
@@ -41,11 +41,11 @@ end
 
 if redis.call('EXISTS', KEYS[4]) == 1 then return { 4, '0' } end
 local first = tonumber(ARGV[3])
-local n = (#ARGV - 9) / 2
+local n = (#ARGV - 10) / 2
 local last = first + n - 1
 local h
 h, text = read_header(buffer)
-if h and h.epoch == ARGV[1] and h.revision >= tonumber(ARGV[2]) and last <= h.last then
+if h and h.run == ARGV[#ARGV] and h.epoch == ARGV[1] and h.revision >= tonumber(ARGV[2]) and last <= h.last then
   -- Sent again, or placed by a rebuild that was faster than we are.
   local same = true
   for i = 0, n - 1 do
@@ -55,5 +55,5 @@ if h and h.epoch == ARGV[1] and h.revision >= tonumber(ARGV[2]) and last <= h.la
   if same then return 1 end
 end
 -- Not even the first message of a session is placed here without asking the log: the session may have been cleared since.
-local ticket, fresh = place_ticket(buffer, text, ARGV[7], ARGV[8], ARGV[1], string.format('%d', last))
+local ticket, fresh = place_ticket(buffer, text, ARGV[#ARGV], ARGV[7], ARGV[8], ARGV[1], string.format('%d', last))
 return { fresh and 0 or 3, ticket }

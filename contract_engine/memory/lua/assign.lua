@@ -16,7 +16,7 @@ local now = ARGV[1]
 local text = redis.pcall('LINDEX', buffer, 0)
 if ARGV[5] == '' and type(text) == 'string' then
   local head, version, watermark, trigger, max_tokens, max_messages, last, tokens = string.match(
-    text, '^(%[1,%d+,%d+,(%d+),(%d+),(%d+),(%d+),(%d+),)(%d+),(%d+),%d+%]$')
+    text, '^(%[1,%d+,%d+,%d+,(%d+),(%d+),(%d+),(%d+),(%d+),)(%d+),(%d+),%d+%]$')
   if head then
     local first = last + 1
     last = last + (#ARGV - 5) / 2

@@ -20,7 +20,8 @@ if left > 0 then
   redis.call('LSET', unlogged, 0, head)
   return left
 end
-redis.call('DEL', unlogged)
+-- While there was a list, no append could follow the log here, whatever the buffer says it holds.
+local was_there = redis.call('DEL', unlogged) == 1
 local text = redis.pcall('LINDEX', buffer, 0)
-if type(text) == 'string' and string.sub(text, 1, 3) == '[2,' then redis.call('DEL', buffer) end
+if was_there or (type(text) == 'string' and string.sub(text, 1, 3) == '[2,') then redis.call('DEL', buffer) end
 return 0

@@ -1,0 +1,408 @@
+"""Kept connections to one Redis server, and the words that travel on them.
+
+redis-py's connections are used directly: its pool checkout and command machinery cost about a third of a round trip.
+Between uses a connection lies on a stack, the most recently used on top. It goes back only after a whole
+conversation; after any error, and after cancellation, it is closed, so that no reply can reach another caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import threading
+import time
+import weakref
+from collections import deque
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import hiredis
+import redis
+import redis.asyncio
+from redis import exceptions as redis_exc
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from contract_engine.memory._effects import Command
+from contract_engine.memory._runtime.redis_steps import Attempt, Outcome
+from contract_engine.memory.errors import ConfigurationError, PoolExhaustedError
+
+IDLE_CHECK_SECONDS = 1.0
+"""A connection idle for longer is looked at before use: servers and firewalls close idle ones in silence."""
+
+LEAST_SECONDS = 0.001
+"""What a step may take whose deadline is now: a socket takes 0 for not to wait at all."""
+
+
+def _connection_factory(pool: Any, url: str, *, timeout: float, read_timeout: float | None, retry: object) -> Any:
+    """Return what makes connections for ``url``; one is made, and not opened, to see that the URL is right."""
+    options: dict[str, Any] = {
+        # redis-py counts what it has made and never what is gone; how many are open at once is seen to here.
+        "max_connections": 2**31 - 1,
+        "socket_timeout": read_timeout,
+        "health_check_interval": 0,
+        "decode_responses": False,
+        "protocol": 2,
+        "retry": retry,
+    }
+    if not url.startswith("unix:"):
+        options |= {"socket_connect_timeout": timeout, "socket_keepalive": True}
+    try:
+        factory = pool.from_url(url, **options)
+        factory.make_connection()
+    except (ValueError, TypeError) as exc:
+        problem = "not a redis://, rediss:// or unix:// URL with options that redis-py knows"
+        raise ConfigurationError("redis_url", problem) from exc
+    return factory
+
+
+def _words(command: Command, run: int, *, by_source: bool = False) -> tuple[Any, ...]:
+    script = command.script
+    if script is None:
+        return command.words
+    name = ("EVAL", script.source) if by_source else ("EVALSHA", script.sha)
+    return (*name, *command.words, run) if command.takes_run else (*name, *command.words)
+
+
+def _packed(commands: list[tuple[Any, ...]]) -> list[bytes]:
+    """Return the commands in the protocol's form, in one piece: one system call sends them."""
+    return [b"".join([hiredis.pack_command(command) for command in commands])]
+
+
+def _asking(commands: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Return the commands for the future owner of a slot: it forgets that it was asked after each of them."""
+    return [word for command in commands for word in (("ASKING",), command)]
+
+
+def _first_unknown_script(replies: list[Any]) -> int | None:
+    for index, reply in enumerate(replies):
+        if isinstance(reply, redis_exc.NoScriptError):
+            return index
+    return None
+
+
+_INTRODUCTION: list[tuple[Any, ...]] = [("INFO", "server"), ("ROLE",)]
+
+
+def _introduced(replies: list[Any], *, must_be_primary: bool) -> int:
+    """Return the run of the server, 0 where it does not tell: a proxy may not know, an account may not ask.
+
+    Refuses a server that is no primary where one is needed: one that was, and has just come back, would answer with
+    what it remembers.
+    """
+    info, role = replies
+    if must_be_primary and isinstance(role, list) and role[0] != b"master":
+        raise redis_exc.ReadOnlyError("a replica, where the primary was expected")
+    found = _RUN_ID.search(info) if isinstance(info, bytes) else None
+    return int(found[1], 16) if found else 0
+
+
+_RUN_ID = re.compile(rb"^run_id:([0-9a-f]{13})", re.MULTILINE)
+"""52 bits of the 160 are random enough, and a number below 2^53 is exact in Lua too."""
+
+
+class Opened(NamedTuple):
+    """A connection, and the run of the server at its other end: that cannot change while the connection lasts."""
+
+    connection: Any
+    run: int
+
+
+Place = tuple[Opened, float] | None
+"""Room for one connection: the idle one and when it was last used, or none yet."""
+
+
+class Connections:
+    """Blocking connections to one server; safe to share between threads, opened by the first call.
+
+    ``must_be_primary``: a connection to a replica is refused.
+    """
+
+    def __init__(self, url: str, *, timeout: float, pool_size: int, must_be_primary: bool = False) -> None:
+        retry = Retry(NoBackoff(), 0)
+        self._factory = _connection_factory(
+            redis.ConnectionPool, url, timeout=timeout, read_timeout=timeout, retry=retry
+        )
+        self._timeout = timeout
+        self._pool_size = pool_size
+        self._must_be_primary = must_be_primary
+        self._forget()
+        _stacks.add(self)
+
+    def _forget(self) -> None:
+        # As many places as connections may be open; a place holds an idle connection, or nothing yet. Taking one and
+        # putting it back are single operations of a deque, so the usual case needs no lock.
+        self._places: deque[Place] = deque([None] * self._pool_size)
+        self._place_came_back = threading.Condition()
+        self._waiting = 0
+
+    def attempt(self, step: Attempt) -> Outcome:
+        """Send the commands of a step once; only a lack of connections is raised."""
+        place = self._take_place()
+        opened = kept = None
+        was_idle = was_sent = False
+        try:
+            opened = self._idle(place)
+            if opened is not None and step.is_fresh:
+                opened.connection.disconnect()
+                self.close()
+                opened = None
+            was_idle = was_sent = opened is not None
+            seconds = max(step.deadline - time.monotonic(), LEAST_SECONDS)
+            if opened is None:
+                opened = self._open(seconds)
+                was_sent = True
+            else:
+                # redis-py has no word for it: the deadline is the call's, and each of its steps leaves less of it.
+                opened.connection._sock.settimeout(seconds)
+            replies, kept = self._exchange(opened, step.commands, is_asking=step.is_asking)
+        except redis_exc.RedisError as exc:
+            return Outcome([], exc, was_idle=was_idle, was_sent=was_sent)
+        finally:
+            self._put_back(kept)
+        return Outcome(replies, None, was_idle=was_idle, was_sent=True, run=opened.run)
+
+    def _open(self, seconds: float | None = None) -> Opened:
+        """Open a connection; ``seconds`` is what is left for it, None for the usual time."""
+        connection = self._factory.make_connection()
+        if seconds is not None:
+            connection.socket_timeout = connection.socket_connect_timeout = seconds
+        try:
+            connection.connect()
+            introduction = _send(connection, _INTRODUCTION)
+            return Opened(connection, _introduced(introduction, must_be_primary=self._must_be_primary))
+        except BaseException:
+            connection.disconnect()
+            raise
+
+    def _take_place(self) -> Place:
+        try:
+            return self._places.pop()
+        except IndexError:
+            pass
+        with self._place_came_back:
+            self._waiting += 1
+            try:
+                deadline = time.monotonic() + self._timeout
+                while True:
+                    with suppress(IndexError):
+                        return self._places.pop()
+                    if not self._place_came_back.wait(deadline - time.monotonic()):
+                        raise PoolExhaustedError("no free Redis connection")
+            finally:
+                self._waiting -= 1
+
+    def _put_back(self, place: Place) -> None:
+        # Idle connections lie on the right, where they are taken first; places without one on the left.
+        (self._places.appendleft if place is None else self._places.append)(place)
+        if self._waiting:
+            with self._place_came_back:
+                self._place_came_back.notify()
+
+    @staticmethod
+    def _exchange(opened: Opened, commands: tuple[Command, ...], *, is_asking: bool = False) -> tuple[list[Any], Place]:
+        connection, run = opened
+        send = _send_asking if is_asking else _send
+        try:
+            replies = send(connection, [_words(command, run) for command in commands])
+            unknown = _first_unknown_script(replies)
+            if unknown is not None:
+                words = [_words(command, run, by_source=True) for command in commands[unknown:]]
+                replies[unknown:] = send(connection, words)
+        except BaseException:
+            connection.disconnect()
+            raise
+        return replies, (opened, time.monotonic())
+
+    @staticmethod
+    def _idle(place: Place) -> Opened | None:
+        """Return the idle connection of a place, if it is still good."""
+        if place is None:
+            return None
+        opened, last_used = place
+        if time.monotonic() - last_used < IDLE_CHECK_SECONDS:
+            return opened
+        try:
+            is_quiet = not opened.connection.can_read(0)
+        except redis_exc.ConnectionError:
+            is_quiet = False
+        if is_quiet:
+            return opened
+        opened.connection.disconnect()
+        return None
+
+    def close(self) -> None:
+        """Close the idle connections; the next call opens new ones."""
+        for _ in range(self._pool_size):
+            try:
+                place = self._places.pop()
+            except IndexError:
+                return
+            if place is not None:
+                place[0].connection.disconnect()
+            self._places.appendleft(None)
+
+
+def _send(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+    connection.send_packed_command(_packed(commands), check_health=False)
+    replies: list[Any] = []
+    for _ in commands:
+        try:
+            replies.append(connection.read_response())
+        except redis_exc.ResponseError as exc:
+            replies.append(exc)
+    return replies
+
+
+def _send_asking(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+    return _send(connection, _asking(commands))[1::2]
+
+
+class AsyncConnections:
+    """Connections on an event loop; they belong to the loop that uses them, opened by the first call."""
+
+    def __init__(self, url: str, *, timeout: float, pool_size: int, must_be_primary: bool = False) -> None:
+        retry = AsyncRetry(NoBackoff(), 0)
+        # One deadline around the conversation instead of one in each step: those cost a task and a timer every time.
+        self._factory = _connection_factory(
+            redis.asyncio.ConnectionPool, url, timeout=timeout, read_timeout=None, retry=retry
+        )
+        self._timeout = timeout
+        self._must_be_primary = must_be_primary
+        self._slots = asyncio.Semaphore(pool_size)
+        self._free: deque[tuple[Opened, float]] = deque()
+        self._is_retired = False
+
+    async def attempt(self, step: Attempt) -> Outcome:
+        """Send the commands of a step once; only a lack of connections is raised."""
+        await self._take_slot()
+        was_idle = was_sent = False
+        try:
+            opened = await self._idle(is_fresh=step.is_fresh)
+            was_idle = was_sent = opened is not None
+            connection = opened.connection if opened else self._factory.make_connection()
+            try:
+                async with asyncio.timeout(max(step.deadline - time.monotonic(), LEAST_SECONDS)):
+                    if opened is None:
+                        opened = await self._open(connection)
+                        was_sent = True
+                    replies = await self._talk(opened, step.commands, is_asking=step.is_asking)
+            except BaseException as exc:
+                await self._drop(connection, exc)
+                raise
+            if self._is_retired:
+                await connection.disconnect(nowait=True)
+            else:
+                self._keep(opened)
+        except redis_exc.RedisError as exc:
+            return Outcome([], exc, was_idle=was_idle, was_sent=was_sent)
+        finally:
+            self._slots.release()
+        return Outcome(replies, None, was_idle=was_idle, was_sent=True, run=opened.run)
+
+    async def _open(self, connection: Any) -> Opened:
+        await connection.connect()
+        introduction = await self._send(connection, _INTRODUCTION)
+        return Opened(connection, _introduced(introduction, must_be_primary=self._must_be_primary))
+
+    async def _take_slot(self) -> None:
+        if not self._slots.locked():
+            await self._slots.acquire()  # does not wait
+            return
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._slots.acquire()
+        except TimeoutError as exc:
+            raise PoolExhaustedError("no free Redis connection") from exc
+
+    async def _exchange(self, opened: Opened | None, commands: tuple[Command, ...]) -> tuple[list[Any], int]:
+        """Send commands on a connection, a new one where none is given, and answer the run of the server too."""
+        connection = opened.connection if opened else self._factory.make_connection()
+        try:
+            async with asyncio.timeout(self._timeout):
+                opened = opened or await self._open(connection)
+                replies = await self._talk(opened, commands)
+        except BaseException as exc:
+            await self._drop(connection, exc)
+            raise
+        self._keep(opened)
+        return replies, opened.run
+
+    def _keep(self, opened: Opened) -> None:
+        self._free.append((opened, time.monotonic()))
+
+    @staticmethod
+    async def _drop(connection: Any, exc: BaseException) -> None:
+        """Close a connection after ``exc``; a deadline that was missed becomes the driver's error for it."""
+        await connection.disconnect(nowait=True)
+        if isinstance(exc, TimeoutError):
+            raise redis_exc.TimeoutError("no answer within the deadline") from exc
+
+    async def _talk(self, opened: Opened, commands: tuple[Command, ...], *, is_asking: bool = False) -> list[Any]:
+        connection, run = opened
+        send = self._send_asking if is_asking else self._send
+        replies = await send(connection, [_words(command, run) for command in commands])
+        unknown = _first_unknown_script(replies)
+        if unknown is not None:
+            words = [_words(command, run, by_source=True) for command in commands[unknown:]]
+            replies[unknown:] = await send(connection, words)
+        return replies
+
+    @staticmethod
+    async def _send(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+        await connection.send_packed_command(_packed(commands), check_health=False)
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                replies.append(await connection.read_response())
+            except redis_exc.ResponseError as exc:
+                replies.append(exc)
+        return replies
+
+    async def _send_asking(self, connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+        return (await self._send(connection, _asking(commands)))[1::2]
+
+    async def _idle(self, *, is_fresh: bool = False) -> Opened | None:
+        """Take an idle connection that is still good; with ``is_fresh`` all of them are given up."""
+        if is_fresh:
+            await self.close()
+        while self._free:
+            opened, last_used = self._free.pop()
+            if time.monotonic() - last_used < IDLE_CHECK_SECONDS:
+                return opened
+            connection = opened.connection
+            try:
+                # redis-py 7 has only the older of the two names, redis-py 8 warns of it.
+                is_dirty = getattr(connection, "can_read", None) or connection.can_read_destructive
+                is_quiet = not await is_dirty()
+            except redis_exc.ConnectionError:
+                is_quiet = False
+            if is_quiet:
+                return opened
+            await connection.disconnect(nowait=True)
+        return None
+
+    async def close(self) -> None:
+        """Close the idle connections; the next call opens new ones."""
+        while self._free:
+            opened, _ = self._free.pop()
+            await opened.connection.disconnect(nowait=True)
+
+    async def retire(self) -> None:
+        """Close the idle connections, and those in use as soon as they come back."""
+        self._is_retired = True
+        await self.close()
+
+
+_stacks: weakref.WeakSet[Connections] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    # The parent goes on talking on these sockets: a child only drops its references.
+    for stack in list(_stacks):
+        stack._forget()  # same module
+
+
+os.register_at_fork(after_in_child=_after_fork)
