@@ -1,19 +1,28 @@
 """What the soak's workers asked for and were told, against what is in the log in the end. Pure functions.
 
-For every session: numbers without a gap; every acknowledged message exactly once; one whose end nobody knows at most
-once; a batch whole or not at all; each writer's messages in the order in which it said them; and what was answered
-before another call began stands before it, whoever made the two calls.
+For every session: numbers from 1 without a gap; every acknowledged message exactly once and as it was said; one whose
+end nobody knows at most once, one that was refused not at all; a batch whole or not at all; each writer's messages in
+the order in which it said them; what was answered before another call began stands before it, whoever made the two
+calls; a number for one message, and the one its receipt said. What was erased stays away.
 
-One exception to the last: a message that Redis alone holds, when Redis goes away too. What is said then goes into the
-log, is acknowledged as degraded, and the log has it before the message that nobody could see.
+Reads: none shows less than one that had ended before it began, or lacks what had been acknowledged before it began.
+
+Exceptions, as in the guarantees. A message that Redis alone holds, when Redis goes away too: what is said then goes
+into the log, is acknowledged as degraded, and the log has it before the message that nobody could see. The number in a
+receipt that is degraded, or not durable, is not the last word. What was acknowledged or read as degraded, others may
+not see for a moment; its writer does, where the log has it. A read that is not complete promises nothing. No reads may
+be noted of a Redis that is full and evicts nothing, or came back with an old copy: they may lack what they should show.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from typing import Any
 
 Key = tuple[str, int]
@@ -23,22 +32,65 @@ SHOWN = 5
 """Violations of one session that are listed; the others are counted."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An acknowledgement. A turn has no receipt: ``seqs`` and ``durable`` are None."""
+
+    at: float
+    seqs: list[int] | None
+    durable: bool | None
+    degraded: bool
+
+    @property
+    def is_final(self) -> bool:
+        return bool(self.durable) and not self.degraded
+
+
 @dataclass(slots=True)
 class Said:
-    """One append, turn or batch. ``answered`` is None where nobody knows how it ended."""
+    """One append, turn or batch. No answer: nobody knows how it ended. Several: it was sent again under its id."""
 
     session: str
     writer: str
     numbers: list[int]
     begun: float
-    answered: float | None = None
-    seqs: list[int] | None = None
-    durable: bool | None = None
-    degraded: bool = False
+    digests: list[int] | None = None
+    answers: list[Answer] = field(default_factory=list)
+    is_refused: bool = False
 
     @property
     def keys(self) -> list[Key]:
         return [(self.writer, number) for number in self.numbers]
+
+    @property
+    def answered(self) -> float:
+        return self.answers[0].at if self.answers else math.inf
+
+    @property
+    def is_degraded(self) -> bool:
+        return any(answer.degraded for answer in self.answers)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One context, by the last message it shows."""
+
+    session: str
+    reader: str
+    begun: float
+    ended: float
+    last_seq: int
+    complete: bool = True
+    degraded: bool = False
+
+
+@dataclass(slots=True)
+class Clearing:
+    """One erasure. Without an answer nobody knows how it ended."""
+
+    session: str
+    begun: float
+    answered: float = math.inf
 
 
 @dataclass(slots=True)
@@ -46,6 +98,8 @@ class Journals:
     """What all workers wrote down."""
 
     said: dict[str, Said] = field(default_factory=dict)
+    reads: list[Read] = field(default_factory=list)
+    clearings: dict[str, Clearing] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
 
     def read(self, lines: Iterable[str]) -> None:
@@ -54,102 +108,242 @@ class Journals:
             if not line.endswith("\n"):
                 continue
             kind, at, *rest = json.loads(line)
-            if kind == "begin":
-                session, call, writer, numbers = rest
-                self.said[call] = Said(session, writer, numbers, at)
+            if kind == "begin":  # digests where the writer notes them
+                session, call, writer, numbers, *digests = rest
+                self.said[call] = Said(session, writer, numbers, at, *digests)
             elif kind == "ok":
                 call, *told = rest
-                one = self.said[call]
-                one.answered, (one.seqs, one.durable, one.degraded) = at, told
+                self.said[call].answers.append(Answer(at, *told))
+            elif kind == "fail":  # for certain: refused before anything was written
+                self.said[rest[0]].is_refused = True
+            elif kind == "read":
+                session, reader, begun, *shown = rest
+                self.reads.append(Read(session, reader, begun, at, *shown))
+            elif kind == "clear":
+                session, call = rest
+                self.clearings[call] = Clearing(session, at)
+            elif kind == "cleared":
+                self.clearings[rest[0]].answered = at
             elif kind == "violation":
                 self.violations.append(rest[0])
 
     @property
     def acknowledged(self) -> int:
-        return sum(len(one.numbers) for one in self.said.values() if one.answered is not None)
+        return sum(len(one.numbers) for one in self.said.values() if one.answers)
 
 
-Rows = Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]]
+Row = tuple[int, Mapping[str, Any]]
+Rows = Mapping[str, Sequence[Row]]
 
 
-def violations_of(journals: Journals, logged: Rows) -> list[str]:
+def digest(message: Mapping[str, Any]) -> int:
+    """Return what a journal keeps of a message, to know it again."""
+    return zlib.crc32(json.dumps(message, sort_keys=True).encode())
+
+
+def violations_of(journals: Journals, logged: Rows, *, shown: int = SHOWN) -> list[str]:
     """Return what is wrong with the log of all sessions, given what was said."""
     found = list(journals.violations)
-    by_session: dict[str, list[Said]] = defaultdict(list)
+    by_session: dict[str, _Session] = defaultdict(_Session)
     for one in journals.said.values():
-        by_session[one.session].append(one)
+        by_session[one.session].said.append(one)
+    for read in journals.reads:
+        by_session[read.session].reads.append(read)
+    for clearing in journals.clearings.values():
+        by_session[clearing.session].clearings.append(clearing)
     for session in sorted(set(logged) | set(by_session)):
-        found += [f"{session}: {text}" for text in _session_violations(by_session[session], logged.get(session, ()))]
+        wrong = by_session[session].violations(logged.get(session, ()))
+        more = [f"and {len(wrong) - shown} more"] if len(wrong) > shown else []
+        found += [f"{session}: {text}" for text in wrong[:shown] + more]
     return found
 
 
-def _session_violations(said: Sequence[Said], rows: Sequence[tuple[int, Mapping[str, Any]]]) -> list[str]:
-    if [seq for seq, _ in rows] != list(range(1, len(rows) + 1)):
-        return [f"the numbers are not 1 to {len(rows)}"]
-    keys: list[Key] = [(message["writer"], message["n"]) for _, message in rows]
-    places = {key: place for place, key in enumerate(keys, start=1)}
-    known = {key for one in said for key in one.keys}
-    wrong = [f"{_name(key)} is there {count} times" for key, count in Counter(keys).items() if count > 1]
-    wrong += [f"{_name(key)} is there, and nobody said it" for key in keys if key not in known]
-    for one in said:
+@dataclass(slots=True)
+class _Session:
+    """What was said, read and erased in one session."""
+
+    said: list[Said] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+    clearings: list[Clearing] = field(default_factory=list)
+
+    def violations(self, rows: Sequence[Row]) -> list[str]:
+        if wrong := _number_violations([seq for seq, _ in rows]):
+            return wrong  # by place nothing else could be said
+        places = {_key(message): seq for seq, message in rows}
+        wrong = self._presence_violations(rows)
+        for one in self.said:
+            wrong += self._call_violations(one, places)
+        wrong += _receipt_violations([one for one in self.said if not self._may_be_erased(one.begun)])
+        wrong += _order_violations(self.said, places)
+        return wrong + self._read_violations(places)
+
+    def _may_be_erased(self, begun: float) -> bool:
+        return any(begun < one.answered for one in self.clearings)
+
+    def _is_erased(self, answered: float) -> bool:
+        return any(one.answered < math.inf and answered < one.begun for one in self.clearings)
+
+    def _presence_violations(self, rows: Sequence[Row]) -> list[str]:
+        pairs = (zip(one.keys, one.digests or repeat(None), strict=False) for one in self.said)
+        digests = dict(chain.from_iterable(pairs))
+        counts = Counter(_key(message) for _, message in rows)
+        wrong = [f"{_name(key)} is there {count} times" for key, count in counts.items() if count > 1]
+        wrong += [f"{_name(key)} is there, and nobody said it" for key in counts if key not in digests]
+        for _, message in rows:
+            expected = digests.get(_key(message))
+            if expected is not None and expected != digest(message):
+                wrong.append(f"{_name(_key(message))} is not what was said")
+        return wrong
+
+    def _call_violations(self, one: Said, places: Mapping[Key, int]) -> list[str]:
+        """Whether the messages of one call are there, or not there, together and where its receipts said."""
         there = [places.get(key) for key in one.keys]
-        if one.answered is not None and None in there:
-            kind = {True: "logged", False: "unlogged", None: "turn"}[one.durable]
-            wrong.append(f"{_name(one.keys[0])}, acknowledged ({kind}) at {one.answered:.3f}, is lost")
-        elif None in there and any(place is not None for place in there):
-            wrong.append(f"{_name(one.keys[0])}: half of a batch is there, {there}")
-        elif None not in there:
-            assert there[0] is not None
-            if there != list(range(there[0], there[0] + len(there))):
-                wrong.append(f"{_name(one.keys[0])}: the batch is torn, {there}")
-            if one.durable and not one.degraded and one.seqs != there:
-                wrong.append(f"{_name(one.keys[0])}: the receipt said {one.seqs}; the log has {there}")
-    wrong += _order_violations(said, places)
-    return [*wrong[:SHOWN], f"and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else wrong
+        present = [place for place in there if place is not None]
+        name = _name(one.keys[0])
+        if one.is_refused:
+            return [f"{name} is there, and it was refused"] if present else []
+        if present and self._is_erased(one.answered):
+            return [f"{name} is there, and it was erased"]
+        if one.answers and None in there and not self._may_be_erased(one.begun):
+            kind = {True: "logged", False: "unlogged", None: "turn"}[one.answers[0].durable]
+            lost = _name(one.keys[there.index(None)])
+            return [f"{lost}, acknowledged ({kind}) at {one.answered:.3f}, is lost"]
+        if present and None in there:
+            return [f"{name}: half of a batch is there, {there}"]
+        if not present:
+            return []
+        is_whole = present == list(range(present[0], present[0] + len(present)))
+        wrong = [] if is_whole else [f"{name}: the batch is torn, {present}"]
+        told = [answer.seqs for answer in one.answers if answer.is_final and answer.seqs != present]
+        return wrong + [f"{name}: the receipt said {seqs}; the log has {present}" for seqs in told]
+
+    def _read_violations(self, places: Mapping[Key, int]) -> list[str]:
+        """Each complete read against those that had ended, and the calls that had been answered, before it began."""
+        wrong = []
+        reads = [read for read in self.reads if read.complete and not self._may_be_erased(read.begun)]
+        acknowledged = list(self._acknowledged(places))
+        for read in reads:
+            name = f"{read.reader}, from {read.begun:.3f}, read up to {read.last_seq}"
+            if not read.degraded and read.last_seq > len(places):
+                wrong.append(f"{name}; the log ends at {len(places)}")
+            before = max((one.last_seq for one in reads if one.ended < read.begun and not one.degraded), default=0)
+            if read.last_seq < before:
+                wrong.append(f"{name}; {before} had been read before it began")
+            for at, place, key, only_for in acknowledged:
+                if at < read.begun and read.last_seq < place and only_for in (None, read.reader):
+                    wrong.append(f"{name}; {_name(key)}, number {place}, had been acknowledged at {at:.3f}")
+                    break
+        return wrong
+
+    def _acknowledged(self, places: Mapping[Key, int]) -> Iterator[tuple[float, int, Key, str | None]]:
+        """Yield what later reads must show: when it was acknowledged, its number, and for whose reads that holds."""
+        for one in self.said:
+            key = one.keys[-1]
+            for answer in one.answers if key in places else ():
+                if not answer.degraded and answer.durable is not False:
+                    yield answer.at, places[key], key, None
+                elif answer.durable and answer.seqs:  # the log may have put it further back since
+                    yield answer.at, min(places[key], answer.seqs[-1]), key, one.writer
+
+
+def _number_violations(seqs: Sequence[int]) -> list[str]:
+    wrong = [f"number {seq} is there {count} times" for seq, count in Counter(seqs).items() if count > 1]
+    if seqs and min(seqs) != 1:
+        wrong.append(f"the numbers begin at {min(seqs)}")
+    if missing := sorted(set(range(min(seqs, default=1), max(seqs, default=0) + 1)) - set(seqs)):
+        wrong.append(f"of the numbers to {max(seqs)} there is no {', '.join(map(str, missing[:SHOWN]))}")
+    return wrong
+
+
+def _receipt_violations(said: Iterable[Said]) -> list[str]:
+    """One message has one number, and one number has one message."""
+    wrong, given = [], dict[int, Key]()
+    for one in said:
+        told = [answer.seqs for answer in one.answers if answer.is_final and answer.seqs]
+        if any(seqs != told[0] for seqs in told):
+            wrong.append(f"{_name(one.keys[0])} was acknowledged with the numbers {told}")
+        for key, seq in zip(one.keys, told[0] if told else (), strict=False):
+            if given.setdefault(seq, key) != key:
+                wrong.append(f"number {seq} was given to {_name(given[seq])} and to {_name(key)}")
+    return wrong
 
 
 def _order_violations(said: Sequence[Said], places: Mapping[Key, int]) -> list[str]:
     """Whoever was answered before another call began must stand before it."""
     placed = sorted(((places[one.keys[0]], one) for one in said if one.keys[0] in places), key=lambda pair: pair[0])
     wrong = []
-    latest: Said | None = None  # the call that began last, of those that stand before and could see Redis
+    latest: Said | None = None  # began last, of those that stand before and could see Redis
     for place, one in placed:
-        if latest is not None and one.answered is not None and one.answered < latest.begun:
+        if latest is not None and one.answered < latest.begun:
+            whose = "its own" if latest.writer == one.writer else "another writer's"
             wrong.append(
-                f"{_name(one.keys[0])} (number {place}, durable {one.durable}) was acknowledged at {one.answered:.3f}, "
-                f"and stands behind {_name(latest.keys[0])} (durable {latest.durable}), begun at {latest.begun:.3f}"
+                f"{_name(one.keys[0])} (number {place}, durable {one.answers[0].durable}) was acknowledged at "
+                f"{one.answered:.3f}, and stands behind {whose} {_name(latest.keys[0])} "
+                f"(durable {latest.answers[0].durable}), begun at {latest.begun:.3f}"
             )
-        is_overtaking = one.degraded or one.answered is None
-        if not is_overtaking and (latest is None or one.begun > latest.begun):
+        if one.answers and not one.is_degraded and (latest is None or one.begun > latest.begun):
             latest = one
     return wrong
 
 
-def context_violations(
-    session: str, context: Mapping[str, Any], rows: Sequence[tuple[int, Mapping[str, Any]]]
-) -> list[str]:
+def context_violations(session: str, context: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     """Hold a context against the log: a summary of 1..W, and the messages W+1..N word for word."""
-    watermark = context["watermark"]
-    wrong = []
-    if context["last_seq"] != len(rows):
-        wrong.append(f"the context ends at {context['last_seq']}, the log at {len(rows)}")
-    if context["buffer_messages"] != [message for _, message in rows[watermark:]]:
-        wrong.append(f"the context does not have the messages behind {watermark}")
-    if not context["complete"] or bool(context["current_summary"]) != (watermark > 0):
-        wrong.append(f"the summary does not reach to {watermark}")
-    if context["degraded"]:
-        wrong.append("still degraded")
+    watermark, last_seq = context["watermark"], context["last_seq"]
+    is_within = 0 <= watermark <= len(rows)
+    problems = {
+        f"the context ends short, at {last_seq} of {len(rows)}": last_seq < len(rows),
+        f"the context ends beyond the log, at {last_seq} of {len(rows)}": last_seq > len(rows),
+        f"the summary reaches to {watermark} of {len(rows)}": not is_within,
+        f"no summary, and the watermark is {watermark}": watermark and not context["current_summary"],
+        "a summary, and the watermark is 0": context["current_summary"] and not watermark,
+        "not complete": not context["complete"],
+        "still degraded": context["degraded"],
+    }
+    wrong = [text for text, holds in problems.items() if holds]
+    wrong += _buffer_violations(context["buffer_messages"], watermark, rows) if is_within else []
     return [f"{session}: {text}" for text in wrong]
+
+
+def _buffer_violations(kept: Sequence[Mapping[str, Any]], watermark: int, rows: Sequence[Row]) -> list[str]:
+    """Name what is wrong with messages that are not those behind the watermark."""
+    logged = {_key(message): (place, message) for place, (_, message) in enumerate(rows, start=1)}
+    keys = [_key(message) for message in kept]
+    places = [logged[key][0] for key in keys if key in logged]
+    first, last = min(places, default=len(rows) + 1), max(places, default=len(rows) + 1)
+    missing = {key: place for key, (place, _) in logged.items() if place > watermark and key not in keys}
+    found = {
+        "between the summary and the messages": [key for key, place in missing.items() if place < first],
+        "missing among the messages": [key for key, place in missing.items() if first < place < last],
+        "missing at the end": [key for key, place in missing.items() if place > last],
+        "in the summary and word for word": [key for key in keys if key in logged and logged[key][0] <= watermark],
+        "twice": [key for key, count in Counter(keys).items() if count > 1],
+        "not in the log": [key for key in keys if key not in logged],
+        "not word for word": [key for key, one in zip(keys, kept, strict=True) if logged.get(key, (0, one))[1] != one],
+        "out of order": [] if places == sorted(places) else keys,
+    }
+    return [f"{text}: {', '.join(map(_name, names))}" for text, names in found.items() if names]
 
 
 def range_violations(session: str, ranges: Sequence[tuple[int, int, int]], last_seq: int) -> list[str]:
     """Hold the summary versions of a session against each other: each goes on where the one before it ended."""
     expected = 1
     for place, (version, first, last) in enumerate(ranges, start=1):
-        if version != place or first != expected or not first <= last <= last_seq:
-            return [f"{session}: summary {version} covers {first} to {last}; expected was {place}, from {expected}"]
+        problems = {
+            f"version {version} is there twice": version < place,
+            f"version {place} is missing": version > place,
+            f"{expected} to {first - 1} are in no summary": first > expected,
+            f"{first} to {expected - 1} are in two summaries": first < expected,
+            "it covers nothing": last < first,
+            f"it reaches beyond {last_seq}": last > last_seq,
+        }
+        if wrong := [text for text, holds in problems.items() if holds]:
+            return [f"{session}: summary {version}, of {first} to {last}: {wrong[0]}"]
         expected = last + 1
     return []
+
+
+def _key(message: Mapping[str, Any]) -> Key:
+    return message["writer"], message["n"]
 
 
 def _name(key: Key) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -219,13 +220,103 @@ def test_eviction_never_shows_half_a_session(
         assert manager.circuit_breaker.get_state() == CircuitState.CLOSED
 
 
+@pytest.mark.parametrize("colour", [SYNC, ASYNC])
+def test_a_full_redis_that_evicts_nothing(
+    private_servers: PrivateServers, database_url: str, tenant: str, colour: str
+) -> None:
+    """Scripts apply whole or not at all; writes are in the log, which the receipts and the state of health say."""
+    servers = private_servers(postgres=False)
+    with outage_of(servers, Backend(colour, DURABLE, servers.redis_url, database_url, tenant)) as outage:
+        manager = outage.open(max_buffer_messages=6)
+        said = talk(5)
+        manager.add_messages("s", said)
+        assert manager.get_context("s")["source"] == "redis"
+        with outage.redis() as client:
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("maxmemory", 1)
+            with pytest.raises(redis.OutOfMemoryError):
+                client.set("probe", "x")
+            degraded = 0
+            for number in range(6, 30):
+                said.append(say(number))
+                receipt = manager.append("s", say(number))
+                assert (receipt.seq, receipt.durable) == (number, True)
+                degraded += receipt.degraded
+                with contextlib.suppress(redis.RedisError):
+                    assert_whole(client, outage.backend.keys("s").buffer)
+                assert_context(manager.get_context("s"), said)
+            assert degraded >= 3, "the receipts say so"
+            assert manager.circuit_breaker.snapshot().failed >= 3, "errors are counted"
+            said.append(say(30))
+            assert_context(manager.add_and_get_context("s", say(30)), said)
+            client.config_set("maxmemory", 0)
+        assert waited_for(lambda: not manager.get_context("s")["degraded"])
+        assert_context(manager.get_context("s"), said)
+        assert manager.append("s", say(31)).degraded is False
+        assert_context(manager.get_context("s"), [*said, say(31)])
+        assert manager.get_context("s")["source"] == "redis"
+
+
+@pytest.mark.parametrize("colour", [SYNC, ASYNC])
+def test_an_older_copy_is_not_believed(database_url: str, tenant: str, colour: str) -> None:
+    """Redis comes back with what it had written down a while ago, and who reads it next was not there before."""
+    with (
+        EmbeddedServers(postgres=False, persist_redis=True) as servers,
+        outage_of(servers, Backend(colour, DURABLE, servers.redis_url, database_url, tenant)) as outage,
+    ):
+        manager = outage.open()
+        key = outage.backend.keys("s").buffer
+        manager.add_messages("s", talk(5))
+        with outage.redis() as client:
+            client.config_set("appendonly", "no")
+        for number in range(6, 9):
+            assert manager.append("s", say(number)).degraded is False
+        assert manager.get_context("s")["source"] == "redis"
+        outage.kill_redis()
+        outage.restart_redis()
+        with outage.redis() as client:
+            assert client.llen(key) == 1 + 5, "not the older copy"
+            context = outage.open().get_context("s")
+            assert_context(context, talk(8))
+            assert (context["source"], context["degraded"], context["complete"]) == ("postgres", False, True)
+            assert client.llen(key) == 1 + 8
+        assert outage.open().get_context("s")["source"] == "redis"
+        assert outage.open().append("s", say(9)).degraded is False
+        assert_context(manager.get_context("s"), talk(9))
+
+
+@pytest.mark.parametrize("colour", [SYNC, ASYNC])
+def test_a_copy_nobody_can_vouch_for_is_not_called_complete(tenant: str, colour: str) -> None:
+    """Redis was restarted and PostgreSQL is away: the copy is all there is, and its answer says what it is worth."""
+    with (
+        EmbeddedServers(persist_redis=True) as servers,
+        outage_of(servers, Backend(colour, DURABLE, servers.redis_url, servers.database_url, tenant)) as outage,
+    ):
+        outage.open().add_messages("s", talk(5))
+        outage.kill_redis()
+        outage.restart_redis()
+        outage.kill_database()
+        manager = outage.open()
+        context = manager.get_context("s")
+        assert (context["source"], context["degraded"], context["complete"]) == ("redis", True, False)
+        assert context["buffer_messages"] == talk(5)
+        assert manager.append("s", say(6)).durable is False
+        context = manager.get_context("s")
+        assert (context["degraded"], context["complete"]) == (True, False)
+        assert context["buffer_messages"] == talk(6)
+        outage.restart_database()
+        assert waited_for(lambda: not manager.get_context("s")["degraded"])
+        assert_context(manager.get_context("s"), talk(6))
+        assert manager.get_context("s")["complete"] is True
+
+
 def assert_whole(client: redis.Redis, key: str) -> None:
     """A buffer has the messages its header counts, or is a placeholder, or is not there."""
     elements = client.lrange(key, 0, -1)
     assert isinstance(elements, list)
     header = json.loads(elements[0]) if elements else [0]
     if header[0] == 1:
-        assert len(elements) - 1 == header[8] - header[4], "from the watermark to the last message"
+        assert len(elements) - 1 == header[9] - header[5], "from the watermark to the last message"
     else:
         assert len(elements) <= 1
 

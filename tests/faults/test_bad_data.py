@@ -1,0 +1,171 @@
+"""Bytes under our own keys that are not ours: a miss that is healed, never an error for the caller."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import redis
+from bad_bytes import DAMAGES, do_damage, seeded_dice
+from crash_operations import LIMITS, PATIENT
+from memory_contract import Backend, assert_context, logged, say, talk
+
+from contract_engine.memory import MemoryManager
+from contract_engine.memory.keys import SessionKeys
+
+pytest_plugins = ("memory_fixtures",)
+
+
+@pytest.fixture
+def dice() -> Iterator[random.Random]:
+    with seeded_dice() as found:
+        yield found
+
+
+def begun(backend: Backend) -> tuple[MemoryManager, list[dict[str, Any]]]:
+    """Give session ``s`` a summary, several messages and a context object."""
+    manager = backend.open(limits=LIMITS, **PATIENT)
+    said = talk(12)
+    for number, message in enumerate(said, 1):
+        manager.append("s", message, message_id=f"id{number}")
+        manager.wait_for_folds()
+    assert manager.save_context("s", {"session_id": "s", "note": "kept"})
+    context = manager.get_context("s")
+    assert context["source"] == "redis"
+    assert 0 < context["watermark"] < len(said) - 1
+    return manager, said
+
+
+CALLS: dict[str, Callable[[MemoryManager], object]] = {
+    "get_context": lambda manager: manager.get_context("s"),
+    "get_memory_stats": lambda manager: manager.get_memory_stats("s"),
+    "get_session_config": lambda manager: manager.get_session_config("s"),
+    "load_context": lambda manager: manager.load_context("s"),
+    "get_messages": lambda manager: manager.buffer_store.get_messages("s"),
+    "get_buffer_info": lambda manager: manager.buffer_store.get_buffer_info("s"),
+    "get_current_summary": lambda manager: manager.summary_store.get_current_summary("s"),
+    "get_summary_history": lambda manager: manager.summary_store.get_summary_history("s"),
+    "get_summary_stats": lambda manager: manager.summary_store.get_summary_stats("s"),
+    "fold": lambda manager: manager.wait_for_folds(),
+}
+"""What must not fail, whatever lies there."""
+
+
+NEEDED = ("buffer", "summary")
+"""The keys that a context is read from."""
+WARNING = "under our keys; it is replaced"
+PLACEHOLDERS = ("b'[0,0]' as a list",)
+"""Damages that look like a session that is being rebuilt just now: a miss that is nothing to warn of."""
+
+
+def call_all(manager: MemoryManager, dice: random.Random) -> None:
+    for name in dice.sample(sorted(CALLS), len(CALLS)):
+        CALLS[name](manager)
+
+
+@pytest.mark.parametrize("field", SessionKeys._fields)
+def test_with_a_log_it_is_as_if_nothing_had_been_there(
+    durable: Backend, raw: redis.Redis, dice: random.Random, caplog: pytest.LogCaptureFixture, field: str
+) -> None:
+    caplog.set_level(logging.WARNING)
+    manager, said = begun(durable)
+    other = durable.open(limits=LIMITS, **PATIENT)
+    key = durable.keys("s")._asdict()[field]
+    for name in DAMAGES[field]:
+        do_damage(raw, key, name, dice)
+        one, another = dice.sample([manager, other], 2)
+        choice = dice.choice(("all", "read", "append"))
+        if choice == "all":
+            call_all(one, dice)
+        elif choice == "read":
+            caplog.clear()
+            source = one.get_context("s")["source"]
+            assert (source == "postgres") == (field in NEEDED), f"{name}: not taken for a miss"
+            is_told = field != "buffer" or name in PLACEHOLDERS or WARNING in caplog.text
+            assert is_told, f"{name}: nobody was warned"
+        else:
+            said.append(say(len(said) + 1))
+            receipt = one.append("s", said[-1], message_id=f"id{len(said)}")
+            assert (receipt.seq, receipt.durable) == (len(said), True), name
+        one.wait_for_folds()
+        for reader in (another, one):
+            assert_context(reader.get_context("s"), said)
+            context = reader.get_context("s")
+            assert_context(context, said)
+            assert (context["source"], context["degraded"]) == ("redis", False), f"{name}: not healed"
+            loaded = reader.load_context("s")
+            assert loaded is not None
+            assert loaded.to_dict()["note"] == "kept"
+        call_all(another, dice)
+    assert durable.database_url is not None
+    assert logged(durable.database_url, durable.tenant, "s") == list(enumerate(said, 1))
+    assert manager.clear_session_memory("s")
+    assert raw.exists(*durable.keys("s")) == 0
+
+
+@pytest.mark.parametrize("field", SessionKeys._fields)
+def test_without_a_log_the_session_goes_on(
+    ephemeral: Backend, raw: redis.Redis, dice: random.Random, field: str
+) -> None:
+    manager, said = begun(ephemeral)
+    other = ephemeral.open(limits=LIMITS, **PATIENT)
+    key = ephemeral.keys("s")._asdict()[field]
+    for name in DAMAGES[field]:
+        before = manager.get_context("s")
+        do_damage(raw, key, name, dice)
+        one, another = dice.sample([manager, other], 2)
+        if dice.random() < 0.5:
+            call_all(one, dice)
+        seq = 0
+        for _ in range(7):  # folds on the way
+            said.append(say(len(said) + 1))
+            receipt = one.append("s", said[-1], message_id=f"id{len(said)}")
+            if field not in NEEDED:
+                assert receipt.seq == seq + 1 or not seq, name
+            seq = receipt.seq
+            one.wait_for_folds()
+        if field not in NEEDED:
+            assert seq == before["last_seq"] + 7, name
+        for reader in (one, another):
+            context = reader.get_context("s")
+            assert context["last_seq"] == seq
+            count = len(context["buffer_messages"])
+            assert count == seq - context["watermark"] >= 1
+            assert context["buffer_messages"] == said[len(said) - count :], name
+            assert context["complete"], name
+        assert one.save_context("s", {"session_id": "s", "note": name})
+        loaded = another.load_context("s")
+        assert loaded is not None
+        assert loaded.to_dict()["note"] == name
+        assert one.summary_store.add_summary("s", f"After {name}.")
+        history = another.summary_store.get_summary_history("s", 100)
+        assert history[-1]["text"] == f"After {name}."
+        if field not in (*NEEDED, "history"):
+            assert all(late["version"] == early["version"] + 1 for early, late in pairwise(history)), name
+        call_all(another, dice)
+    assert manager.clear_session_memory("s")
+    assert raw.exists(*ephemeral.keys("s")) == 0
+
+
+def test_noise_everywhere_over_and_over(durable: Backend, raw: redis.Redis, dice: random.Random) -> None:
+    """Several keys at once, whichever, between whatever is done."""
+    manager, said = begun(durable)
+    keys = durable.keys("s")
+    for _ in range(40):
+        for key in dice.sample(keys, dice.randint(1, len(keys))):
+            damages = DAMAGES[key.rpartition(":")[2]]
+            damages[dice.choice(sorted(damages))](raw, key, dice)
+        if dice.random() < 0.6:
+            said.append(say(len(said) + 1))
+            assert manager.append("s", said[-1]).seq == len(said)
+        else:
+            CALLS[dice.choice(sorted(CALLS))](manager)
+        if dice.random() < 0.5:
+            manager.wait_for_folds()
+        assert_context(manager.get_context("s"), said)
+    raw.delete(*keys)
+    assert_context(manager.get_context("s"), said)

@@ -1,0 +1,350 @@
+"""The moment of half-open through whole managers: of 64 callers only the permitted ask a Redis that does not answer.
+
+Redis is killed until the breaker is open, comes back and is stopped at once: so a probe hangs for as long as a test
+wants it to, and what happens meanwhile happens while the breaker is half-open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import psycopg
+import pytest
+from memory_contract import ASYNC, DURABLE, SYNC, Backend, assert_context, talk
+from server_faults import Outage, waited_for
+from servers import PrivateServers
+
+from contract_engine.memory import (
+    AsyncMemoryManager,
+    CircuitBreaker,
+    CircuitState,
+    MemoryConfig,
+    MemoryManager,
+)
+from contract_engine.memory.circuit_state import Transition
+
+CALLERS = 64
+PATIENCE = 30.0
+"""Deadline of a round trip to Redis where a probe is to hang: nothing here takes as long."""
+
+THRESHOLD = 3
+RECOVERY = 0.2
+LONG = 1000.0
+OPEN_FOR_LONG = {"backoff": LONG / RECOVERY, "max_recovery_timeout": LONG}
+"""Once it is open again, nothing but what a test does moves the breaker."""
+
+SAID = talk(5)
+OTHERS_SAID = talk(4, start=100)
+
+Context = Future[dict[str, Any]]
+
+
+class Callers(Protocol):
+    """One manager and what calls it; every call runs beside the others."""
+
+    def start(self, name: str, *args: object) -> Future[Any]: ...
+
+    def start_reads(self, count: int) -> list[Context]:
+        """Read the session by that many callers at once."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Threads:
+    """A blocking manager, called from threads."""
+
+    def __init__(self, config: MemoryConfig, breaker: CircuitBreaker) -> None:
+        self._manager = MemoryManager(config=config, breaker=breaker)
+        self._pool = ThreadPoolExecutor(CALLERS + 4)
+
+    def start(self, name: str, *args: object) -> Future[Any]:
+        return self._pool.submit(getattr(self._manager, name), *args)
+
+    def start_reads(self, count: int) -> list[Context]:
+        barrier = threading.Barrier(count)
+
+        def read() -> dict[str, Any]:
+            barrier.wait()
+            return self._manager.get_context("s")
+
+        return [self._pool.submit(read) for _ in range(count)]
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        self._manager.close()
+
+
+class Tasks:
+    """An asyncio manager, called from tasks on a loop in a thread of its own."""
+
+    def __init__(self, config: MemoryConfig, breaker: CircuitBreaker) -> None:
+        self._manager = AsyncMemoryManager(config=config, breaker=breaker)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+
+    def start(self, name: str, *args: object) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(getattr(self._manager, name)(*args), self._loop)
+
+    def start_reads(self, count: int) -> list[Context]:
+        return [self.start("get_context", "s") for _ in range(count)]
+
+    def close(self) -> None:
+        self.start("aclose").result(PATIENCE)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Situation:
+    """A manager with a breaker to look at, and the Redis that belongs to them."""
+
+    def __init__(self, outage: Outage, callers: Callers, breaker: CircuitBreaker) -> None:
+        self.outage = outage
+        self.callers = callers
+        self.breaker = breaker
+        self.changes: list[Transition] = []
+        self.reads_before = 0
+        breaker.add_listener(self.changes.append)
+
+    def do(self, name: str, *args: object) -> Any:
+        return self.callers.start(name, *args).result(PATIENCE)
+
+    def read(self, session: str = "s") -> dict[str, Any]:
+        context: dict[str, Any] = self.do("get_context", session)
+        return context
+
+    @property
+    def path(self) -> list[tuple[str, str]]:
+        return [(change.to_state.value, change.reason) for change in self.changes]
+
+    def reads_since_stopped(self) -> int:
+        """Return how many reads have reached Redis since it was stopped: each has one LRANGE, and nothing else here."""
+        return self.outage.calls()["lrange"] - self.reads_before
+
+    def reach_half_open(self) -> None:
+        """Kill Redis, see the breaker open, bring Redis back with its copies, stop it, and wait until half-open."""
+        self.do("add_messages", "s", SAID)
+        self.do("add_messages", "t", OTHERS_SAID)
+        assert self.read()["source"] == "redis"
+        self.outage.kill_redis()
+        for _ in range(THRESHOLD):
+            assert self.read()["degraded"] is True
+        assert self.path == [("open", f"{THRESHOLD} failures in a row")]
+        self.bring_redis_back()
+        self.reads_before = self.outage.calls()["lrange"]
+        self.outage.stop_redis()
+        assert waited_for(lambda: self.breaker.get_state() is CircuitState.HALF_OPEN)
+        assert len(self.changes) == 1, "the state that the next caller meets: nobody has called"
+
+    def bring_redis_back(self) -> None:
+        """Restart it, and have another process put its copies back in place."""
+        self.outage.restart_redis()
+        other = self.outage.backend.open(redis_timeout_seconds=PATIENCE)
+        for session in ("s", "t"):
+            assert other.get_context(session)["source"] == "postgres", "it came back empty"
+            assert other.get_context(session)["source"] == "redis"
+
+    def begin_probe(self) -> Context:
+        """Start the one read that is let through, and see that it was."""
+        probe: Context = self.callers.start("get_context", "s")
+        assert waited_for(lambda: ("half_open", "wait is over") in self.path)
+        return probe
+
+    def assert_rejected(self, count: int = 8) -> None:
+        """Have callers come while the probe hangs: each is rejected at once, and told the truth by the log."""
+        before = self.breaker.snapshot()
+        for future in self.callers.start_reads(count):
+            assert_from_log(future.result(PATIENCE))
+        after = self.breaker.snapshot()
+        # An open breaker counts without its lock, and may lose a few.
+        exact = before.state is CircuitState.HALF_OPEN
+        assert (count if exact else 1) <= after.rejected - before.rejected <= count
+        assert (after.state, after.successful, after.failed) == (before.state, before.successful, before.failed)
+
+    def assert_recovered(self) -> None:
+        """Redis answers again, to everybody, and each is told what belongs to them."""
+        assert self.breaker.get_state() is CircuitState.CLOSED
+        for _ in range(3):
+            assert_from_redis(self.read())
+            assert_from_redis(self.read("t"), OTHERS_SAID)
+        assert self.breaker.snapshot().failure_count == 0
+
+
+def assert_from_log(context: Mapping[str, Any]) -> None:
+    assert_context(context, SAID)
+    assert (context["source"], context["degraded"]) == ("postgres", True)
+
+
+def assert_from_redis(context: Mapping[str, Any], said: list[dict[str, Any]] = SAID) -> None:
+    assert_context(context, said)
+    assert (context["source"], context["degraded"]) == ("redis", False)
+
+
+class Arrange(Protocol):
+    """Make a manager of either colour with a breaker of its own."""
+
+    def __call__(self, colour: str, *, redis_timeout: float = PATIENCE, **breaker: Any) -> Situation: ...
+
+
+@pytest.fixture
+def arrange(private_servers: PrivateServers, database_url: str, tenant: str) -> Iterator[Arrange]:
+    closing: list[Callable[[], None]] = []
+
+    def make(colour: str, *, redis_timeout: float = PATIENCE, **breaker: Any) -> Situation:
+        servers = private_servers(postgres=False)
+        backend = Backend(SYNC, DURABLE, servers.redis_url, database_url, tenant)
+        outage = Outage(servers, backend)
+        closing.append(outage.close)
+        guard = CircuitBreaker(THRESHOLD, RECOVERY, **breaker)
+        config = backend.config(redis_timeout_seconds=redis_timeout, database_timeout_seconds=PATIENCE)
+        callers: Callers = Threads(config, guard) if colour == SYNC else Tasks(config, guard)
+        closing.append(callers.close)
+        closing.append(outage.go_on)  # first of all: nobody may wait for a stopped server
+        return Situation(outage, callers, guard)
+
+    yield make
+    for close in reversed(closing):
+        close()
+
+
+both_colours = pytest.mark.parametrize("colour", [SYNC, ASYNC])
+
+
+@both_colours
+@pytest.mark.parametrize("permits", [1, 3, 5])
+def test_of_64_callers_exactly_the_permitted_ask_redis(arrange: Arrange, colour: str, permits: int) -> None:
+    situation = arrange(colour, half_open_permits=permits, half_open_max_seconds=None)
+    situation.reach_half_open()
+    before = situation.breaker.snapshot()
+    futures = situation.callers.start_reads(CALLERS)
+    assert waited_for(lambda: sum(future.done() for future in futures) >= CALLERS - permits, PATIENCE / 2)
+    # Redis is stopped: whoever has been answered was answered without it, and whoever has not is a probe.
+    during = situation.breaker.snapshot()
+    probes = [future for future in futures if not future.done()]
+    assert len(probes) == permits
+    assert during.state is CircuitState.HALF_OPEN
+    assert during.rejected - before.rejected == CALLERS - permits
+    assert (during.successful, during.failed) == (before.successful, before.failed)
+    for future in futures:
+        if future not in probes:
+            assert_from_log(future.result())
+    situation.outage.go_on()
+    for future in probes:
+        assert_from_redis(future.result(PATIENCE))
+    assert situation.reads_since_stopped() == permits
+    after = situation.breaker.snapshot()
+    assert after.successful - before.successful == permits
+    assert situation.path[1:] == [("half_open", "wait is over"), ("closed", "probes succeeded")]
+    situation.assert_recovered()
+
+
+@both_colours
+def test_a_probe_that_misses_its_deadline_opens_the_breaker_again(arrange: Arrange, colour: str) -> None:
+    situation = arrange(colour, redis_timeout=1.0, **OPEN_FOR_LONG)
+    situation.reach_half_open()
+    before = situation.breaker.snapshot()
+    probe = situation.begin_probe()
+    assert_from_log(probe.result(PATIENCE))
+    assert situation.path[1:] == [("half_open", "wait is over"), ("open", "a probe failed")]
+    assert situation.breaker.snapshot().failed - before.failed == 1
+    situation.assert_rejected()
+    situation.outage.go_on()
+    situation.assert_rejected()
+    assert situation.reads_since_stopped() <= 1, "the probe, read by a server that nobody waits for any more"
+    assert len(situation.path) == 3
+    situation.breaker.reset()
+    situation.assert_recovered()
+
+
+@both_colours
+def test_a_probe_that_succeeds_when_the_breaker_has_moved_on_changes_nothing(arrange: Arrange, colour: str) -> None:
+    situation = arrange(colour, half_open_max_seconds=1.0, **OPEN_FOR_LONG)
+    situation.reach_half_open()
+    before = situation.breaker.snapshot()
+    probe = situation.begin_probe()
+    assert waited_for(lambda: situation.breaker.get_state() is CircuitState.OPEN)
+    assert situation.path[2:] == [("open", "half-open for too long")]
+    assert not probe.done()
+    situation.assert_rejected()
+    situation.outage.go_on()
+    assert_from_redis(probe.result(PATIENCE))
+    after = situation.breaker.snapshot()
+    assert (after.late - before.late, after.successful - before.successful) == (1, 0)
+    assert after.state is CircuitState.OPEN
+    situation.assert_rejected()
+    assert situation.reads_since_stopped() == 1
+    assert len(situation.path) == 3
+    situation.breaker.reset()
+    situation.assert_recovered()
+
+
+@both_colours
+def test_a_probe_that_fails_when_the_breaker_has_been_closed_changes_nothing(arrange: Arrange, colour: str) -> None:
+    situation = arrange(colour, half_open_max_seconds=None)
+    situation.reach_half_open()
+    before = situation.breaker.snapshot()
+    probe = situation.begin_probe()
+    situation.breaker.reset()
+    assert not probe.done()
+    situation.outage.kill_redis()
+    assert_from_log(probe.result(PATIENCE))
+    after = situation.breaker.snapshot()
+    assert (after.late - before.late, after.failed - before.failed) == (1, 0)
+    assert (after.state, after.failure_count) == (CircuitState.CLOSED, 0)
+    assert situation.path[1:] == [("half_open", "wait is over"), ("closed", "reset")]
+    situation.bring_redis_back()
+    situation.assert_recovered()
+
+
+@pytest.mark.parametrize("permits", [1, 3])
+def test_a_cancelled_probe_gives_its_place_to_another(arrange: Arrange, permits: int) -> None:
+    """Tasks only: a thread cannot be cancelled. Who takes the place is not given the answer to the cancelled one."""
+    situation = arrange(ASYNC, half_open_permits=permits, half_open_max_seconds=None)
+    situation.reach_half_open()
+    before = situation.breaker.snapshot()
+    futures = situation.callers.start_reads(CALLERS)
+    assert waited_for(lambda: sum(future.done() for future in futures) >= CALLERS - permits, PATIENCE / 2)
+    first, *others = [future for future in futures if not future.done()]
+    assert len(others) == permits - 1
+    assert first.cancel()
+    assert waited_for(lambda: situation.breaker.snapshot().cancelled - before.cancelled == 1)
+    assert situation.path[1:] == [("half_open", "wait is over")]
+    # The loop takes them in turn, and each asks the breaker before it waits for anything: the first gets the place.
+    second: Context = situation.callers.start("get_context", "t")
+    situation.assert_rejected()
+    assert not any(future.done() for future in (second, *others))
+    situation.outage.go_on()
+    assert_from_redis(second.result(PATIENCE), OTHERS_SAID)
+    for future in others:
+        assert_from_redis(future.result(PATIENCE))
+    after = situation.breaker.snapshot()
+    assert (after.successful - before.successful, after.failed - before.failed) == (permits, 0)
+    assert situation.path[2:] == [("closed", "probes succeeded")]
+    situation.assert_recovered()
+
+
+def test_cancelled_callers_that_were_rejected_change_nothing(arrange: Arrange, database_url: str) -> None:
+    """They wait for the log: the probe, the breaker and the connections to the log are as they were."""
+    situation = arrange(ASYNC, half_open_max_seconds=None)
+    situation.reach_half_open()
+    before = situation.breaker.snapshot()
+    probe = situation.begin_probe()
+    with psycopg.connect(database_url) as connection:
+        connection.execute("LOCK TABLE memory_sessions, memory_messages")
+        futures = situation.callers.start_reads(CALLERS)
+        assert waited_for(lambda: situation.breaker.snapshot().rejected - before.rejected >= CALLERS)
+        assert sum(future.cancel() for future in futures) == CALLERS
+    situation.assert_rejected(CALLERS)
+    after = situation.breaker.snapshot()
+    assert (after.state, after.cancelled) == (CircuitState.HALF_OPEN, before.cancelled)
+    assert not probe.done()
+    situation.outage.go_on()
+    assert_from_redis(probe.result(PATIENCE))
+    assert situation.path[2:] == [("closed", "probes succeeded")]
+    situation.assert_recovered()

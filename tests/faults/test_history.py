@@ -1,0 +1,673 @@
+"""What the judge of histories finds: each kind of violation, planted, by its name; nothing where nothing is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from soak_history import Journals, context_violations, digest, range_violations, violations_of
+
+Key = tuple[str, int]
+
+
+def message(key: Key, content: str = "") -> dict[str, Any]:
+    writer, n = key
+    return {"role": "user", "writer": writer, "n": n, "content": content or f"Order {n} of {writer}"}
+
+
+def rows_of(keys: Sequence[Key]) -> list[tuple[int, dict[str, Any]]]:
+    return [(seq, message(key)) for seq, key in enumerate(keys, start=1)]
+
+
+def line(*fields: object) -> str:
+    return json.dumps(fields) + "\n"
+
+
+def begin(at: float, call: str, numbers: list[int], session: str = "s") -> str:
+    writer = call.partition("-")[0]
+    return line("begin", at, session, call, writer, numbers, [digest(message((writer, n))) for n in numbers])
+
+
+def ok(at: float, call: str, seqs: list[int] | None, *, durable: bool | None = True, degraded: bool = False) -> str:
+    return line("ok", at, call, seqs, durable, degraded)
+
+
+def read(
+    begun: float, ended: float, last_seq: int, *, by: str = "r", complete: bool = True, degraded: bool = False
+) -> str:
+    return line("read", ended, "s", by, begun, last_seq, complete, degraded)
+
+
+def clear(begun: float, answered: float | None) -> list[str]:
+    answer = [] if answered is None else [line("cleared", answered, "clearing")]
+    return [line("clear", begun, "s", "clearing"), *answer]
+
+
+def judged(history: Sequence[str], log: Mapping[str, Sequence[Key]], *, shown: int = 100) -> list[str]:
+    return judged_rows(history, {session: rows_of(keys) for session, keys in log.items()}, shown=shown)
+
+
+def judged_rows(history: Sequence[str], rows: Mapping[str, Any], *, shown: int = 100) -> list[str]:
+    journals = Journals()
+    journals.read(history)
+    return violations_of(journals, rows, shown=shown)
+
+
+HISTORY = [
+    begin(1, "a-1", [1]),
+    ok(2, "a-1", [1]),
+    begin(3, "b-1", [1, 2, 3]),
+    ok(4, "b-1", [2, 3, 4]),
+    begin(5, "a-2", [2]),  # nobody knows, and it is there
+    begin(6, "a-3", [3]),  # nobody knows, and it is not
+    begin(7, "b-4", [4]),
+    ok(8, "b-4", None, durable=None),
+    begin(7, "d-1", [1, 2]),  # nobody knows, and it is not
+    begin(9, "e-1", [1]),
+    ok(10, "e-1", [7], durable=False, degraded=True),
+    begin(11, "f-1", [1]),
+    line("fail", 12, "f-1"),
+    begin(13, "a-4", [4]),
+    ok(14, "a-4", [8]),
+    ok(15, "a-4", [8]),  # sent again
+    read(11, 15, 8),
+    begin(9, "c-1", [1], session="t"),
+    ok(10, "c-1", [1]),
+]
+LOG: dict[str, list[Key]] = {
+    "s": [("a", 1), ("b", 1), ("b", 2), ("b", 3), ("a", 2), ("b", 4), ("e", 1), ("a", 4)],
+    "t": [("c", 1)],
+}
+
+
+def log_without(*keys: Key) -> list[Key]:
+    return [key for key in LOG["s"] if key not in keys]
+
+
+def log_moved(key: Key, place: int) -> list[Key]:
+    found = log_without(key)
+    found.insert(place - 1, key)
+    return found
+
+
+HEALTHY: dict[str, tuple[list[str], list[Key]]] = {
+    "one of everything": (HISTORY, LOG["s"]),
+    "cut by a SIGKILL": ([*HISTORY, begin(16, "a-5", [5])[:9]], LOG["s"]),
+    "nothing was said": ([], []),
+    "a batch whose end nobody knows is there": ([begin(1, "a-1", [1, 2, 3])], [("a", 1), ("a", 2), ("a", 3)]),
+    "a batch whose end nobody knows is not there": ([begin(1, "a-1", [1, 2, 3])], []),
+    "what nobody knows of lands late": (
+        [begin(1, "a-1", [1]), begin(2, "a-2", [2]), ok(3, "a-2", [1]), begin(4, "b-1", [1]), ok(5, "b-1", [2])],
+        [("a", 2), ("b", 1), ("a", 1)],
+    ),
+    "at once, in either order": (
+        [begin(1, "a-1", [1]), begin(2, "b-1", [1]), ok(3, "a-1", [2]), ok(4, "b-1", [1])],
+        [("b", 1), ("a", 1)],
+    ),
+    "overtaken by whom Redis could not be shown to": (
+        [
+            begin(1, "a-1", [1]),
+            ok(2, "a-1", [1], durable=False, degraded=True),
+            begin(3, "b-1", [1]),
+            ok(4, "b-1", [1], degraded=True),
+        ],
+        [("b", 1), ("a", 1)],
+    ),
+    "renumbered once: the receipt was degraded": (
+        [
+            begin(1, "a-1", [1]),
+            ok(2, "a-1", [1], durable=False, degraded=True),
+            begin(3, "b-1", [1]),
+            ok(4, "b-1", [1], degraded=True),
+        ],
+        [("a", 1), ("b", 1)],
+    ),
+    "provisional when first told, final when sent again": (
+        [begin(1, "a-1", [1]), ok(2, "a-1", [5], durable=False, degraded=True), ok(3, "a-1", [1])],
+        [("a", 1)],
+    ),
+    "sent again and answered alike": (
+        [begin(1, "a-1", [1]), ok(2, "a-1", [1]), ok(3, "a-1", [1]), ok(4, "a-1", [1])],
+        [("a", 1)],
+    ),
+    "cleared, and begun anew": (
+        [
+            *(begin(1, "a-1", [1]), ok(2, "a-1", [1]), read(3, 4, 1)),
+            *clear(5, 6),
+            *(read(7, 8, 0), begin(9, "a-2", [2]), ok(10, "a-2", [1]), read(11, 12, 1)),
+        ],
+        [("a", 2)],
+    ),
+    "cleared beside a writer, who came first": (
+        [begin(1, "a-1", [1]), *clear(2, 5), ok(4, "a-1", [1])],
+        [],
+    ),
+    "cleared beside a writer, who came last": (
+        [begin(0, "b-1", [1]), ok(1, "b-1", [1]), begin(1, "a-1", [1]), *clear(2, 5), ok(4, "a-1", [1])],
+        [("a", 1)],
+    ),
+    "nobody knows whether it was cleared": (
+        [begin(1, "a-1", [1]), ok(2, "a-1", [1]), *clear(3, None), read(4, 5, 0)],
+        [],
+    ),
+    "nobody knows whether it was cleared, and it was not": (
+        [begin(1, "a-1", [1]), ok(2, "a-1", [1]), *clear(3, None), read(4, 5, 1)],
+        [("a", 1)],
+    ),
+    "what was read as degraded others do not see for a moment": (
+        [
+            begin(1, "a-1", [1]),
+            ok(2, "a-1", [1], degraded=True),
+            read(3, 4, 1, by="a", degraded=True),
+            read(5, 6, 0, by="b"),
+            read(7, 8, 1, by="b"),
+        ],
+        [("a", 1)],
+    ),
+    "a reader saw twice what Redis held and the log had already": (
+        [begin(1, "a-1", [1]), ok(2, "a-1", [2], durable=False, degraded=True), read(3, 4, 2, degraded=True)],
+        [("a", 1)],
+    ),
+    "renumbered after its writer had read it": (
+        [
+            begin(1, "e-1", [1]),
+            ok(2, "e-1", [1], durable=False, degraded=True),
+            begin(3, "a-1", [1]),
+            ok(4, "a-1", [1], degraded=True),
+            read(5, 6, 1, by="a", degraded=True),
+        ],
+        [("e", 1), ("a", 1)],
+    ),
+    "incomplete reads promise nothing": (
+        [begin(1, "a-1", [1]), ok(2, "a-1", [1]), read(3, 4, 0, complete=False, degraded=True)],
+        [("a", 1)],
+    ),
+    "reads beside an append, in either order": (
+        [begin(1, "a-1", [1]), read(2, 5, 1), read(3, 6, 0), ok(4, "a-1", [1]), read(4, 7, 1)],
+        [("a", 1)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_nothing_is_found_where_nothing_is_wrong(name: str) -> None:
+    history, log = HEALTHY[name]
+    rest = {"t": LOG["t"]} if '"c-1"' in "".join(history) else {}
+    assert judged(history, {"s": log} | rest) == []
+
+
+PLANTED: dict[str, tuple[list[str], list[Key], str]] = {
+    "lost, logged": ([], log_without(("a", 1)), "a-1, acknowledged (logged) at 2.000, is lost"),
+    "lost, unlogged": ([], log_without(("e", 1)), "e-1, acknowledged (unlogged) at 10.000, is lost"),
+    "lost, turn": ([], log_without(("b", 4)), "b-4, acknowledged (turn) at 8.000, is lost"),
+    "lost out of a batch": ([], log_without(("b", 2)), "b-2, acknowledged (logged) at 4.000, is lost"),
+    "all lost": ([], [], "a-1, acknowledged (logged) at 2.000, is lost"),
+    "duplicate": ([], [*LOG["s"], ("a", 1)], "a-1 is there 2 times"),
+    "phantom": ([], [*LOG["s"], ("c", 1)], "c-1 is there, and nobody said it"),
+    "refused and there": ([], [*LOG["s"], ("f", 1)], "f-1 is there, and it was refused"),
+    "erased and there": (clear(20, 21), [("a", 1)], "a-1 is there, and it was erased"),
+    "erased while unlogged, and there": (clear(20, 21), [("e", 1)], "e-1 is there, and it was erased"),
+    "lost after a clearing": (
+        [*clear(20, 21), begin(22, "a-9", [9]), ok(23, "a-9", [1])],
+        [],
+        "a-9, acknowledged (logged) at 23.000, is lost",
+    ),
+    "half of an ambiguous batch": ([], [*LOG["s"], ("d", 1)], "d-1: half of a batch is there, [9, None]"),
+    "half erased": (clear(3.5, 21), [("b", 3)], "b-1: half of a batch is there, [None, None, 1]"),
+    "torn batch": ([], log_moved(("a", 2), 3), "b-1: the batch is torn, [2, 4, 5]"),
+    "batch in another order": ([], log_moved(("b", 2), 4), "b-1: the batch is torn, [2, 4, 3]"),
+    "another number than the receipt's": (
+        [],
+        log_moved(("a", 2), 1),
+        "a-1: the receipt said [1]; the log has [2]",
+    ),
+    "an order another than a writer's": ([], log_moved(("a", 1), 8), "stands behind its own a-4"),
+    "an order another than that of time": ([], log_moved(("a", 1), 4), "stands behind another writer's b-1"),
+    "a turn behind what was said later": ([], log_moved(("b", 4), 8), "b-4 (number 8, durable None)"),
+    "an unlogged message behind what was said later": ([], log_moved(("e", 1), 8), "e-1 (number 8, durable False)"),
+    "one number for two": (
+        [begin(16, "g-1", [1]), ok(17, "g-1", [8])],
+        [*LOG["s"], ("g", 1)],
+        "number 8 was given to a-4 and to g-1",
+    ),
+    "two numbers for one": ([ok(16, "a-4", [9])], LOG["s"], "a-4 was acknowledged with the numbers [[8], [8], [9]]"),
+    "sent again, final at last, and wrong": (
+        [ok(16, "e-1", [6])],
+        LOG["s"],
+        "e-1: the receipt said [6]; the log has [7]",
+    ),
+    "a read without what was acknowledged": (
+        [read(15, 16, 7)],
+        LOG["s"],
+        "r, from 15.000, read up to 7; a-4, number 8, had been acknowledged at 14.000",
+    ),
+    "a read without what a turn acknowledged": (
+        [read(8.5, 16, 5, degraded=True)],
+        LOG["s"],
+        "read up to 5; b-4, number 6, had been acknowledged at 8.000",
+    ),
+    "a read without what its reader was told the log has": (
+        [begin(16, "g-1", [1]), ok(17, "g-1", [9], degraded=True), read(18, 19, 8, by="g")],
+        [*LOG["s"], ("g", 1)],
+        "g, from 18.000, read up to 8; g-1, number 9, had been acknowledged at 17.000",
+    ),
+    "a read that goes back in time": (
+        [read(5, 6, 6), read(6.5, 7, 5, by="q")],
+        LOG["s"],
+        "q, from 6.500, read up to 5; 6 had been read before it began",
+    ),
+    "a read of what the log never had": (
+        [read(16, 17, 9)],
+        LOG["s"],
+        "r, from 16.000, read up to 9; the log ends at 8",
+    ),
+    "a read of what was erased": (
+        [*clear(20, 21), read(22, 23, 8)],
+        [],
+        "r, from 22.000, read up to 8; the log ends at 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_violation_is_found(name: str) -> None:
+    more, log, words = PLANTED[name]
+    found = judged([*HISTORY, *more], LOG | {"s": log})
+    assert any(words in one for one in found), found
+    assert all(one.startswith("s: ") for one in found), "the other session is in order"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ([1, 2, 3, 5, 6, 7, 8, 9], "of the numbers to 9 there is no 4"),
+        ([2, 3, 4, 5, 6, 7, 8, 9], "the numbers begin at 2"),
+        ([0, 1, 2, 3, 4, 5, 6, 7], "the numbers begin at 0"),
+        ([1, 2, 3, 4, 4, 5, 6, 7], "number 4 is there 2 times"),
+    ],
+)
+def test_numbers_that_do_not_go_from_one_without_a_gap_are_found(numbers: list[int], words: str) -> None:
+    rows = [(seq, message(key)) for seq, key in zip(numbers, LOG["s"], strict=True)]
+    assert judged_rows(HISTORY, {"s": rows, "t": rows_of(LOG["t"])}) == [f"s: {words}"]
+
+
+def test_content_that_was_altered_is_found() -> None:
+    rows = rows_of(LOG["s"])
+    rows[2] = (3, message(("b", 2), "Order 2 of b, to Rome"))
+    assert judged_rows(HISTORY, {"s": rows, "t": rows_of(LOG["t"])}) == ["s: b-2 is not what was said"]
+    undigested = [line("begin", 1, "s", "a-1", "a", [1]), ok(2, "a-1", [1])]
+    assert judged(undigested, {"s": [("a", 1)]}) == [], "a journal without digests is judged by the rest"
+
+
+def test_words_of_a_worker_and_a_missing_session_are_found() -> None:
+    assert judged([*HISTORY, line("violation", 12, "a: something")], LOG) == ["a: something"]
+    assert judged(HISTORY, {"s": LOG["s"]}) == ["t: c-1, acknowledged (logged) at 10.000, is lost"]
+    assert judged([], {"u": [("a", 1)]}) == ["u: a-1 is there, and nobody said it"]
+
+
+def test_of_many_violations_some_are_listed_and_all_are_counted() -> None:
+    found = judged([], {"s": [("a", n) for n in range(20)]}, shown=5)
+    assert len(found) == 6
+    assert found[-1] == "s: and 15 more"
+
+
+def test_only_who_could_not_see_redis_may_overtake_what_redis_alone_held() -> None:
+    history = [begin(1, "a-1", [1]), ok(2, "a-1", [1], durable=False), begin(3, "b-1", [1])]
+    log: dict[str, list[Key]] = {"s": [("b", 1), ("a", 1)]}
+    assert judged([*history, ok(4, "b-1", [1], degraded=True)], log) == []
+    assert any("stands behind" in one for one in judged([*history, ok(4, "b-1", [1])], log))
+
+
+# -- contexts and ranges
+
+ROWS = rows_of([("a", n) for n in range(1, 7)])
+MESSAGES = [row for _, row in ROWS]
+CONTEXT: dict[str, Any] = {
+    "watermark": 2,
+    "last_seq": 6,
+    "buffer_messages": MESSAGES[2:],
+    "complete": True,
+    "current_summary": "of the first two",
+    "degraded": False,
+}
+
+
+def kept(*numbers: int) -> dict[str, Any]:
+    return {"buffer_messages": [MESSAGES[number - 1] for number in numbers]}
+
+
+def test_a_context_that_goes_with_the_log_is_in_order() -> None:
+    assert context_violations("s", CONTEXT, ROWS) == []
+    nothing = CONTEXT | {"watermark": 0, "last_seq": 0, "buffer_messages": [], "current_summary": None}
+    assert context_violations("s", nothing, []) == []
+    unfolded = CONTEXT | {"watermark": 0, "buffer_messages": MESSAGES, "current_summary": None}
+    assert context_violations("s", unfolded, ROWS) == []
+    assert context_violations("s", CONTEXT | {"watermark": 6, "buffer_messages": []}, ROWS) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"last_seq": 5}, ["the context ends short, at 5 of 6"]),
+        ({"last_seq": 5} | kept(3, 4, 5), ["the context ends short, at 5 of 6", "missing at the end: a-6"]),
+        ({"last_seq": 7}, ["the context ends beyond the log, at 7 of 6"]),
+        (kept(3, 5, 6), ["missing among the messages: a-4"]),
+        (kept(3, 4, 5), ["missing at the end: a-6"]),
+        (kept(3, 4, 4, 5, 6), ["twice: a-4"]),
+        (kept(3, 5, 4, 6), ["out of order: a-3, a-5, a-4, a-6"]),
+        (kept(2, 3, 4, 5, 6), ["in the summary and word for word: a-2"]),
+        ({"watermark": 3}, ["in the summary and word for word: a-3"]),
+        (kept(4, 5, 6), ["between the summary and the messages: a-3"]),
+        ({"watermark": 1}, ["between the summary and the messages: a-2"]),
+        (kept(), ["between the summary and the messages: a-3, a-4, a-5, a-6"]),
+        (
+            {"buffer_messages": [*MESSAGES[2:], message(("x", 1))]},
+            ["not in the log: x-1"],
+        ),
+        (
+            {"buffer_messages": [message(("a", 3), "altered"), *MESSAGES[3:]]},
+            ["not word for word: a-3"],
+        ),
+        ({"current_summary": None}, ["no summary, and the watermark is 2"]),
+        ({"watermark": 0, "buffer_messages": MESSAGES}, ["a summary, and the watermark is 0"]),
+        ({"watermark": 9, "buffer_messages": []}, ["the summary reaches to 9 of 6"]),
+        ({"complete": False}, ["not complete"]),
+        ({"degraded": True}, ["still degraded"]),
+    ],
+)
+def test_what_is_wrong_with_a_context_is_named(change: dict[str, Any], words: list[str]) -> None:
+    assert context_violations("s", CONTEXT | change, ROWS) == [f"s: {one}" for one in words]
+
+
+def test_ranges_that_go_on_where_the_one_before_ended_are_in_order() -> None:
+    assert range_violations("s", [], 0) == []
+    assert range_violations("s", [(1, 1, 4), (2, 5, 5), (3, 6, 8)], 8) == []
+
+
+@pytest.mark.parametrize(
+    ("ranges", "words"),
+    [
+        ([(1, 2, 4)], "summary 1, of 2 to 4: 1 to 1 are in no summary"),
+        ([(1, 1, 4), (2, 7, 8)], "summary 2, of 7 to 8: 5 to 6 are in no summary"),
+        ([(1, 1, 4), (2, 4, 6)], "summary 2, of 4 to 6: 4 to 4 are in two summaries"),
+        ([(1, 1, 4), (1, 1, 4)], "summary 1, of 1 to 4: version 1 is there twice"),
+        ([(2, 1, 4)], "summary 2, of 1 to 4: version 1 is missing"),
+        ([(1, 1, 4), (3, 5, 6)], "summary 3, of 5 to 6: version 2 is missing"),
+        ([(1, 1, 4), (2, 5, 9)], "summary 2, of 5 to 9: it reaches beyond 8"),
+        ([(1, 1, 0)], "summary 1, of 1 to 0: it covers nothing"),
+    ],
+)
+def test_what_is_wrong_with_ranges_is_named(ranges: list[tuple[int, int, int]], words: str) -> None:
+    assert range_violations("s", ranges, 8) == [f"s: {words}"]
+
+
+# -- histories made at random, in order by construction, and one thing done to each
+
+
+@dataclass
+class Called:
+    """One call of a made history: when it began, what it said, and how it was answered."""
+
+    keys: list[Key]
+    begun: float
+    effect: float
+    answered: float | None = None
+    kind: str = "append"
+    degraded: bool = False
+
+
+@dataclass
+class Made:
+    """A history that a log with this order of effects explains."""
+
+    calls: list[Called] = field(default_factory=list)
+    log: list[Key] = field(default_factory=list)
+    reads: list[tuple[float, float, int, bool]] = field(default_factory=list)
+    clearings: list[tuple[float, float]] = field(default_factory=list)
+    again: list[Called] = field(default_factory=list)
+    seqs: dict[Key, int] = field(default_factory=dict)
+
+    def lasting(self, *kinds: str) -> list[Called]:
+        """Return calls of some kinds that began when every clearing had ended: nothing may have erased them."""
+        cleared = max((ended for _, ended in self.clearings), default=0.0)
+        return [one for one in self.calls if one.kind in kinds and one.begun >= cleared]
+
+    def final(self, *kinds: str) -> list[Called]:
+        """Return those of them that were not acknowledged as degraded."""
+        return [one for one in self.lasting(*kinds) if not one.degraded]
+
+    def lines(self) -> list[str]:
+        found = []
+        for one in self.calls:
+            call = f"{one.keys[0][0]}-{one.keys[0][1]}"
+            found.append(begin(one.begun, call, [n for _, n in one.keys]))
+            if one.kind == "refused":
+                found.append(line("fail", one.effect, call))
+            for at in [one.answered] + [one.effect + 9.0] * (one in self.again):
+                if at is not None:
+                    seqs = None if one.kind == "turn" else [self.seqs[key] for key in one.keys]
+                    durable = None if one.kind == "turn" else one.kind != "unlogged"
+                    found.append(ok(at, call, seqs, durable=durable, degraded=one.degraded))
+        found += [read(begun, ended, last, degraded=degraded) for begun, ended, last, degraded in self.reads]
+        for number, (begun, ended) in enumerate(self.clearings):
+            found += [line("clear", begun, "s", f"c{number}"), line("cleared", ended, f"c{number}")]
+        return found
+
+    def judged(self) -> list[str]:
+        return judged(self.lines(), {"s": self.log})
+
+
+Step = tuple[str, int, int, int]
+"""What happens, who does it, how long before its effect the call begins, and how long after it ends."""
+
+STEPS = (
+    "append",
+    "append",
+    "turn",
+    "batch",
+    "resent",
+    "lost",
+    "landed",
+    "refused",
+    "unlogged",
+    "drained",
+    "read",
+    "clear",
+)
+ENDING: tuple[Step, ...] = (
+    ("append", 0, 1, 1),
+    ("batch", 1, 1, 1),
+    ("append", 0, 1, 1),
+    ("turn", 2, 1, 1),
+    ("resent", 1, 1, 1),
+    ("unlogged", 2, 1, 1),
+    ("append", 0, 1, 1),
+    ("refused", 3, 1, 1),
+    ("lost", 3, 1, 1),
+    ("append", 1, 1, 1),
+    ("read", 0, 1, 1),
+    ("append", 0, 1, 1),
+    ("read", 0, 1, 1),
+)
+"""What every made history ends with, so that it has something of each kind."""
+
+ERASED: tuple[Step, ...] = (("append", 0, 1, 0), ("batch", 1, 1, 0), ("clear", 0, 0, 0))
+
+
+def made(steps: Sequence[Step]) -> Made:
+    """Carry out the steps one after the other; the calls around them overlap as far as each writer's own do not."""
+    history = Made()
+    free = [0.0] * 4
+    said = [0] * 4
+    waiting: list[Called] = []
+    now = 0.0
+
+    def drain() -> None:
+        for one in waiting:
+            history.log += one.keys
+        waiting.clear()
+
+    for place, (kind, writer, before, after) in enumerate((*steps, *ENDING)):
+        if place == len(steps):
+            drain()
+            now += 10.0  # every call before has ended
+        begun = max(now + 1.0 - before, free[writer] + 0.25)
+        now = max(now + 1.0, begun + 0.25)
+        ended = now + 0.25 + after
+        if kind == "drained":
+            drain()
+            continue
+        if kind == "read":
+            history.reads.append((begun, ended, len(history.log), bool(waiting)))
+            continue
+        if kind == "clear":
+            history.clearings.append((begun, ended))
+            history.log.clear()
+            waiting.clear()
+            continue
+        free[writer] = ended
+        numbers = range(said[writer] + 1, said[writer] + 1 + (3 if kind == "batch" else 1))
+        said[writer] = numbers[-1]
+        one = Called([("abcd"[writer], n) for n in numbers], begun, now, None if kind in ("lost", "landed") else ended)
+        one.kind, one.degraded = kind, kind == "unlogged" or bool(waiting)
+        history.calls.append(one)
+        if kind == "unlogged":
+            waiting.append(one)
+            history.seqs |= dict.fromkeys(one.keys, 1)
+        elif kind == "refused":
+            one.answered = None
+        elif kind != "lost":
+            start = len(history.log) + 1
+            history.seqs |= {key: start + offset for offset, key in enumerate(one.keys)}
+            history.log += one.keys
+            if kind == "resent":
+                history.again.append(one)
+        if place >= len(steps):
+            drain()
+    return history
+
+
+Pick = Callable[[Sequence[Any]], Any]
+
+
+def lose(history: Made, pick: Pick, kind: str) -> None:
+    history.log.remove(pick(pick(history.lasting(kind)).keys))
+
+
+def repeat(history: Made, pick: Pick) -> None:
+    key = pick(history.log)
+    history.log.insert(pick(range(len(history.log) + 1)), key)
+
+
+def invent(history: Made, pick: Pick) -> None:
+    history.log.insert(pick(range(len(history.log) + 1)), ("z", 1))
+
+
+def heed(history: Made, pick: Pick, kind: str) -> None:
+    history.log += pick([one for one in history.calls if one.kind == kind]).keys
+
+
+def resurrect(history: Made, pick: Pick) -> None:
+    last = max(begun for begun, _ in history.clearings)
+    history.log += pick([one for one in history.calls if one.answered is not None and one.answered < last]).keys
+
+
+def tear(history: Made, pick: Pick) -> None:
+    keys = pick(history.final("batch")).keys
+    place = history.log.index(keys[0])
+    history.log.remove(keys[1])
+    history.log.insert(
+        pick([other for other in range(len(history.log) + 1) if other not in (place, place + 1)]), keys[1]
+    )
+
+
+def halve(history: Made, pick: Pick) -> None:
+    one = pick(history.final("batch"))
+    one.answered = None
+    history.log.remove(pick(one.keys))
+
+
+def misnumber(history: Made, pick: Pick) -> None:
+    key = pick(pick(history.final("append", "resent", "batch")).keys)
+    history.seqs[key] += pick((-1, 1, 100))
+
+
+def number_twice(history: Made, pick: Pick) -> None:
+    first, second = (one.keys[0] for one in history.final("append")[-2:])
+    history.seqs[second] = history.seqs[first]
+
+
+def reorder(history: Made, pick: Pick, *, is_own: bool) -> None:
+    """Put a message behind one whose call began after it had been answered."""
+    pairs = [
+        (one.keys[0], other.keys[0])
+        for one in history.final("append", "turn", "resent")
+        for other in history.final("append", "turn", "resent")
+        if one.answered is not None and one.answered < other.begun and (one.keys[0][0] == other.keys[0][0]) is is_own
+    ]
+    early, late = pick(pairs)
+    history.log.remove(early)
+    history.log.insert(history.log.index(late) + 1, early)
+
+
+def forget_in_read(history: Made, pick: Pick) -> None:
+    begun, ended, last, degraded = history.reads[-1]
+    history.reads[-1] = begun, ended, last - pick(range(1, last + 1)), degraded
+
+
+def read_back_in_time(history: Made, pick: Pick) -> None:
+    _, ended, last, _ = history.reads[-1]
+    history.reads.append((ended + 1, ended + 2, pick(range(last)), False))
+
+
+def read_beyond(history: Made, pick: Pick) -> None:
+    begun, ended, last, degraded = history.reads[-1]
+    history.reads[-1] = begun, ended, last + pick((1, 2, 50)), degraded
+
+
+MUTATIONS: dict[str, tuple[Callable[[Made, Pick], None], str]] = {
+    "lost append": (lambda history, pick: lose(history, pick, "append"), "(logged) at"),
+    "lost batch": (lambda history, pick: lose(history, pick, "batch"), "(logged) at"),
+    "lost turn": (lambda history, pick: lose(history, pick, "turn"), "(turn) at"),
+    "lost unlogged": (lambda history, pick: lose(history, pick, "unlogged"), "(unlogged) at"),
+    "duplicate": (repeat, "is there 2 times"),
+    "phantom": (invent, "z-1 is there, and nobody said it"),
+    "refused and there": (lambda history, pick: heed(history, pick, "refused"), "and it was refused"),
+    "erased and there": (resurrect, "and it was erased"),
+    "torn batch": (tear, "the batch is torn"),
+    "half batch": (halve, "half of a batch is there"),
+    "another number": (misnumber, "the receipt said"),
+    "one number for two": (number_twice, "was given to"),
+    "reordered, one writer": (lambda history, pick: reorder(history, pick, is_own=True), "stands behind"),
+    "reordered, two writers": (lambda history, pick: reorder(history, pick, is_own=False), "stands behind"),
+    "read lacks": (forget_in_read, "had been acknowledged at"),
+    "read back in time": (read_back_in_time, "had been read before it began"),
+    "read beyond": (read_beyond, "; the log ends at"),
+}
+
+steps = st.lists(
+    st.tuples(st.sampled_from(STEPS), st.integers(0, 3), st.integers(0, 6), st.integers(0, 6)), max_size=25
+)
+
+
+@given(steps)
+@settings(deadline=None, max_examples=300)
+def test_nothing_is_found_in_a_made_history(plan: list[Step]) -> None:
+    history = made(plan)
+    assert history.judged() == []
+
+
+@pytest.mark.parametrize("kind", MUTATIONS)
+@given(plan=steps, data=st.data())
+@settings(deadline=None, max_examples=40)
+def test_one_thing_done_to_a_made_history_is_found(kind: str, plan: list[Step], data: st.DataObject) -> None:
+    mutate, words = MUTATIONS[kind]
+    history = made([*ERASED, *plan] if kind == "erased and there" else plan)
+    mutate(history, lambda choices: data.draw(st.sampled_from(choices)))
+    found = history.judged()
+    assert any(words in one for one in found), (found, history.lines(), history.log)

@@ -1,0 +1,223 @@
+"""A primary that Sentinels watch: found through them, and found again after a failover."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+import redis
+from memory_contract import ASYNC, DURABLE, SYNC, Backend, assert_context, logged, say, talk
+from redis_topologies import DOWN_AFTER_MS, PASSWORD, SERVICE, Server, Watched, waited_for, watched_primary
+from steady_writers import LIMITS, SteadyWriters
+
+# The scenarios of the contract that every way to Redis has to pass.
+from test_memory_manager import (  # noqa: F401
+    test_a_batch_keeps_its_order,
+    test_a_fold_due_runs_in_the_background,
+    test_a_repeated_append_has_one_effect,
+    test_a_turn_returns_the_context_with_its_message,
+    test_health,
+    test_limits_of_a_session,
+)
+
+from contract_engine.memory import (
+    CircuitOpenError,
+    CircuitState,
+    MemoryManager,
+    RedisUnavailableError,
+    StoreMisconfiguredError,
+)
+from contract_engine.memory._effects import scan
+
+pytest_plugins = ("memory_fixtures",)
+
+SETTINGS: dict[str, Any] = {
+    "redis_timeout_seconds": 0.5,
+    "breaker_failure_threshold": 3,
+    "breaker_recovery_seconds": 60,
+    **LIMITS,
+}
+"""A breaker that waits for a minute: whatever comes back sooner does so because the Sentinels were asked."""
+
+
+@pytest.fixture(scope="module")
+def watched() -> Iterator[Watched]:
+    """A primary with a replica and three Sentinels; whoever harms one brings it back."""
+    with watched_primary() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def redis_url(watched: Watched) -> str:
+    return watched.url
+
+
+@pytest.fixture(params=[SYNC, ASYNC])
+def log(request: pytest.FixtureRequest, watched: Watched, database_url: str, tenant: str) -> Iterator[Backend]:
+    """Both colours with a log, once the Sentinels are ready for a failover."""
+    assert waited_for(lambda: watched.is_settled() and watched.is_ready())
+    with closing(Backend(request.param, DURABLE, watched.url, database_url, tenant)) as backend:
+        yield backend
+
+
+def is_served(manager: MemoryManager, session_id: str) -> bool:
+    context = manager.get_context(session_id)
+    return (context["source"], context["degraded"]) == ("redis", False)
+
+
+def assert_nothing_lost(backend: Backend, manager: MemoryManager, writers: SteadyWriters) -> None:
+    for session_id, receipts in writers.receipts.items():
+        said = talk(len(receipts))
+        assert [receipt.seq for receipt in receipts] == list(range(1, len(receipts) + 1))
+        assert_context(manager.get_context(session_id), said)
+        assert logged(backend.database_url or "", backend.tenant, session_id) == list(enumerate(said, 1))
+
+
+def test_the_primary_is_what_is_written_to(backend: Backend, watched: Watched) -> None:
+    manager = backend.open()
+    manager.append("s", say(1))
+    key = backend.keys("s").buffer
+    assert watched.primary.client.exists(key) == 1
+    answer: Any = manager._runtime.run(scan(f"contract:{{{backend.tenant}/*"))
+    if backend.colour == ASYNC:
+        assert backend.loop is not None
+        answer = backend.loop.run_until_complete(answer)
+    assert answer == [key.encode()]
+
+
+@pytest.mark.parametrize("how", ["killed", "on command"])
+def test_a_failover_under_writers(log: Backend, watched: Watched, how: str) -> None:
+    reader = log.open(**SETTINGS)
+    sessions = [f"s{number}" for number in range(6)]
+    config = log.config(redis_timeout_seconds=0.5, breaker_failure_threshold=3, breaker_recovery_seconds=60)
+    with SteadyWriters(log.colour, config, sessions) as writers:
+        writers.progress()
+        before = watched.primary
+        assert is_served(reader, "s0")
+        if how == "killed":
+            before.kill()
+        else:
+            # Else it acknowledges for seconds what its successor never gets, until the Sentinels demote it.
+            before.say("CONFIG", "SET", "min-replicas-to-write", 1)
+            assert watched.sentinels[0].say("SENTINEL", "FAILOVER", SERVICE) == b"OK"
+        writers.progress()
+        assert waited_for(lambda: watched.primary is not before)
+        writers.served_by_redis()
+    after = watched.primary
+    assert after is not before
+    assert before.is_alive is (how == "on command")
+    print(f"{log.colour}, {how}: {sum(writers.counts().values())} messages")
+    assert_nothing_lost(log, reader, writers)
+    for name in sessions:
+        assert waited_for(lambda name=name: is_served(reader, name))  # type: ignore[misc]
+        assert after.client.exists(log.keys(name).buffer) == 1
+    assert reader.circuit_breaker.get_state() == CircuitState.CLOSED
+    if how == "killed":
+        before.start()
+    else:
+        before.say("CONFIG", "SET", "min-replicas-to-write", 0)
+    assert waited_for(watched.is_settled), "the old primary follows the new one"
+    assert_nothing_lost(log, reader, writers)
+
+
+def test_an_open_breaker_does_not_hide_a_failover(log: Backend, watched: Watched) -> None:
+    manager = log.open(**SETTINGS)
+    manager.append("s", say(1))
+    before = watched.primary
+    before.kill()
+    number = 1
+    while manager.circuit_breaker.get_state() == CircuitState.CLOSED and watched.primary is before:
+        number += 1
+        manager.append("s", say(number))
+    assert manager.circuit_breaker.get_state() == CircuitState.OPEN
+    assert waited_for(lambda: is_served(manager, "s"))
+    assert watched.primary is not before
+    assert manager.circuit_breaker.get_state() == CircuitState.CLOSED
+    assert_context(manager.get_context("s"), talk(number))
+    manager.circuit_breaker.force_open()
+    assert manager.append("s", say(number + 1)).degraded is True, "an operator's word holds"
+    assert manager.circuit_breaker.get_state() == CircuitState.FORCED_OPEN
+    manager.circuit_breaker.reset()
+    before.start()
+    assert waited_for(watched.is_settled)
+
+
+def test_a_sentinel_that_hangs_or_is_dead_is_passed_over(log: Backend, watched: Watched) -> None:
+    hung, dead, _ = watched.sentinels
+    dead.kill()
+    os.kill(hung.pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        with pytest.raises(redis.TimeoutError):
+            silent(hung)
+        for _ in range(3):
+            manager = log.open(redis_timeout_seconds=4.0)
+            assert manager.append("s", say(1), message_id="one").degraded is False
+            assert is_served(manager, "s")
+        assert time.monotonic() - started < 3 * 4.0 + 1, "each found the one that answers within its deadline"
+    finally:
+        os.kill(hung.pid, signal.SIGCONT)
+        dead.start()
+
+
+def silent(server: Server) -> None:
+    with redis.Redis(port=server.port, socket_timeout=0.2, socket_connect_timeout=0.2) as client:
+        client.ping()
+
+
+def test_no_sentinel_at_all_is_an_outage(log: Backend) -> None:
+    with watched_primary(sentinels=1) as made:
+        manager = log.open(redis_url=made.url, **SETTINGS)
+        made.sentinels[0].kill()
+        for number in range(1, 5):
+            assert manager.append("s", say(number)).degraded is True
+        assert manager.circuit_breaker.get_state() == CircuitState.OPEN
+        assert manager.health()["redis"] is False
+        alone = log.open(redis_url=made.url, database_url=None)
+        with pytest.raises(RedisUnavailableError) as caught:
+            alone.append("s", say(1))
+        assert not isinstance(caught.value, CircuitOpenError)
+
+
+def test_wrong_settings_are_no_outage(log: Backend, watched: Watched) -> None:
+    for url, problem in (
+        (watched.url.replace(f"/{SERVICE}", "/another"), "no Sentinel watches a primary 'another'"),
+        (watched.url.replace(PASSWORD, "wrong"), "check user, password"),
+    ):
+        manager = log.open(redis_url=url, database_url=None)
+        with pytest.raises(StoreMisconfiguredError, match=problem):
+            manager.append("s", say(1))
+        assert manager.circuit_breaker.get_state() == CircuitState.CLOSED
+
+
+def test_a_demoted_primary_is_not_believed(log: Backend, watched: Watched) -> None:
+    """Whoever was made a replica past the Sentinels refuses writes; then they are asked, and the call goes on."""
+    manager = log.open(**SETTINGS)
+    manager.append("s", say(1))
+    before = watched.primary
+    other = next(server for server in watched.nodes if server is not before)
+    for sentinel in watched.sentinels:
+        sentinel.say("SENTINEL", "REMOVE", SERVICE)
+    other.say("REPLICAOF", "NO", "ONE")
+    before.say("REPLICAOF", "127.0.0.1", other.port)
+    for sentinel in watched.sentinels:
+        sentinel.say("SENTINEL", "MONITOR", SERVICE, "127.0.0.1", other.port, 2)
+        for name, value in (
+            ("auth-pass", PASSWORD),
+            ("down-after-milliseconds", DOWN_AFTER_MS),
+            ("failover-timeout", 3000),
+        ):
+            sentinel.say("SENTINEL", "SET", SERVICE, name, value)
+    assert waited_for(watched.is_settled)
+    clients = before.info("stats")["total_error_replies"]
+    receipt = manager.append("s", say(2))
+    assert before.info("stats")["total_error_replies"] > clients, "the old primary was not asked"
+    assert receipt.degraded is False
+    assert watched.primary is other
+    assert_context(manager.get_context("s"), talk(2))
+    assert is_served(manager, "s")
