@@ -2,109 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import random
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Any, Self
+from contextlib import contextmanager
+from typing import Any
 
 import psycopg
-import redis
+from breaker_scenarios import breaker_closed, breaker_open, redis_away
+from scenario import CALLS, WIDE, Bench, Scenario, Timer, message, per_call, repeated
 
-from contract_engine.embedded import EmbeddedServers
-from contract_engine.memory import AsyncMemoryManager, MemoryManager, SessionLimits, TokenCounter
+from contract_engine.memory import AsyncMemoryManager, TokenCounter
 from contract_engine.memory._log import APPEND_ONE
 from contract_engine.memory._scripts import APPEND
 from contract_engine.memory.encodings import encodings
 from contract_engine.memory.intake import Intake
 from contract_engine.memory.models import Placed
 from contract_engine.memory.session_cache import SessionCache
-
-Timer = Callable[[], float]
-"""Runs the thing once or many times and answers the seconds of one."""
-
-CALLS = 40
-"""Calls per round."""
-
-# Far above what is measured: no fold gets into the figures, each of which is about one call.
-WIDE = SessionLimits(summary_trigger_tokens=1_000_000, max_buffer_tokens=2_000_000, max_buffer_messages=100_000)
-
-TEXT = (
-    "the flight from Paris leaves at nine and my seat should be near a window please check whether the hotel in Rome "
-    "still has two rooms for the third of May because our friends arrive late and need a taxi to the old town"
-)
-
-
-def message(number: int) -> dict[str, Any]:
-    """Return a message of about 40 tokens whose text no other number has."""
-    words = random.Random(number).choices(TEXT.split(), k=34)
-    return {"role": "user" if number % 2 else "assistant", "content": f"{number} {' '.join(words)}"}
-
-
-class Bench:
-    """The servers under measurement and the managers on them."""
-
-    def __init__(self, servers: EmbeddedServers, history: int) -> None:
-        self.history = history
-        self.redis_url, self.database_url = servers.redis_url, servers.database_url
-        self.redis = redis.Redis.from_url(self.redis_url)
-        self.ephemeral = MemoryManager(redis_url=self.redis_url, limits=WIDE)
-        self.durable = MemoryManager(redis_url=self.redis_url, database_url=self.database_url, limits=WIDE)
-        self.loop = asyncio.new_event_loop()
-        self.async_ephemeral = AsyncMemoryManager(redis_url=self.redis_url, limits=WIDE)
-        self.async_durable = AsyncMemoryManager(redis_url=self.redis_url, database_url=self.database_url, limits=WIDE)
-        self._numbers = itertools.count()
-        self.ephemeral.token_counter.warm()
-        self.durable.token_counter.warm()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.loop.run_until_complete(self.async_ephemeral.aclose())
-        self.loop.run_until_complete(self.async_durable.aclose())
-        self.loop.close()
-        self.ephemeral.close()
-        self.durable.close()
-        self.redis.close()
-
-    def fresh(self, count: int) -> list[dict[str, Any]]:
-        """Return messages never seen before, so that no token count is remembered."""
-        return [message(next(self._numbers)) for _ in range(count)]
-
-    def session(self, manager: MemoryManager, messages: int = 30) -> str:
-        """Return a new session that holds this many messages."""
-        name = f"bench-{next(self._numbers)}"
-        manager.add_messages(name, self.fresh(messages))
-        return name
-
-    def ping(self) -> float:
-        """Time a PING through redis-py: the unit of the table."""
-        return per_call([self.redis.ping] * CALLS)
-
-
-def per_call(calls: list[Callable[[], object]]) -> float:
-    """Run the calls one after the other and return the seconds of one."""
-    started = time.perf_counter()
-    for call in calls:
-        call()
-    return (time.perf_counter() - started) / len(calls)
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """One line of the table."""
-
-    name: str
-    reference: str
-    reach: float | None
-    prepare: Callable[[Bench], AbstractContextManager[tuple[Timer, Timer]]]
-    rounds: int | None = None
 
 
 @contextmanager
@@ -259,19 +175,7 @@ def count_repeated(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
     counter = TokenCounter()
     text = bench.fresh(1)[0]["content"]
 
-    def reference() -> float:
-        started = time.perf_counter()
-        for _ in itertools.repeat(None, 10_000):
-            len(text)
-        return (time.perf_counter() - started) / 10_000
-
-    def call() -> float:
-        started = time.perf_counter()
-        for _ in itertools.repeat(None, 10_000):
-            counter.count_tokens(text)
-        return (time.perf_counter() - started) / 10_000
-
-    yield call, reference
+    yield lambda: repeated(lambda: counter.count_tokens(text)), lambda: repeated(lambda: len(text))
 
 
 @contextmanager
@@ -339,5 +243,14 @@ SCENARIOS = (
     Scenario("growth: read at 30,000 messages", "at 30", 1.1, growth_read),
     Scenario("count a batch of 4,000 tokens", "plain tiktoken", 1.15, count_batch),
     Scenario("count a repeated text", "len()", None, count_repeated),
+    Scenario("breaker, closed", "the call alone", None, breaker_closed(), most_added=1),
+    Scenario(
+        "breaker, closed, with a window",
+        "the call alone",
+        None,
+        breaker_closed(window_size=100, failure_rate=0.5, slow_call_seconds=1, slow_call_rate=0.5),
+    ),
+    Scenario("breaker, open: a rejection", "a call that fails at once", None, breaker_open, most_added=1),
+    Scenario("get_context with the breaker open", "the log alone", None, redis_away, most_added=10),
     Scenario("import contract_engine.memory", "redis, sqlalchemy, psycopg", 1.2, imports, rounds=10),
 )

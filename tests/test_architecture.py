@@ -20,7 +20,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "migrations" not in p
 # From the ground up. A module may import from its own line and the lines above it.
 LAYERS = (
     "errors",
-    "config keys call_window circuit_state",
+    "config keys untold call_window circuit_state circuit_settings circuit_listeners",
     "encodings encodings.measurement token_counter exchange swisper_context circuit_guard circuit_breaker",
     "models serializer",
     "summarizers summarizers.request summarizers.sentences summarizers.salience summarizers.form summarizers.units"

@@ -125,8 +125,7 @@ def test_starters_at_once_get_one_pair(data_dir: Path) -> None:
     starters = [_starter(data_dir) for _ in range(3)]
     answers = [_answer(process) for process in starters]
     assert answers[0] == answers[1] == answers[2]
-    parents = [pid for pid in _working_below(data_dir) if psutil.Process(pid).ppid() not in _working_below(data_dir)]
-    assert sorted(parents) == sorted(answers[0][2:])
+    assert sorted(_servers_below(data_dir)) == sorted(answers[0][2:])
     for process in starters:
         process.communicate("\n")
         assert process.returncode == 0
@@ -381,15 +380,22 @@ def _scalar(url: str, query: str) -> Any:
     return row[0]
 
 
-def _working_below(directory: Path) -> list[int]:
-    found = []
+def _working_below(directory: Path) -> dict[int, int]:
+    """Return the processes that work in a directory, each with its parent; some of them live for a moment only."""
+    found = {}
     for process in psutil.process_iter():
         try:
             if Path(process.cwd()).is_relative_to(directory):
-                found.append(process.pid)
+                found[process.pid] = process.ppid()
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
     return found
+
+
+def _servers_below(directory: Path) -> list[int]:
+    """Return the servers that work in a directory, without the processes of their own making."""
+    working = _working_below(directory)
+    return [pid for pid, parent in working.items() if parent not in working]
 
 
 def _eventually(condition: Callable[[], bool]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from contract_engine.memory._effects import Command, Flow, query, redis_call
 from contract_engine.memory._log import PING
+from contract_engine.memory._runtime.redis_topology import deployment
 from contract_engine.memory.buffer_store import BufferFlows
 from contract_engine.memory.circuit_breaker import CircuitBreaker
 from contract_engine.memory.config import MemoryConfig, check_limit_changes
@@ -26,7 +27,7 @@ from contract_engine.memory.models import Receipt
 from contract_engine.memory.serializer import decode_value, encode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.session_store import StoreFlows
-from contract_engine.memory.sessions import Sessions, context_of
+from contract_engine.memory.sessions import Sessions, context_of, never
 from contract_engine.memory.summary_store import SummaryFlows
 from contract_engine.memory.swisper_context import SwisperContext
 from contract_engine.memory.token_counter import TokenCounter
@@ -44,7 +45,9 @@ class ManagerFlows:
         self._breaker = breaker
         self._database_breaker = database_breaker
         self._log = LogFlows(config) if config.is_durable else None
-        self._sessions = Sessions(config, self.counter, log=self._log)
+        # Of several servers others may be there, or may have taken over.
+        is_away = breaker.turns_away if deployment(config.redis_url) is None else never
+        self._sessions = Sessions(config, self.counter, log=self._log, is_away=is_away)
         self._intake = Intake(self.counter, max_message_bytes=config.max_message_bytes)
         self.buffer = BufferFlows(self._sessions, self._intake)
         self.summary = SummaryFlows(config, self.counter, self._sessions, log=self._log)

@@ -4,17 +4,57 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+
+FAILED, SLOW = 1, 2
 
 
-@dataclass(slots=True)
-class Tally:
-    """Calls added up; ``since`` is when the first of them was added."""
+class CallWindow:
+    """The last ``size`` calls, or the calls of the last ``seconds``. Not thread-safe: its owner has a lock.
 
-    calls: int = 0
-    failed: int = 0
-    slow: int = 0
-    since: float = 0.0
+    ``calls``, ``failed`` and ``slow``, for reading only, are the totals of what is in the window. Calls within a
+    sixtieth of ``seconds`` share one entry, so that memory does not grow with the call rate; they leave together, up
+    to that much early or late.
+    """
+
+    __slots__ = ("_entries", "_grain", "_outcomes", "_seconds", "_until", "calls", "failed", "slow")
+
+    def __init__(self, *, size: int | None, seconds: float | None) -> None:
+        # One of the two is used: an outcome for each call, or an entry (since, calls, failed, slow) for each grain.
+        self._outcomes: deque[int] | None = None if size is None else deque(maxlen=size)
+        self._entries: deque[list[float]] = deque()
+        self._seconds = math.inf if seconds is None else seconds
+        self._grain = self._seconds / 60
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every call."""
+        if self._outcomes is not None:
+            self._outcomes.clear()
+        self._entries.clear()
+        self._until = -math.inf  # the end of the newest entry's grain
+        self.calls = self.failed = self.slow = 0
+
+    def add(self, now: float, failed: bool, slow: bool) -> None:
+        """Add one call; those that it pushes out are gone from the totals then."""
+        # It runs within every call that is protected, hence no object of its own for a call and no method for a step.
+        self.calls += 1
+        self.failed += failed
+        self.slow += slow
+        outcomes = self._outcomes
+        if outcomes is None:
+            if now >= self._until:
+                self._turn(now)
+            entry = self._entries[-1]
+            entry[1] += 1
+            entry[2] += failed
+            entry[3] += slow
+            return
+        if len(outcomes) == outcomes.maxlen:
+            past = outcomes[0]
+            self.calls -= 1
+            self.failed -= past & FAILED
+            self.slow -= past >> 1
+        outcomes.append(failed | slow << 1)
 
     @property
     def failure_rate(self) -> float:
@@ -26,39 +66,12 @@ class Tally:
         """The share of calls that were slow, 0 to 1; there must be calls."""
         return self.slow / self.calls
 
-    def add(self, *, calls: int, failed: int, slow: int) -> None:
-        """Add calls, or take them away with negative numbers."""
-        self.calls += calls
-        self.failed += failed
-        self.slow += slow
-
-
-class CallWindow:
-    """The last ``size`` calls, or the calls of the last ``seconds``. Not thread-safe: its owner has a lock.
-
-    Calls within a sixtieth of ``seconds`` share one tally, so that memory does not grow with the call rate; they
-    leave together, up to that much early.
-    """
-
-    def __init__(self, *, size: int | None, seconds: float | None) -> None:
-        self._size = math.inf if size is None else size
-        self._seconds = math.inf if seconds is None else seconds
-        self._grain = 0.0 if seconds is None else seconds / 60
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget every call."""
-        self._tallies: deque[Tally] = deque()
-        self._total = Tally()
-
-    def add(self, now: float, *, failed: bool, slow: bool) -> Tally:
-        """Add one call and return the totals of what is in the window then."""
-        tallies, total = self._tallies, self._total
-        if not tallies or now - tallies[-1].since >= self._grain:
-            tallies.append(Tally(since=now))
-        tallies[-1].add(calls=1, failed=failed, slow=slow)
-        total.add(calls=1, failed=failed, slow=slow)
-        while total.calls > self._size or now - tallies[0].since >= self._seconds:
-            past = tallies.popleft()
-            total.add(calls=-past.calls, failed=-past.failed, slow=-past.slow)
-        return total
+    def _turn(self, now: float) -> None:
+        """Begin an entry, and drop those whose time has passed."""
+        self._entries.append([now, 0, 0, 0])
+        self._until = now + self._grain
+        while now - self._entries[0][0] >= self._seconds:
+            _, calls, failed, slow = self._entries.popleft()
+            self.calls -= int(calls)
+            self.failed -= int(failed)
+            self.slow -= int(slow)

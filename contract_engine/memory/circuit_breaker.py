@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import logging
 import math
 import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from random import random as _random
 from typing import ParamSpec, TypeVar
 
-from contract_engine.memory.call_window import CallWindow, Tally
-from contract_engine.memory.circuit_guard import CallGuard, check_number, classifier
+from contract_engine.memory.call_window import CallWindow
+from contract_engine.memory.circuit_guard import CallGuard
+from contract_engine.memory.circuit_listeners import CircuitListeners
+from contract_engine.memory.circuit_settings import check_settings, check_window, classifier
 from contract_engine.memory.circuit_state import (
     CLOSED,
     DISABLED,
@@ -47,8 +47,6 @@ __all__ = [
     "Transition",
     "redis_circuit_breaker",
 ]
-
-logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -102,33 +100,24 @@ class CircuitBreaker(CallGuard):
         wall_clock: Callable[[], float] = time.time,
         random: Callable[[], float] = _random,
     ) -> None:
-        for field, value, kind, least, most in (
-            ("failure_threshold", failure_threshold, int, 1, 1e9),
-            ("recovery_timeout", recovery_timeout, float, 0, 1e9),
-            ("minimum_calls", minimum_calls, int, 1, 1e9),
-            ("half_open_permits", half_open_permits, int, 1, 1e9),
-            ("backoff", backoff, float, 1, 1e9),
-            ("jitter", jitter, float, 0, 1),
-        ):
-            check_number(field, value, kind, least, most)
-        for field, optional, kind, lowest, highest in (
-            ("failure_rate", failure_rate, float, 1e-6, 1),
-            ("window_size", window_size, int, 1, 1e9),
-            ("window_seconds", window_seconds, float, 1e-3, 1e9),
-            ("slow_call_seconds", slow_call_seconds, float, 0, 1e9),
-            ("slow_call_rate", slow_call_rate, float, 1e-6, 1),
-            ("half_open_max_seconds", half_open_max_seconds, float, 1e-3, 1e9),
-            ("max_recovery_timeout", max_recovery_timeout, float, recovery_timeout, 1e9),
-        ):
-            if optional is not None:
-                check_number(field, optional, kind, lowest, highest)
-        if (slow_call_seconds is None) != (slow_call_rate is None):
-            raise ConfigurationError("slow_call_rate", "goes together with slow_call_seconds")
-        if window_size is not None and window_seconds is not None:
-            raise ConfigurationError("window_size", "cannot be combined with window_seconds")
-        has_window = not (window_size is None and window_seconds is None)
-        if has_window != (failure_rate is not None or slow_call_rate is not None):
-            raise ConfigurationError("window_size", "a window goes together with a failure_rate or slow_call_rate")
+        settings = check_settings(
+            failure_threshold=failure_threshold,
+            recovery_timeout=recovery_timeout,
+            failure_rate=failure_rate,
+            window_size=window_size,
+            window_seconds=window_seconds,
+            minimum_calls=minimum_calls,
+            slow_call_seconds=slow_call_seconds,
+            slow_call_rate=slow_call_rate,
+            half_open_permits=half_open_permits,
+            half_open_max_seconds=half_open_max_seconds,
+            backoff=backoff,
+            max_recovery_timeout=max_recovery_timeout,
+            jitter=jitter,
+        )
+        check_window(settings)
+        if max_recovery_timeout is not None and max_recovery_timeout < recovery_timeout:
+            raise ConfigurationError("max_recovery_timeout", f"expected at least {recovery_timeout:g}")
         if not name:
             raise ConfigurationError("name", "expected a text that is not empty")
 
@@ -140,8 +129,11 @@ class CircuitBreaker(CallGuard):
         self._slow_call_rate = slow_call_rate
         self._slow_call_seconds = math.inf if slow_call_seconds is None else slow_call_seconds
         self._minimum_calls = minimum_calls if window_size is None else min(minimum_calls, window_size)
-        self._window = CallWindow(size=window_size, seconds=window_seconds) if has_window else None
+        self._window: CallWindow | None = None
+        if not (window_size is None and window_seconds is None):
+            self._window = CallWindow(size=window_size, seconds=window_seconds)
         self._half_open_permits = half_open_permits
+        self._probes = CallWindow(size=half_open_permits, seconds=None)
         self._half_open_seconds = math.inf if half_open_max_seconds is None else half_open_max_seconds
         self._backoff = backoff
         self._longest_wait = 10 * recovery_timeout if max_recovery_timeout is None else max_recovery_timeout
@@ -158,9 +150,7 @@ class CircuitBreaker(CallGuard):
         self._wait = recovery_timeout  # of this opening, before jitter
         self._deadline = math.inf  # open: when probes may pass; half-open: when the stay ends
         self._totals = dict.fromkeys(("successful", "failed", "slow", "rejected", "cancelled", "late"), 0)
-        self._listeners: tuple[Callable[[Transition], None], ...] = ()
-        self._pending: deque[Transition] = deque()
-        self._delivering = False
+        self._listeners = CircuitListeners()
         self._generation = 0
         self._rejects_until = -math.inf  # before this moment every call is rejected without a further look
         self._begin_generation()
@@ -168,8 +158,7 @@ class CircuitBreaker(CallGuard):
 
     def configure(self, failure_threshold: int, recovery_timeout: float) -> None:
         """Set the threshold and the first wait anew; an opening under way keeps its wait."""
-        check_number("failure_threshold", failure_threshold, int, 1, 1e9)
-        check_number("recovery_timeout", recovery_timeout, float, 0, 1e9)
+        check_settings(failure_threshold=failure_threshold, recovery_timeout=recovery_timeout)
         with self._lock:
             if self._longest_wait == 10 * self.recovery_timeout:
                 self._longest_wait = 10 * recovery_timeout
@@ -186,6 +175,9 @@ class CircuitBreaker(CallGuard):
         permit = self._shared
         if permit is not None:
             return permit
+        generation = self._timed_generation
+        if generation is not None:
+            return Permit(generation, self._clock())
         # Read once and without the lock: an open breaker has to be next to free.
         remaining = self._rejects_until - self._clock()
         if remaining > 0.0:
@@ -193,9 +185,16 @@ class CircuitBreaker(CallGuard):
             raise CircuitOpenError(self.name, min(self._wait, remaining))
         return self._acquire()
 
+    def turns_away(self) -> bool:
+        """Whether :meth:`acquire` would raise now; then it counts as a rejection, and nothing need be prepared."""
+        if self._shared is not None or self._clock() >= self._rejects_until:
+            return False
+        self._totals["rejected"] += 1
+        return True
+
     def success(self, permit: Permit) -> None:
         """Report that the call succeeded; without effect if the state has changed since."""
-        if permit is self._shared and not self.failure_count:
+        if self._window is None and permit is self._shared and not self.failure_count:
             # Without the lock: racing threads may lose a count, which is for display and judged by nobody.
             self._totals["successful"] += 1
         else:
@@ -252,7 +251,7 @@ class CircuitBreaker(CallGuard):
                 retry_after=self._retry_after(now) or 0.0,
                 **self._totals,
             )
-        self._announce()
+        self._listeners.tell()
         return snapshot
 
     def add_listener(self, listener: Callable[[Transition], None]) -> None:
@@ -260,8 +259,7 @@ class CircuitBreaker(CallGuard):
 
         It may use the breaker itself. What it raises is logged and reaches nobody.
         """
-        with self._lock:
-            self._listeners = (*self._listeners, listener)
+        self._listeners.add(listener)
 
     def _acquire(self) -> Permit:
         with self._lock:
@@ -274,7 +272,7 @@ class CircuitBreaker(CallGuard):
             else:
                 self._totals["rejected"] += 1
             permit = Permit(self._generation, now)
-        self._announce()
+        self._listeners.tell()
         if wait is not None:
             raise CircuitOpenError(self.name, wait)
         return permit
@@ -291,17 +289,18 @@ class CircuitBreaker(CallGuard):
                 else:
                     slow = now - permit.started > self._slow_call_seconds
                     self._totals["slow"] += slow
-                    self._judge(now, failed=outcome == "failed", slow=slow)
-        self._announce()
+                    self._judge(now, outcome == "failed", slow)
+        if self._listeners.pending:
+            self._listeners.tell()
 
-    def _judge(self, now: float, *, failed: bool, slow: bool) -> None:
+    def _judge(self, now: float, failed: bool, slow: bool) -> None:
         if failed:
             self.last_failure_time = self._wall_clock()
         if self._state is DISABLED:
             return
         if self._state is HALF_OPEN:
             self.failure_count += failed
-            self._probes.add(calls=1, failed=failed, slow=slow)
+            self._probes.add(now, failed, slow)
             if failed:
                 self._move(OPEN, "a probe failed", now)
             elif self._probes.calls == self._half_open_permits:
@@ -312,12 +311,13 @@ class CircuitBreaker(CallGuard):
         if self.failure_count >= self.failure_threshold:
             self._move(OPEN, f"{self.failure_count} failures in a row", now)
         elif self._window is not None:
-            total = self._window.add(now, failed=failed, slow=slow)
-            if total.calls >= self._minimum_calls:
-                if self._failure_rate is not None and total.failure_rate >= self._failure_rate:
-                    self._move(OPEN, f"{total.failed} of {total.calls} calls failed", now)
-                elif self._slow_call_rate is not None and total.slow_rate >= self._slow_call_rate:
-                    self._move(OPEN, f"{total.slow} of {total.calls} calls were slow", now)
+            window = self._window
+            window.add(now, failed, slow)
+            if window.calls >= self._minimum_calls and (window.failed or window.slow):
+                if self._failure_rate is not None and window.failure_rate >= self._failure_rate:
+                    self._move(OPEN, f"{window.failed} of {window.calls} calls failed", now)
+                elif self._slow_call_rate is not None and window.slow_rate >= self._slow_call_rate:
+                    self._move(OPEN, f"{window.slow} of {window.calls} calls were slow", now)
 
     def _advance(self) -> float:
         """Return the time, after ending a half-open stay as a timer would have: when it was over, not when noticed."""
@@ -342,10 +342,10 @@ class CircuitBreaker(CallGuard):
                 self._move(to, reason, self._clock())
             elif to is CLOSED:
                 self._begin_generation()
-        self._announce()
+        self._listeners.tell()
 
     def _move(self, to: CircuitState, reason: str, now: float) -> None:
-        """Change the state; the caller holds the lock, and calls :meth:`_announce` when it has let go of it."""
+        """Change the state; the caller holds the lock, and has them told when it has let go of it."""
         origin = self._state
         if to not in TRANSITIONS[origin]:
             raise RuntimeError(f"breaker {self.name!r} cannot go from {origin} to {to}")
@@ -363,53 +363,34 @@ class CircuitBreaker(CallGuard):
         self._rejects_until = self._deadline if to in (OPEN, FORCED_OPEN) else -math.inf
         self._state = to
         self._begin_generation()
-        self._pending.append(Transition(self.name, origin, to, reason, at))
+        self._listeners.pending.append(Transition(self.name, origin, to, reason, at))
 
     def _begin_generation(self) -> None:
         """Start counting afresh; every permit handed out so far is a late one from now on."""
         self._generation += 1
         self._admitted = 0
-        self._probes = Tally()
-        # The permit all calls share while there is nothing to decide, time or record; None otherwise.
+        self._probes.clear()
+        # While every call passes: the permit they share, or the generation of permits that remember when they began.
         self._shared: Permit | None = None
+        self._timed_generation: int | None = None
         if self._state is CLOSED or self._state is DISABLED:
             self.failure_count = 0
-            if self._window is None:
+            if self._window is not None:
+                self._window.clear()
+            if self._slow_call_rate is None:
                 self._shared = Permit(self._generation, 0.0)
             else:
-                self._window.clear()
-
-    def _announce(self) -> None:
-        while self._pending:
-            with self._lock:
-                # Whoever is delivering finds what is pending; two at once would break the order.
-                if self._delivering or not self._pending:
-                    return
-                self._delivering = True
-                change = self._pending.popleft()
-                listeners = self._listeners
-            try:
-                level = logging.WARNING if change.to_state is OPEN else logging.INFO
-                path = f"{change.from_state} -> {change.to_state}"
-                logger.log(level, "breaker %s: %s (%s)", change.name, path, change.reason)
-                for listener in listeners:
-                    try:
-                        listener(change)
-                    except Exception:  # foreign code in the middle of somebody's call: it may break neither
-                        logger.exception("breaker %s: a listener failed", change.name)
-            finally:
-                with self._lock:
-                    self._delivering = False
+                self._timed_generation = self._generation
 
 
 _breakers: weakref.WeakSet[CircuitBreaker] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    # Another thread of the parent may have held the lock, or been delivering; it does not exist in the child.
+    # Another thread of the parent may have held the lock; it does not exist in the child.
     for breaker in _breakers:
         breaker._lock = threading.Lock()
-        breaker._delivering = False
+        breaker._listeners.after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -82,20 +82,3 @@ class CallGuard(ABC):
             return self.call(fn, *args, **kwargs)
 
         return guarded
-
-
-def check_number(field: str, value: object, kind: type, least: float, most: float) -> None:
-    """Refuse a setting that is no number of this kind within its range."""
-    numbers = int if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, numbers) or not least <= value <= most:
-        raise ConfigurationError(field, f"expected {kind.__name__} from {least:g} to {most:g}, got {value!r}")
-
-
-def classifier(counts: object) -> Callable[[BaseException], bool]:
-    """Return the function that says which exceptions are failures."""
-    types = counts if isinstance(counts, tuple) else (counts,)
-    if all(isinstance(item, type) and issubclass(item, BaseException) for item in types):
-        return lambda exc: isinstance(exc, types)
-    if isinstance(counts, tuple | type) or not callable(counts):
-        raise ConfigurationError("counts", "expected exception types or a function of an exception")
-    return cast("Callable[[BaseException], bool]", counts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
 
 
 class CircuitState(StrEnum):
@@ -28,7 +27,8 @@ TRANSITIONS: dict[CircuitState, frozenset[CircuitState]] = {
 }
 
 
-class Permit(NamedTuple):
+@dataclass(slots=True)
+class Permit:
     """The right to make one call in one generation of the state."""
 
     generation: int

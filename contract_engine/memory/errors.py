@@ -69,17 +69,22 @@ class DeadlineExceededError(DatabaseUnavailableError):
 
 
 class CircuitOpenError(RedisUnavailableError):
-    """The circuit breaker rejected the call without trying it; ``retry_after`` is in seconds."""
+    """The circuit breaker rejected the call without trying it."""
 
     reason = "circuit breaker open"
 
-    def __init__(self, name: str, retry_after: float) -> None:
-        # Made on every call while a server is away: the sentence is put together when somebody reads it.
-        self.name = name
-        self.retry_after = retry_after
+    # Of a name and the seconds. It is made on every call while a server is away, and reads them when somebody asks.
+    __init__ = Exception.__init__
 
-    def __reduce__(self) -> tuple[type[CircuitOpenError], tuple[str, float]]:
-        return type(self), (self.name, self.retry_after)
+    @property
+    def name(self) -> str:
+        """The breaker."""
+        return str(self.args[0])
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds until it is worth asking again."""
+        return float(self.args[1])
 
     def __str__(self) -> str:
         return f"Circuit breaker is OPEN for {self.name!r}: retry in {self.retry_after:.1f} s"

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from contract_engine.memory._effects import Command, Flow, redis_call_and_run, spawn
@@ -24,6 +23,7 @@ from contract_engine.memory.models import Outgoing, Placed, Receipt, SessionStat
 from contract_engine.memory.session_cache import REDIS_TROUBLE, WAITING, SessionCache, new_ticket
 from contract_engine.memory.token_counter import TokenCounter
 from contract_engine.memory.unlogged import Unlogged
+from contract_engine.memory.untold import Untold
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,11 @@ _STALE, _APPENDED, _FOLD_DUE, _PRECEDED = 0, 1, 2, 4
 
 MAX_SEQ = 2**53
 """Lua counts in doubles."""
+
+
+def never() -> bool:
+    """Stand for a Redis that is always worth asking."""
+    return False
 
 
 class Loaded(NamedTuple):
@@ -58,17 +63,27 @@ class _Followed(NamedTuple):
 
 
 class Sessions:
-    """One tenant's sessions, as flows. ``log`` is None in ephemeral mode; ids and messages have been checked."""
+    """One tenant's sessions, as flows. ``log`` is None in ephemeral mode; ids and messages have been checked.
+
+    ``is_away`` says whether a call to Redis would be rejected without being tried: with a log, none is made then.
+    """
 
     def __init__(
-        self, config: MemoryConfig, counter: TokenCounter, *, log: LogFlows | None, at_cap: str = "fold"
+        self,
+        config: MemoryConfig,
+        counter: TokenCounter,
+        *,
+        log: LogFlows | None,
+        at_cap: str = "fold",
+        is_away: Callable[[], bool] = never,
     ) -> None:
         self.cache = SessionCache(config)
         self.folding = Folding(config, counter, self.cache, log=log, distrust=self.distrust)
         self._log = log
+        self._is_away = is_away
         self._limits = config.limits
         self._assign_settings = self.cache.assign_settings(at_cap)
-        self._untold = _Untold()
+        self._untold = Untold()
         alone = self.folding if log is None else Folding(config, counter, self.cache, log=None, distrust=self.distrust)
         self._assignment = Assignment(self.cache, alone, self._assign_command)
         self.unlogged = None if log is None else Unlogged(config, self.cache, alone, log)
@@ -97,8 +112,9 @@ class Sessions:
         except DatabaseUnavailableError as exc:
             return (yield from self._append_unlogged(self.unlogged, session_id, outgoing, read=read, cause=exc))
         # Committed: from here on nothing may turn the acknowledgement into a failure.
-        state = None
-        degraded = False
+        if self._is_away():
+            self._untold.note(session_id, placed.seqs[-1])
+            return (yield from self._appended_untold(session_id, placed, outgoing, read=read))
         try:
             followed = yield from self._follow(session_id, placed, outgoing, read=read)
             if followed.is_preceded:
@@ -109,7 +125,6 @@ class Sessions:
                     # They cannot be told of while those before them still wait; so they wait too, and the log will keep
                     # them once.
                     return (yield from self._append_unlogged(self.unlogged, session_id, outgoing, read=read, cause=exc))
-            state = followed.state
         except GeneratorExit:  # the caller was cancelled, and Redis told or not
             self._untold.note(session_id, placed.seqs[-1])
             raise
@@ -117,15 +132,20 @@ class Sessions:
             logger.info("session %s: message %d is in the log, Redis not told: %s", session_id, placed.seqs[-1], exc)
             self._untold.note(session_id, placed.seqs[-1])
             yield from self._spawn_telling()
-            degraded = True
-        receipts = _receipts(placed, outgoing, is_durable=True, degraded=degraded)
+            return (yield from self._appended_untold(session_id, placed, outgoing, read=read))
+        receipts = _receipts(placed, outgoing, is_durable=True, degraded=False)
         if not read:
             return Appended(receipts, None)
-        if state is not None:
-            return Appended(receipts, Loaded(state, "redis", False))
-        if degraded:
-            return Appended(receipts, (yield from self._load_log(session_id, degraded=True)))
+        if followed.state is not None:
+            return Appended(receipts, Loaded(followed.state, "redis", False))
         return Appended(receipts, (yield from self.load(session_id)))
+
+    def _appended_untold(
+        self, session_id: str, placed: Placed, outgoing: Sequence[Outgoing], *, read: bool
+    ) -> Flow[Appended]:
+        """Answer for messages that are in the log and that Redis was not told of; the log alone is asked then."""
+        loaded = (yield from self._load_log(session_id, degraded=True)) if read else None
+        return Appended(_receipts(placed, outgoing, is_durable=True, degraded=True), loaded)
 
     def _append_unlogged(
         self,
@@ -202,6 +222,8 @@ class Sessions:
             if state is not None and state.exceeds_caps:  # its limits have just been lowered
                 state = yield from self.folding.read_within_caps(session_id)
             return Loaded(state or empty_session(self._limits), "redis", False)
+        if self._is_away():
+            return (yield from self._load_log(session_id, degraded=True))
         for _ in range(ATTEMPTS):
             loaded = yield from self._load(session_id, self.unlogged)
             if loaded is not None:
@@ -317,80 +339,6 @@ class Sessions:
         note = self._untold.note(session_id, math.inf)
         yield from self.cache.forget(session_id)
         self._untold.settle(session_id, note)
-
-
-class _Note:
-    """One thing Redis was not told; each is an object of its own, so that a later one is not settled with it."""
-
-    __slots__ = ("seq",)
-
-    def __init__(self, seq: float) -> None:
-        self.seq = seq
-
-
-class _Untold:
-    """Sessions whose copy in Redis may lack what this process knows to be in the log, with the last message to expect.
-
-    This process reads such a session from the log; everybody else is helped by deleting the copy as soon as Redis can
-    be reached, which the next call of this process finds out.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._notes: dict[str, _Note] = {}
-        self._is_telling = False
-
-    def __bool__(self) -> bool:
-        return bool(self._notes)
-
-    def note(self, session_id: str, seq: float) -> _Note:
-        """Expect at least this message; infinity: believe no copy that is there now."""
-        with self._lock:
-            held = self._notes.get(session_id)
-            note = _Note(seq if held is None else max(seq, held.seq))
-            self._notes[session_id] = note
-        return note
-
-    def current(self, session_id: str) -> _Note | None:
-        """Return what is expected of the session, to settle it with."""
-        return self._notes.get(session_id)
-
-    def expected(self, session_id: str) -> float:
-        """Return the message expected, 0 for none."""
-        note = self._notes.get(session_id)
-        return 0 if note is None else note.seq
-
-    def settle(self, session_id: str, note: _Note | None) -> None:
-        """Take note that the copy has been replaced since ``note`` was made, unless another one has been made."""
-        with self._lock:
-            if note is not None and self._notes.get(session_id) is note:
-                del self._notes[session_id]
-
-    def allows(self, session_id: str, note: _Note | None, last_seq: int) -> bool:
-        """Whether a copy that ends here can be believed, which was read after ``note`` was looked at."""
-        if note is None:
-            return True
-        if last_seq >= note.seq:
-            self.settle(session_id, note)
-            return True
-        return False
-
-    def all(self) -> list[tuple[str, _Note]]:
-        """Return every session with what is expected of it."""
-        with self._lock:
-            return list(self._notes.items())
-
-    def begin_telling(self) -> bool:
-        """Answer True to one caller until :meth:`end_telling`."""
-        with self._lock:
-            if self._is_telling or not self._notes:
-                return False
-            self._is_telling = True
-            return True
-
-    def end_telling(self) -> None:
-        """Let the next one begin."""
-        self._is_telling = False
 
 
 def _receipts(placed: Placed, outgoing: Sequence[Outgoing], *, is_durable: bool, degraded: bool) -> list[Receipt]:

@@ -1,0 +1,76 @@
+"""What a circuit breaker adds to the call it protects, closed and open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from scenario import CALLS, WIDE, Bench, Timer, per_call, repeated
+
+from contract_engine.memory import CircuitBreaker, CircuitOpenError
+from contract_engine.memory._effects import Flow
+from contract_engine.memory.models import empty_session
+from contract_engine.memory.sessions import Loaded, context_of
+
+
+def breaker_closed(**settings: Any) -> Callable[[Bench], AbstractContextManager[tuple[Timer, Timer]]]:
+    """Make a scenario of a call through a closed breaker, against the call alone."""
+
+    @contextmanager
+    def prepare(_: Bench) -> Iterator[tuple[Timer, Timer]]:
+        breaker = CircuitBreaker(**settings)
+        yield lambda: repeated(lambda: breaker.call(_nothing)), lambda: repeated(_nothing)
+
+    return prepare
+
+
+@contextmanager
+def breaker_open(_: Bench) -> Iterator[tuple[Timer, Timer]]:
+    breaker = CircuitBreaker()
+    breaker.force_open()
+
+    def rejected() -> None:
+        try:
+            breaker.call(_nothing)
+        except CircuitOpenError:
+            return
+
+    def failing() -> None:
+        try:
+            _refused()
+        except ConnectionRefusedError:
+            return
+
+    yield lambda: repeated(rejected), lambda: repeated(failing)
+
+
+@contextmanager
+def redis_away(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+    """A read with the breaker open, against the same read by a manager that never thinks of Redis."""
+    manager = bench.durable
+    name = bench.session(manager, 1)
+    sessions = manager._flows._sessions
+    breaker = manager.circuit_breaker
+
+    def plain() -> Flow[dict[str, Any]]:
+        state = yield from sessions.folding.read_within_caps(name)
+        return context_of(Loaded(state or empty_session(WIDE), "postgres", True), name)
+
+    def call() -> float:
+        breaker.force_open()
+        try:
+            return per_call([lambda: manager.get_context(name)] * CALLS)
+        finally:
+            breaker.reset()
+
+    yield call, lambda: per_call([lambda: manager._runtime.run(plain())] * CALLS)
+
+
+def _nothing() -> None:
+    """Stand for the call that a breaker protects."""
+
+
+def _refused() -> None:
+    """Stand for a call that fails at once."""
+    raise ConnectionRefusedError

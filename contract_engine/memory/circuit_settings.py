@@ -1,0 +1,69 @@
+"""What a circuit breaker may be set to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from contract_engine.memory.errors import ConfigurationError
+
+RANGES: dict[str, tuple[type, float, float]] = {
+    "failure_threshold": (int, 1, 1e9),
+    "recovery_timeout": (float, 0, 1e9),
+    "minimum_calls": (int, 1, 1e9),
+    "half_open_permits": (int, 1, 1e9),
+    "backoff": (float, 1, 1e9),
+    "jitter": (float, 0, 1),
+    "failure_rate": (float, 1e-6, 1),
+    "window_size": (int, 1, 1e9),
+    "window_seconds": (float, 1e-3, 1e9),
+    "slow_call_seconds": (float, 0, 1e9),
+    "slow_call_rate": (float, 1e-6, 1),
+    "half_open_max_seconds": (float, 1e-3, 1e9),
+    "max_recovery_timeout": (float, 0, 1e9),
+}
+"""The kind of each number, and from where to where it goes."""
+
+OPTIONAL = {
+    "failure_rate",
+    "window_size",
+    "window_seconds",
+    "slow_call_seconds",
+    "slow_call_rate",
+    "half_open_max_seconds",
+    "max_recovery_timeout",
+}
+
+
+def check_settings(**settings: object) -> dict[str, object]:
+    """Refuse a number out of its range, with :class:`ConfigurationError`; None will do where it may be left out."""
+    for field, value in settings.items():
+        if value is None and field in OPTIONAL:
+            continue
+        kind, least, most = RANGES[field]
+        numbers = int if kind is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, numbers) or not least <= value <= most:
+            raise ConfigurationError(field, f"expected {kind.__name__} from {least:g} to {most:g}, got {value!r}")
+    return settings
+
+
+def check_window(settings: Mapping[str, object]) -> None:
+    """Refuse settings of a window that do not go together."""
+    if (settings["slow_call_seconds"] is None) != (settings["slow_call_rate"] is None):
+        raise ConfigurationError("slow_call_rate", "goes together with slow_call_seconds")
+    has_size, has_seconds = settings["window_size"] is not None, settings["window_seconds"] is not None
+    if has_size and has_seconds:
+        raise ConfigurationError("window_size", "cannot be combined with window_seconds")
+    has_rate = settings["failure_rate"] is not None or settings["slow_call_rate"] is not None
+    if (has_size or has_seconds) != has_rate:
+        raise ConfigurationError("window_size", "a window goes together with a failure_rate or slow_call_rate")
+
+
+def classifier(counts: object) -> Callable[[BaseException], bool]:
+    """Return the function that says which exceptions are failures."""
+    types = counts if isinstance(counts, tuple) else (counts,)
+    if all(isinstance(item, type) and issubclass(item, BaseException) for item in types):
+        return lambda exc: isinstance(exc, types)
+    if isinstance(counts, tuple | type) or not callable(counts):
+        raise ConfigurationError("counts", "expected exception types or a function of an exception")
+    return cast("Callable[[BaseException], bool]", counts)
