@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -91,6 +92,32 @@ def test_a_cancelled_statement_does_not_hold_its_caller(redis_url: str, database
             return taken
 
     assert asyncio.run(scenario()) < 2
+
+
+def test_a_transaction_cancelled_at_any_turn_of_the_loop_keeps_its_place_in_the_pool(
+    redis_url: str, database_url: str, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """psycopg lets the loop have a turn where it does not have to wait, but only now and then: here every time."""
+    monkeypatch.setattr(psycopg.waiting, "MAX_BUSY_TIME", 0.0)
+
+    async def scenario() -> int:
+        cancelled = 0
+        settings: dict[str, Any] = {"database_pool_size": 1, "database_timeout_seconds": 2}
+        async with AsyncMemoryManager(redis_url=redis_url, database_url=database_url, tenant=tenant, **settings) as one:
+            await one.append("s", user("hello"))
+            for turns in range(12):
+                flow = transaction(lambda connection: connection.execute(sa.text("SELECT pg_sleep(0.2)")).all())
+                task = asyncio.ensure_future(one._runtime.run(flow))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+                cancelled += task.cancelled()
+                assert (await one.append("s", user("again"))).durable, turns
+        return cancelled
+
+    assert asyncio.run(scenario()) == 12
 
 
 # -- connections

@@ -43,14 +43,13 @@ WAKE_SECONDS = 0.1
 """How often a wait looks at its deadline."""
 
 
-def _within(steps: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, T]:
-    """Pass psycopg's conversation through until the deadline has passed; it is woken ten times a second.
+def _within(wanted: Any, steps: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, T]:
+    """Pass psycopg's conversation through, from its first wait until the deadline; it is woken ten times a second.
 
     What has arrived is taken first, so an answer that is there in time counts even if nobody looked in time.
     """
     deadline = time.monotonic() + seconds
     try:
-        wanted = next(steps)
         while True:
             ready = yield wanted
             wanted = steps.send(ready)
@@ -72,7 +71,9 @@ class _DeadlineConnection(psycopg.Connection[Any]):
 
     def wait(self, gen: Any, interval: float = WAKE_SECONDS, timeout: float | None = None) -> Any:
         try:
-            return waiting.wait(_within(gen, self.seconds), self.pgconn.socket, interval=interval)
+            return waiting.wait(_within(next(gen), gen, self.seconds), self.pgconn.socket, interval=interval)
+        except StopIteration as stop:  # it did not have to wait
+            return stop.value
         except (_DeadlineMissedError, KeyboardInterrupt) as exc:
             self.pgconn.finish()
             if isinstance(exc, KeyboardInterrupt):
@@ -87,7 +88,13 @@ class _AsyncDeadlineConnection(psycopg.AsyncConnection[Any]):
 
     async def wait(self, gen: Any, interval: float = WAKE_SECONDS, timeout: float | None = None) -> Any:
         try:
-            return await waiting.wait_async(_within(gen, self.seconds), self.pgconn.socket, interval=interval)
+            return await waiting.wait_async(
+                _within(next(gen), gen, self.seconds), self.pgconn.socket, interval=interval
+            )
+        except StopIteration as stop:
+            # Nothing to wait for, as when SQLAlchemy has just taken the connection from its pool and sets its isolation
+            # level. psycopg would let the loop have a turn now and then; cancelled there, the pool would lose it.
+            return stop.value
         except (_DeadlineMissedError, asyncio.CancelledError, KeyboardInterrupt) as exc:
             self.pgconn.finish()
             if isinstance(exc, _DeadlineMissedError):
