@@ -23,7 +23,7 @@ from contract_engine.memory import (
     RedisUnavailableError,
     StoreUnavailableError,
 )
-from contract_engine.memory._effects import Effect, Query, RedisCall, Scan, Spawn, Transaction
+from contract_engine.memory._effects import Effect, Pause, Query, RedisCall, Scan, Spawn, Transaction
 from contract_engine.memory._log import APPEND_MANY, APPEND_ONE
 from contract_engine.memory._scripts import APPEND_UNLOGGED, ASSIGN
 from contract_engine.memory.errors import MemoryServiceError
@@ -137,7 +137,7 @@ class Interposition(_Counting):
     """Stands between the flows of a manager and its runtime.
 
     A flow that is spawned is run to its end before the one that spawned it goes on, so that a number always means the
-    same effect.
+    same effect. Pauses are left out: nobody else is at work who could be waited for.
     """
 
     def __init__(
@@ -160,6 +160,8 @@ class Interposition(_Counting):
 
     def _perform(self, effect: Any) -> Any:
         server = server_of(effect)
+        if isinstance(effect, Pause):
+            return None
         if server is None or (server == DATABASE and self._runtime._database is None):
             answer = self._original(effect)
             if isinstance(effect, Spawn) and threading.get_ident() == self._home:
@@ -202,6 +204,8 @@ class AsyncInterposition(_Counting):
 
     async def _perform(self, effect: Any) -> Any:
         server = server_of(effect)
+        if isinstance(effect, Pause):
+            return None
         if server is None or (server == DATABASE and self._runtime._database is None):
             answer = await self._original(effect)
             if isinstance(effect, Spawn) and asyncio.current_task() is self._home:

@@ -17,6 +17,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Any, Self
 
+import sqlalchemy as sa
 from crash_matrix import Fault, Interposition
 from memory_contract import say, talk
 
@@ -202,7 +203,9 @@ def _be_child(errand: Errand) -> int:
 
 
 def _be_nursery() -> None:
-    TokenCounter().count_tokens("loads the encoding, which every child then has")
+    # What every child would otherwise load for itself.
+    TokenCounter().count_tokens("loads the encoding")
+    sa.create_engine("postgresql+psycopg://")
     for line in sys.stdin:
         given = json.loads(line)
         errand = Errand(**(given | {"fault": Fault(**given["fault"])}))

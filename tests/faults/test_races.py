@@ -201,8 +201,8 @@ def test_sixty_four_threads_on_one_session(redis_url: str, database_url: str, te
 
 # -- many sessions in several processes
 
-SESSIONS, PROCESSES, TURNS = 600, 4, 2
-"""Sessions that fit in the time of a suite; each of four processes adds to each of them: 4,800 messages."""
+SESSIONS, PROCESSES, TURNS = 10_000, 4, 1
+"""Each of the processes adds to each of the sessions: 40,000 messages."""
 
 MANY = """
 import random
@@ -220,7 +220,7 @@ def work(thread):
     for session in sessions[thread::4]:
         for turn in range(given["turns"]):
             manager.append(f"s{session}", say(session, turn), message_id=f"{number}-{turn}")
-        if session % 5 == number:
+        if session % 25 == number:
             context = manager.get_context(f"s{session}")
             assert_read(context)
             assert context["session_id"] == f"s{session}"
@@ -242,7 +242,7 @@ def test_many_sessions_in_four_processes(
         found = crowd.run(
             MANY, backend, count=PROCESSES, limits={"max_buffer_messages": 6}, sessions=SESSIONS, turns=TURNS
         )
-        assert [one["reads"] > SESSIONS // 10 for one in found] == [True] * PROCESSES
+        assert [one["reads"] == SESSIONS // 25 for one in found] == [True] * PROCESSES
         assert all(0 < one["sockets"] <= 2 * (4 + 2) and one["left"] == 0 for one in found), found
         total = PROCESSES * TURNS
         counts = row_counts(database_url, tenant)
@@ -262,7 +262,7 @@ def test_many_sessions_in_four_processes(
             assert seqs == list(range(1, total + 1)), session_id
             assert Counter((message["writer"], message["n"]) for message in messages) == expected, session_id
             assert {f"s{message['session']}" for message in messages} == {session_id}, "a message of another session"
-            if place % 10 == 0:
+            if place % 50 == 0:
                 assert_context(manager.get_context(session_id), messages)
         buffers = sum(1 for _ in raw.scan_iter(match=f"contract:{{{tenant}/*}}:buffer", count=1000))
         assert buffers == SESSIONS

@@ -142,7 +142,7 @@ def test_redis_killed_under_load(database_url: str, tenant: str, *, persistent: 
         load.assert_kept(database_url, backend)
 
 
-def test_redis_stopped_for_two_seconds_under_load(
+def test_redis_stopped_for_ten_seconds_under_load(
     private_servers: PrivateServers, database_url: str, tenant: str
 ) -> None:
     """Every call keeps its deadline, and what is answered afterwards is the answer to what was asked."""
@@ -172,7 +172,7 @@ def test_redis_stopped_for_two_seconds_under_load(
                 thread.start()
             outage.stop_redis()
             stopped = time.monotonic()
-            assert waited_for(lambda: time.monotonic() - stopped > 2.0)
+            assert waited_for(lambda: time.monotonic() - stopped > 10.0)
             assert all(manager.circuit_breaker.get_state() != CircuitState.CLOSED for manager in managers)
             outage.go_on()
             assert waited_for(lambda: all(manager.health()["redis"] for manager in managers))

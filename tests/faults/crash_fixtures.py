@@ -1,0 +1,17 @@
+"""The stage that the fault matrix is played on, for the modules that name this one in ``pytest_plugins``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from crash_sessions import Stage
+from crash_trials import stage_of
+from memory_contract import DURABLE, EPHEMERAL
+
+
+@pytest.fixture(scope="module", params=[DURABLE, EPHEMERAL])
+def stage(request: pytest.FixtureRequest, redis_url: str, database_url: str) -> Iterator[Stage]:
+    """One for all tests of a mode: it keeps a template of each state."""
+    with stage_of(request.param, redis_url, database_url, f"matrix-{request.param}") as found:
+        yield found

@@ -1,0 +1,287 @@
+"""The matrix of faults for what comes from outside: processes that are killed, tasks cancelled, servers hung."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from crash_matrix import (
+    CANCEL_IN_FLIGHT,
+    CANCELLATIONS,
+    DATABASE,
+    HANG,
+    KILL_AFTER,
+    KILL_BEFORE,
+    REDIS,
+    AsyncInterposition,
+    Fault,
+    Interposition,
+    name_of,
+    server_of,
+)
+from crash_operations import BY_NAME, LIMITS, PATIENT, UNTOUCHED, Errand, Nursery, Operation
+from crash_outcomes import Outcome
+from crash_sessions import Session, Stage
+from crash_trials import (
+    MOST_EFFECTS,
+    WRITING,
+    backends,
+    expects_effects,
+    named,
+    stage_of,
+    usual_states,
+    work_through,
+)
+from memory_contract import ASYNC, DURABLE, SYNC, Backend, BlockingView
+from server_faults import ServerFaults, waited_for
+from servers import PrivateServers
+
+from contract_engine.memory import AsyncMemoryManager, MemoryManager, StoreUnavailableError
+from contract_engine.memory.errors import MemoryServiceError
+
+pytest_plugins = ("crash_fixtures",)
+
+# -- a process that is killed
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as found:
+        yield found
+
+
+@pytest.mark.parametrize("operation", named(WRITING))
+def test_the_process_is_killed(stage: Stage, nursery: Nursery, operation: Operation) -> None:
+    """Before each effect, and after the last one: the moment after an effect is the one before the next."""
+    backend = stage.backend
+    settings = {"redis_url": backend.redis_url, "database_url": backend.database_url, "tenant": backend.tenant}
+    effects: dict[str, int] = {}
+    deaths = 0
+
+    def run(session: Session, operation: Operation, fault: Fault) -> tuple[Outcome, None]:
+        nonlocal deaths
+        if fault.kind == KILL_AFTER:
+            if fault.number > 1:  # all there is to do with this kind
+                return Outcome(is_silent=True, effects=fault.number - 1), None
+            fault = Fault(KILL_AFTER, effects[session.state])
+        count = len(session.said)
+        status = nursery.send(Errand(settings | PATIENT, session.id, count, operation.name, fault, None))
+        outcome = Outcome(is_silent=True, has_fired=status == -signal.SIGKILL)
+        if not outcome.has_fired:
+            assert status >= UNTOUCHED, f"the child failed: {status}"
+            outcome.effects = effects[session.state] = status - UNTOUCHED
+        deaths += outcome.has_fired
+        return outcome, None
+
+    states = usual_states(stage)
+    work_through(stage, operation, states, (KILL_BEFORE, KILL_AFTER), run)
+    assert deaths >= 2 * len(states) or not expects_effects(stage, operation)
+
+
+# -- a task that is cancelled
+
+
+class Tasks:
+    """An event loop, and connections for the managers of tasks that are cancelled."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._application = f"cancelled-{stage.backend.tenant}"
+        self._url = stage.backend.database_url
+        if self._url is not None:
+            url = sa.make_url(self._url).update_query_dict({"application_name": self._application})
+            self._url = url.render_as_string(hide_password=False)
+        self._loop = asyncio.new_event_loop()
+        self._lender = self._manager()
+
+    def _manager(self) -> AsyncMemoryManager:
+        config = self._stage.backend.config(limits=LIMITS, database_url=self._url, **PATIENT)
+        return AsyncMemoryManager(config=config)
+
+    def run(self, session: Session, operation: Operation, fault: Fault) -> tuple[Outcome, BlockingView]:
+        manager = self._manager()
+        manager._runtime._redis, manager._runtime._database = (
+            self._lender._runtime._redis,
+            self._lender._runtime._database,
+        )
+        outcome = self._loop.run_until_complete(self._attempt(manager, session, operation, fault))
+        return outcome, BlockingView(manager, self._loop)
+
+    async def _attempt(
+        self, manager: AsyncMemoryManager, session: Session, operation: Operation, fault: Fault
+    ) -> Outcome:
+        outcome = Outcome()
+        interposed = []
+        if fault.kind == CANCEL_IN_FLIGHT:
+            await self._lender.health()  # else it would be the opening of a connection that is cancelled
+
+        async def call() -> Any:
+            interposed.append(AsyncInterposition(manager, fault))
+            return await operation.call(manager, session.id, len(session.said))
+
+        try:
+            outcome.value = await asyncio.create_task(call())
+        except asyncio.CancelledError:
+            outcome.is_silent = True
+        except MemoryServiceError as exc:
+            outcome.error = exc
+        await manager._runtime.background.join()
+        (interposition,) = interposed
+        interposition.remove()
+        outcome.take(interposition)
+        if fault.kind == CANCEL_IN_FLIGHT and interposition.fired is not None:
+            await self._settle(server_of(interposition.fired))
+        return outcome
+
+    async def _settle(self, server: str | None) -> None:
+        """Wait until the server has done what nobody waits for any more."""
+        if server == REDIS:
+            for _ in range(2):  # what lay in its sockets at the first one is done at the second
+                self._stage.raw.ping()
+            return
+        database, table = self._lender._runtime._database, self._stage.table
+        assert database is not None
+        assert table is not None
+        await database.close()
+        assert waited_for(lambda: backends(table, self._application) == 0)
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self._lender.aclose())
+        self._loop.close()
+
+
+@pytest.fixture(scope="module")
+def tasks(stage: Stage) -> Iterator[Tasks]:
+    found = Tasks(stage)
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("operation", named(WRITING))
+def test_the_task_is_cancelled(stage: Stage, tasks: Tasks, operation: Operation) -> None:
+    states = usual_states(stage)
+    faults = work_through(stage, operation, states, CANCELLATIONS, tasks.run)
+    assert faults >= len(CANCELLATIONS) * len(states) or not expects_effects(stage, operation)
+
+
+# -- a server that hangs
+
+HUNG = (
+    ("append (with an id)", "before a trigger"),
+    ("add_and_get_context", "folded"),
+    ("get_context", "evicted"),
+    ("set_session_config", "folded"),
+    ("summary_store.add_summary", "folded"),
+    ("clear_session_memory", "unlogged"),
+    ("drain", "unlogged"),
+    ("unlogged_sessions", "unlogged"),
+)
+"""Each kind of effect, alone and within a sequence."""
+
+IMPATIENT: dict[str, Any] = {"redis_timeout_seconds": 0.2, "database_timeout_seconds": 0.5}
+
+
+class Hangs:
+    """Stops a server while an effect waits for it, and lets it go on when the caller has given up."""
+
+    def __init__(self, faults: ServerFaults, stage: Stage, application: str) -> None:
+        self._faults = faults
+        self._stage = stage
+        self._application = application
+        self.given_up: list[str] = []
+
+    @contextmanager
+    def hang(self, server: str) -> Iterator[None]:
+        if server == REDIS:
+            self._faults.stop_redis()
+        else:
+            self._faults.stop_database()
+        try:
+            yield
+        except StoreUnavailableError:
+            self.given_up.append(server)
+            raise
+        finally:
+            self._faults.go_on()
+            self._settle(server)
+
+    def _settle(self, server: str) -> None:
+        """Wait until the server has done what it was sent while it was stopped."""
+        if server == REDIS:
+            for _ in range(2):
+                self._stage.raw.ping()
+            return
+        table = self._stage.table
+        assert table is not None
+        assert waited_for(lambda: backends(table, self._application) == 0)
+
+
+@pytest.mark.parametrize("colour", [SYNC, ASYNC])
+def test_a_server_hangs(private_servers: PrivateServers, tenant: str, colour: str) -> None:
+    servers = private_servers()
+    faults = ServerFaults(redis_server=servers, database=servers)
+    fired = {REDIS: 0, DATABASE: 0}
+    with stage_of(DURABLE, servers.redis_url, servers.database_url, tenant) as stage:
+        for name, state in HUNG:
+            for number in range(1, MOST_EFFECTS):
+                application = f"hung-{number}"
+                url = sa.make_url(servers.database_url).update_query_dict({"application_name": application})
+                backend = Backend(colour, DURABLE, servers.redis_url, url.render_as_string(hide_password=False), tenant)
+                hangs = Hangs(faults, stage, application)
+                session = stage.session(state)
+                operation = BY_NAME[name]
+                try:
+                    outcome, survivor = hung(backend, hangs, session, operation, Fault(HANG, number))
+                    stage.assert_law(session, operation, outcome, survivor)
+                except AssertionError as exc:
+                    raise AssertionError(f"{name}, {state}, hang at {number}") from exc
+                finally:
+                    faults.go_on()
+                    backend.close()
+                assert len(hangs.given_up) == outcome.has_fired, "it did not hang"
+                if not outcome.has_fired:
+                    break
+                fired[hangs.given_up[0]] += 1
+    print(f"hung: {fired}")
+    assert min(fired.values()) >= len(HUNG)
+
+
+def hung(
+    backend: Backend, hangs: Hangs, session: Session, operation: Operation, fault: Fault
+) -> tuple[Outcome, MemoryManager]:
+    manager = backend.open(limits=LIMITS, **IMPATIENT)
+    assert manager.health()["status"] == "ok", "it is to hang while it answers, and not while it connects"
+    outcome = Outcome()
+    interposition: Interposition | AsyncInterposition
+    if backend.colour == SYNC:
+        interposition = Interposition(manager, fault, hang=hangs.hang)
+        try:
+            outcome.value = operation.call(manager, session.id, len(session.said))
+        except MemoryServiceError as exc:
+            outcome.error = exc
+    else:
+        target: Any = manager
+
+        async def call() -> tuple[AsyncInterposition, Any]:
+            found = AsyncInterposition(target._target, fault, hang=hangs.hang)
+            try:
+                return found, await operation.call(target._target, session.id, len(session.said))
+            except MemoryServiceError as exc:
+                return found, exc
+
+        assert backend.loop is not None
+        interposition, answer = backend.loop.run_until_complete(call())
+        if isinstance(answer, Exception):
+            outcome.error = answer
+        else:
+            outcome.value = answer
+    manager.wait_for_folds()
+    interposition.remove()
+    outcome.take(interposition)
+    assert outcome.effects < MOST_EFFECTS, [name_of(effect) for effect in interposition.effects]
+    return outcome, manager
