@@ -169,7 +169,9 @@ def test_each_script_is_called_with_the_arguments_its_header_states() -> None:
         "configure": _scripts.configure_call(keys, epoch=1, at_ms=1, ttl=1, limits="1,1,1", changes={}),
         "release": _scripts.release_call(keys.fold, lease_token=1),
         "lease": _scripts.lease_call(keys.fold, lease_token=1, lease_ms=1),
-        "drained": _scripts.drained_call(keys, elements=()),
+        "drained": _scripts.drained_call(keys, count=0, first=b"", last=b""),
+        "forget": _scripts.forget_call(keys),
+        "waiting": _scripts.waiting_call(keys, most_messages=1, most_bytes=1),
         "discard": _scripts.discard_call(keys, seen=b""),
     }  # fmt: skip
     assert set(calls) == {script.name for script in _scripts.ALL_SCRIPTS}

@@ -190,11 +190,21 @@ class ManagerFlows:
         return {
             "status": "ok" if all(expected) else "degraded" if any(expected) else "down",
             "mode": "durable" if self.config.is_durable else "ephemeral",
-            "detail": "every acknowledged message is committed in PostgreSQL"
-            if self.config.is_durable
-            else "no database is configured: what Redis loses is lost",
+            "detail": _detail(is_durable=self.config.is_durable, redis=redis, database=database),
             "redis": redis,
             "postgres": database if self.config.is_durable else None,
             "circuit_breaker": self._breaker.get_state().value,
             "database_breaker": self._database_breaker.get_state().value if self.config.is_durable else None,
+            "damaged": self._sessions.cache.damaged,
         }
+
+
+def _detail(*, is_durable: bool, redis: bool, database: bool) -> str:
+    """Say what an acknowledgement is worth now."""
+    if not is_durable:
+        return "no database is configured: what Redis loses is lost"
+    if database:
+        return "every acknowledged message is committed in PostgreSQL"
+    if redis:
+        return "PostgreSQL is away: acknowledged messages wait in Redis, and are logged when it is back"
+    return "both servers are away: nothing is acknowledged"

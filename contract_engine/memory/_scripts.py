@@ -31,9 +31,11 @@ NAMES = (
     "configure",
     "discard",
     "drained",
+    "forget",
     "install",
     "lease",
     "release",
+    "waiting",
 )
 ALL_SCRIPTS = tuple(map(_load, NAMES))
 (
@@ -45,9 +47,11 @@ ALL_SCRIPTS = tuple(map(_load, NAMES))
     CONFIGURE,
     DISCARD,
     DRAINED,
+    FORGET,
     INSTALL,
     LEASE,
     RELEASE,
+    WAITING,
 ) = ALL_SCRIPTS
 
 
@@ -257,9 +261,19 @@ def append_unlogged_call(
     )
 
 
-def drained_call(keys: SessionKeys, *, elements: Sequence[bytes]) -> Command:
+def waiting_call(keys: SessionKeys, *, most_messages: int, most_bytes: int) -> Command:
+    """Read the oldest messages that wait to be logged."""
+    return Command((1, keys.unlogged, most_messages, most_bytes), WAITING)
+
+
+def drained_call(keys: SessionKeys, *, count: int, first: bytes, last: bytes) -> Command:
     """Take logged messages off the unlogged list."""
-    return Command((2, keys.buffer, keys.unlogged, *elements), DRAINED)
+    return Command((2, keys.buffer, keys.unlogged, count, first, last), DRAINED)
+
+
+def forget_call(keys: SessionKeys) -> Command:
+    """Delete the buffer, unless messages wait to be logged."""
+    return Command((2, keys.buffer, keys.unlogged), FORGET)
 
 
 def release_call(key: str, *, lease_token: int) -> Command:

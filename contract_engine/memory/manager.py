@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -66,6 +68,7 @@ class _Manager:
             "max_buffer_messages": max_buffer_messages,
         }
         self._making = threading.RLock()
+        _managers.add(self)
         self._limit_changes = {name: value for name, value in given.items() if value is not None}
         self._given_config = config
         self._settings = settings
@@ -361,3 +364,15 @@ class AsyncMemoryManager(_Manager):
         self, _type: type[BaseException] | None, _exc: BaseException | None, _tb: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+_managers: weakref.WeakSet[_Manager] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    # Another thread of the parent may have held the lock; it does not exist in the child.
+    for manager in _managers:
+        manager._making = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

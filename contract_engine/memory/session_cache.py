@@ -63,8 +63,19 @@ class Reading(NamedTuple):
     is_damaged: bool
 
 
+class WaitingList(NamedTuple):
+    """The beginning of an unlogged list: how many wait in all, and the oldest of them behind the head."""
+
+    length: int
+    head: bytes
+    elements: list[bytes]
+
+
 class SessionCache:
-    """One tenant's sessions in Redis, as flows. Nothing here knows the log."""
+    """One tenant's sessions in Redis, as flows. Nothing here knows the log.
+
+    ``damaged`` counts values under our keys that were none of ours, each of them a miss.
+    """
 
     def __init__(self, config: MemoryConfig, *, clock: Callable[[], float] = time.time) -> None:
         self._prefix, self._tenant = config.key_prefix, config.tenant
@@ -76,6 +87,7 @@ class SessionCache:
         self._is_durable = config.is_durable
         self._lease_ms = int(config.fold_lease_seconds * 1000)
         self._clock = clock
+        self.damaged = 0
 
     def keys(self, session_id: str) -> SessionKeys:
         """Name the session's keys."""
@@ -101,6 +113,7 @@ class SessionCache:
             state = parse_session(replies, run if self._is_durable else None)
         except CorruptDataError as exc:
             logger.warning("session %s: %s under our keys; it is replaced", session_id, exc)
+            self.damaged += 1
             return Reading(None, seen, parse_summary(replies[1], None), True)
         if state is not None:
             return Reading(state, seen, state.summary, False)
@@ -154,15 +167,16 @@ class SessionCache:
         """Return what never changes of that call."""
         return f"{at_cap},{self._lease_ms},{self._limits}"
 
-    def claim(self, session_id: str, seen: bytes) -> Flow[int]:
-        """Take a ticket to replace a buffer that a reader could not use.
+    def claim(self, session_id: str, seen: bytes) -> Flow[tuple[int, bool]]:
+        """Take a ticket to replace a buffer that a reader could not use, and tell whether nobody else is at it.
 
         0 where it has been replaced since, ``WAITING`` where messages have to be logged first.
         """
-        (ticket,) = yield from redis_call(
+        (answer,) = yield from redis_call(
             _scripts.claim_call(self.keys(session_id), ticket=new_ticket(), ticket_ttl=TICKET_TTL_SECONDS, seen=seen)
         )
-        return int(ticket)
+        ticket, is_fresh = answer
+        return int(ticket), bool(is_fresh)
 
     def install(self, session_id: str, state: SessionState, ticket: int) -> Flow[bool]:
         """Put a session that was read from the log in place; False where the ticket or the reading is out of date."""
@@ -245,15 +259,11 @@ class SessionCache:
             messages=messages,
         )
 
-    def read_unlogged(self, session_id: str, limit: int) -> Flow[list[bytes] | None]:
-        """Read the head of the unlogged list, and behind it the oldest elements that wait.
-
-        None where there is no such key, and an empty list where it is of another type: nothing of ours.
-        """
-        (found,) = yield from redis_call(Command(("LRANGE", self.keys(session_id).unlogged, 0, limit)))
-        if isinstance(found, CorruptDataError):
-            return []
-        return list(found) or None
+    def read_unlogged(self, session_id: str, *, most_messages: int, most_bytes: int) -> Flow[WaitingList | None]:
+        """Read the oldest messages of the unlogged list; None where there is no such key."""
+        call = _scripts.waiting_call(self.keys(session_id), most_messages=most_messages, most_bytes=most_bytes)
+        (found,) = yield from redis_call(call)
+        return None if found is None else WaitingList(found[0], found[1], found[2:])
 
     def has_unlogged(self, session_id: str) -> Flow[bool]:
         """Whether messages wait to be logged."""
@@ -262,7 +272,9 @@ class SessionCache:
 
     def drained(self, session_id: str, elements: Sequence[bytes]) -> Flow[int]:
         """Take elements that are in the log off the list; answers how many still wait."""
-        (left,) = yield from redis_call(_scripts.drained_call(self.keys(session_id), elements=elements))
+        first, last = (elements[0], elements[-1]) if elements else (b"", b"")
+        call = _scripts.drained_call(self.keys(session_id), count=len(elements), first=first, last=last)
+        (left,) = yield from redis_call(call)
         return int(left)
 
     def lease_drain(self, session_id: str, lease_token: int) -> Flow[bool]:
@@ -275,9 +287,13 @@ class SessionCache:
         """Give back the lease of a drain."""
         yield from redis_call(_scripts.release_call(self.keys(session_id).drain, lease_token=lease_token))
 
-    def forget_buffer(self, session_id: str) -> Flow[None]:
-        """Delete the buffer; with a log the next reader or writer rebuilds it."""
-        yield from redis_call(Command(("DEL", self.keys(session_id).buffer)))
+    def forget_buffer(self, session_id: str) -> Flow[bool]:
+        """Delete the buffer; with a log the next reader or writer rebuilds it. False where messages wait to be logged.
+
+        Then the buffer is all that shows them, and it goes when they are logged.
+        """
+        (is_gone,) = yield from redis_call(_scripts.forget_call(self.keys(session_id)))
+        return bool(is_gone)
 
     def forget(self, session_id: str) -> Flow[int]:
         """Delete every key of the session; answers how many there were."""

@@ -11,11 +11,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from contract_engine.memory._effects import Command, Flow, redis_call_and_run, spawn
+import msgspec
+
+from contract_engine.memory._effects import Command, Flow, pause, redis_call_and_run, spawn
 from contract_engine.memory._layout import read_commands
 from contract_engine.memory.assignment import Assignment
 from contract_engine.memory.config import MemoryConfig, SessionLimits
-from contract_engine.memory.errors import ContentionError, DatabaseUnavailableError, MemoryServiceError
+from contract_engine.memory.errors import (
+    ContentionError,
+    DatabaseUnavailableError,
+    MemoryServiceError,
+    PoolExhaustedError,
+    StoreUnavailableError,
+)
 from contract_engine.memory.folding import ATTEMPTS, Folding
 from contract_engine.memory.keys import SessionKeys
 from contract_engine.memory.message_log import LogFlows
@@ -26,6 +34,12 @@ from contract_engine.memory.unlogged import Unlogged
 from contract_engine.memory.untold import Untold
 
 logger = logging.getLogger(__name__)
+
+LOG_TROUBLE = (DatabaseUnavailableError, PoolExhaustedError)
+"""Why the log cannot be asked now: it is away, or every connection to it stayed busy for as long as a call may wait."""
+
+FIRST_PAUSE_SECONDS, PAUSES = 0.002, 4
+"""How a reader waits for another that rebuilds the same buffer, each time twice as long; then it reads the log too."""
 
 # What the append script answers; see there.
 _STALE, _APPENDED, _FOLD_DUE, _PRECEDED = 0, 1, 2, 4
@@ -109,7 +123,7 @@ class Sessions:
             if self.unlogged.is_begun(session_id):
                 yield from self.unlogged.drain_own(session_id)
             placed = yield from self._log.append(session_id, outgoing)
-        except DatabaseUnavailableError as exc:
+        except LOG_TROUBLE as exc:
             return (yield from self._append_unlogged(self.unlogged, session_id, outgoing, read=read, cause=exc))
         # Committed: from here on nothing may turn the acknowledgement into a failure.
         if self._is_away():
@@ -121,7 +135,7 @@ class Sessions:
                 try:
                     yield from self.unlogged.drain(session_id)
                     placed = (yield from self._log.find(session_id, outgoing)) or placed
-                except DatabaseUnavailableError as exc:
+                except LOG_TROUBLE as exc:
                     # They cannot be told of while those before them still wait; so they wait too, and the log will keep
                     # them once.
                     return (yield from self._append_unlogged(self.unlogged, session_id, outgoing, read=read, cause=exc))
@@ -154,7 +168,7 @@ class Sessions:
         outgoing: Sequence[Outgoing],
         *,
         read: bool,
-        cause: DatabaseUnavailableError,
+        cause: StoreUnavailableError,
     ) -> Flow[Appended]:
         """Go on in Redis; where it is away too, raise what is wrong with the log."""
         logger.info("session %s: acknowledged by Redis alone: %s", session_id, cause)
@@ -180,8 +194,8 @@ class Sessions:
     def _tell(self) -> Flow[None]:
         try:
             for session_id, note in self._untold.all():
-                if self._untold.expected(session_id):  # nobody else has replaced the copy meanwhile
-                    yield from self.cache.forget_buffer(session_id)
+                # Unless somebody else has replaced the copy meanwhile.
+                if self._untold.expected(session_id) and (yield from self.cache.forget_buffer(session_id)):
                     self._untold.settle(session_id, note)
         finally:
             self._untold.end_telling()
@@ -224,36 +238,42 @@ class Sessions:
             return Loaded(state or empty_session(self._limits), "redis", False)
         if self._is_away():
             return (yield from self._load_log(session_id, degraded=True))
-        for _ in range(ATTEMPTS):
-            loaded = yield from self._load(session_id, self.unlogged)
+        for attempt in range(ATTEMPTS):
+            loaded = yield from self._load(session_id, self.unlogged, attempt)
             if loaded is not None:
                 return loaded
         raise ContentionError(session_id, ATTEMPTS)
 
-    def _load(self, session_id: str, unlogged: Unlogged) -> Flow[Loaded | None]:
-        """Read the session; None where messages that waited in Redis have been logged first: then read again."""
+    def _load(self, session_id: str, unlogged: Unlogged, attempt: int) -> Flow[Loaded | None]:
+        """Read the session; None where it is to be read again: messages that waited have been logged, or somebody else
+        is about to put the buffer in place.
+        """
         # Looked at before the read: what is settled while it is on its way says nothing of the copy it brings.
         note = self._untold.current(session_id)
         try:
             reading = yield from self.cache.read(session_id)
             state = reading.state
             if state is not None and state.is_unlogged:
-                if not state.epoch or note is None:
-                    return (yield from self._load_unlogged(session_id, unlogged, state))
-            elif state is not None and state.is_complete and self._untold.allows(session_id, note, state.last_seq):
+                if note is not None:  # its numbers are provisional, and tell nothing of what it lacks
+                    state = msgspec.structs.replace(state, is_doubtful=True)
+                return (yield from self._load_unlogged(session_id, unlogged, state))
+            if state is not None and state.is_complete and self._untold.allows(session_id, note, state.last_seq):
                 if self._untold:
                     yield from self._spawn_telling()
                 return Loaded(state, "redis", False)
             if state is not None and state.is_doubtful and self._log is not None:
                 try:
                     yield from self._log.check()
-                except DatabaseUnavailableError as exc:
+                except LOG_TROUBLE as exc:
                     # To claim it would be to delete the only copy anybody can read now.
                     logger.info("session %s: nobody can tell whether its copy is up to date: %s", session_id, exc)
                     return Loaded(state, "redis", True)
-            ticket = yield from self.cache.claim(session_id, reading.seen)
+            ticket, is_alone = yield from self.cache.claim(session_id, reading.seen)
             if ticket == WAITING:
                 yield from unlogged.drain(session_id)
+                return None
+            if not is_alone and attempt < PAUSES:
+                yield from pause(FIRST_PAUSE_SECONDS * 2**attempt)
                 return None
         except REDIS_TROUBLE as exc:
             logger.info("session %s: read from the log: %s", session_id, exc)
@@ -272,14 +292,17 @@ class Sessions:
             return Loaded(state, "redis", True)
         try:
             yield from unlogged.drain(session_id)
-        except DatabaseUnavailableError as exc:
+        except LOG_TROUBLE as exc:
             logger.info("session %s: what came before is not known now: %s", session_id, exc)
             return Loaded(state, "redis", True)
         return None
 
     def _load_log(self, session_id: str, *, degraded: bool) -> Flow[Loaded]:
-        state = yield from self.folding.read_within_caps(session_id)
-        return Loaded(state or empty_session(self._limits), "postgres", degraded)
+        state = (yield from self.folding.read_within_caps(session_id)) or empty_session(self._limits)
+        if self.unlogged is not None and self.unlogged.is_begun(session_id):
+            # It lacks what this process has appended to Redis alone.
+            state = msgspec.structs.replace(state, is_doubtful=True)
+        return Loaded(state, "postgres", degraded)
 
     def _rebuild(self, session_id: str, ticket: int) -> Flow[SessionState | None]:
         """Read the session from the log and install it in Redis under ``ticket`` (0: do not).
@@ -318,8 +341,8 @@ class Sessions:
         """Have the next reader rebuild the copy in Redis: the log has changed in another way than by an append."""
         note = self._untold.note(session_id, math.inf)
         try:
-            yield from self.cache.forget_buffer(session_id)
-            self._untold.settle(session_id, note)
+            if (yield from self.cache.forget_buffer(session_id)):
+                self._untold.settle(session_id, note)
         except REDIS_TROUBLE as exc:
             # Its revision is old: the next append replaces it, and this process does not believe it before.
             logger.info("session %s: Redis not told of a change: %s", session_id, exc)

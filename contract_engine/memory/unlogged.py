@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 ROUND = 500
 """Messages in one transaction: it holds the session's row meanwhile."""
+ROUND_BYTES = 1024 * 1024
+"""About as much is read from Redis at once: a reply has to be there within the deadline."""
 
 RETRY_SECONDS = 1.0
 """How often one process has a session drained in the background because it was read."""
@@ -116,9 +118,8 @@ class Unlogged:
 
     def _waiting(self, session_id: str) -> Flow[_Waiting | None]:
         """Return the oldest messages that wait, None where none do."""
-        found = yield from self._cache.read_unlogged(session_id, ROUND)
-        head, *elements = found or [b""]
-        if not elements:
+        found = yield from self._cache.read_unlogged(session_id, most_messages=ROUND, most_bytes=ROUND_BYTES)
+        if found is None or not found.elements:
             # Redis may have evicted the list alone. The buffer then says that there was one, and has the end of it.
             state = (yield from self._cache.read(session_id)).state
             if state is not None and state.is_unlogged:
@@ -126,21 +127,23 @@ class Unlogged:
             if found is not None:
                 # Whatever lies there holds no message, and would keep everybody from rebuilding for ever.
                 logger.warning("session %s: no list of ours under the unlogged key; it is deleted", session_id)
+                self._cache.damaged += 1
                 yield from self._cache.drained(session_id, ())
             return None
         entries = []
-        for element in elements:
+        for element in found.elements:
             try:
                 entries.append(parse_unlogged(element))
             except CorruptDataError as exc:
                 logger.warning("session %s: %s under our keys; it is dropped", session_id, exc)
-        if len(entries) < len(elements) < ROUND:
+                self._cache.damaged += 1
+        if len(entries) < len(found.elements) == found.length:
             # The buffer has the end of what waits, too; what is logged already is not logged twice.
             state = (yield from self._cache.read(session_id)).state
             if state is not None and state.is_unlogged:
                 held = {entry.message_id for entry in state.entries}
                 entries = [*(entry for entry in entries if entry.message_id not in held), *state.entries]
-        return _Waiting(*parse_unlogged_head(head), entries, elements)
+        return _Waiting(*parse_unlogged_head(found.head), entries, found.elements)
 
     def spawn_drain(self, session_id: str) -> Flow[None]:
         """Drain in the background, at most once in a while and by one process at a time."""

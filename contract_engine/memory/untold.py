@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 
 
 class Note:
@@ -22,8 +24,13 @@ class Untold:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._notes: dict[str, Note] = {}
+        self.after_fork()
+        _all.add(self)
+
+    def after_fork(self) -> None:
+        """Begin afresh in a child: the thread of the parent that held the lock or was telling does not exist here."""
+        self._lock = threading.Lock()
         self._is_telling = False
 
     def __bool__(self) -> bool:
@@ -77,3 +84,14 @@ class Untold:
     def end_telling(self) -> None:
         """Let the next one begin."""
         self._is_telling = False
+
+
+_all: weakref.WeakSet[Untold] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for untold in _all:
+        untold.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -39,6 +39,9 @@ Rows = Sequence[tuple[Any, ...]]
 
 _USED = "contract_engine.used"
 
+SHORTEST_SECONDS = 0.1
+"""What a statement has at least, however long its caller has waited for a connection."""
+
 WAKE_SECONDS = 0.1
 """How often a wait looks at its deadline."""
 
@@ -128,6 +131,7 @@ class _Guard:
     """What both colours share: the breaker around a statement or transaction."""
 
     breaker: CircuitBreaker
+    seconds: float
 
     def admit(self) -> Permit:
         """Return a permit, or raise :class:`DatabaseCircuitOpenError`."""
@@ -135,6 +139,19 @@ class _Guard:
             return self.breaker.acquire()
         except CircuitOpenError as exc:
             raise DatabaseCircuitOpenError(exc.name, exc.retry_after) from None
+
+    def check(self) -> None:
+        """Raise where the breaker has opened since the call was admitted."""
+        if self.breaker.turns_away():
+            raise DatabaseCircuitOpenError(self.breaker.name, self.breaker.retry_after)
+
+    def left(self, started: float) -> float:
+        """Return what of the deadline is left to a call that has waited for a connection since ``started``.
+
+        Raises where the breaker has opened meanwhile: whoever held the connections has found out that nobody answers.
+        """
+        self.check()
+        return max(self.seconds + started - time.monotonic(), SHORTEST_SECONDS)
 
     def report(self, permit: Permit, exc: BaseException) -> BaseException:
         """Report a failure, or give the permit back where it says nothing about the server; answers our error."""
@@ -151,9 +168,11 @@ class Database(_Guard):
 
     def __init__(self, url: str, *, timeout: float, pool_size: int, breaker: CircuitBreaker) -> None:
         self.breaker = breaker
+        self.seconds = timeout
         arguments = _connect_arguments(url, timeout)
 
         def connect() -> psycopg.Connection[Any]:
+            self.check()
             with _connecting():
                 connection = _DeadlineConnection.connect(**arguments)
             connection.seconds = timeout
@@ -185,11 +204,13 @@ class Database(_Guard):
                     raise
 
     def _query(self, effect: Query) -> Rows:
+        started = time.monotonic()
         pooled = self._engine.raw_connection()
         try:
             statement = effect.statement
             is_used = _mark_used(pooled)
-            raw: psycopg.Connection[Any] = pooled.driver_connection  # type: ignore[assignment]  # psycopg's dialect
+            raw: _DeadlineConnection = pooled.driver_connection  # type: ignore[assignment]  # made above
+            raw.seconds = self.left(started)
             try:
                 rows = raw.execute(statement.sql, effect.parameters, prepare=statement.is_hot, binary=True).fetchall()
             except psycopg.OperationalError as exc:
@@ -224,8 +245,9 @@ class Database(_Guard):
             return self._transaction(body)
 
     def _transaction(self, body: Callable[[sa.Connection], T]) -> T:
+        started = time.monotonic()
         with self._transactional.begin() as connection:
-            _remember_use(connection)
+            _prepare(connection, self.left(started))
             return body(connection)
 
     def close(self) -> None:
@@ -238,9 +260,11 @@ class AsyncDatabase(_Guard):
 
     def __init__(self, url: str, *, timeout: float, pool_size: int, breaker: CircuitBreaker) -> None:
         self.breaker = breaker
+        self.seconds = timeout
         arguments = _connect_arguments(url, timeout)
 
         async def connect() -> psycopg.AsyncConnection[Any]:
+            self.check()
             with _connecting():
                 connection = await _AsyncDeadlineConnection.connect(**arguments)
             connection.seconds = timeout
@@ -273,11 +297,13 @@ class AsyncDatabase(_Guard):
                     raise
 
     async def _query(self, effect: Query) -> Rows:
+        started = time.monotonic()
         pooled = await self._engine.raw_connection()
         try:
             statement = effect.statement
             is_used = _mark_used(pooled)
-            raw: psycopg.AsyncConnection[Any] = pooled.driver_connection  # type: ignore[assignment]  # psycopg's dialect
+            raw: _AsyncDeadlineConnection = pooled.driver_connection  # type: ignore[assignment]  # made above
+            raw.seconds = self.left(started)
             try:
                 cursor = await raw.execute(statement.sql, effect.parameters, prepare=statement.is_hot, binary=True)
                 rows = await cursor.fetchall()
@@ -313,8 +339,9 @@ class AsyncDatabase(_Guard):
             return await self._transaction(body)
 
     async def _transaction(self, body: Callable[[sa.Connection], T]) -> T:
+        started = time.monotonic()
         async with self._transactional.begin() as connection:
-            await connection.run_sync(_remember_use)
+            await connection.run_sync(_prepare, self.left(started))
             return await connection.run_sync(body)
 
     async def close(self) -> None:
@@ -340,8 +367,11 @@ def _mark_used(pooled: sa.pool.PoolProxiedConnection) -> bool:
     return is_used
 
 
-def _remember_use(connection: sa.Connection) -> None:
+def _prepare(connection: sa.Connection, seconds: float) -> None:
+    """Mark the connection of a transaction as used, and set the deadline of each of its statements."""
     connection.info[_USED] = True
+    driver: Any = connection.connection.driver_connection
+    driver.seconds = seconds
 
 
 def _missed_deadline(exc: BaseException | None) -> DeadlineExceededError | None:

@@ -14,6 +14,7 @@ from redis import exceptions as redis_exc
 
 from contract_engine.memory.errors import (
     CorruptDataError,
+    DatabaseCircuitOpenError,
     DatabaseUnavailableError,
     DeadlineExceededError,
     MemoryServiceError,
@@ -115,7 +116,9 @@ def database_failure_counts(error: MemoryServiceError) -> bool:
 
     A deadlock or a failed serialization (class 40) is between two sessions: the server is well.
     """
-    return isinstance(error, DatabaseUnavailableError) and not error.reason.startswith("SQLSTATE 40")
+    if not isinstance(error, DatabaseUnavailableError) or isinstance(error, DatabaseCircuitOpenError):
+        return False
+    return not error.reason.startswith("SQLSTATE 40")
 
 
 def _kind(exc: BaseException) -> str:

@@ -4,7 +4,8 @@
 --
 -- KEYS  1 buffer  2 summary  3 unlogged
 -- ARGV  1 time (ms)  2 buffer TTL (s)  3 summary TTL (s)  4 the limits of a session that is not known here
---       5 the last message the caller knows to be in the log, or 0: a buffer that lacks it is not believed
+--       5 the last message the caller knows to be in the log, or 0: a buffer that lacks it is not believed, unless it
+--         begins in the middle anyway
 --       6 the id of the first message as JSON, where an earlier attempt may have stored them all; else ''
 --       then for each message: tokens, the rest of the element from the id on
 -- Answer {status, seq, time (ms)}: 0 full, nothing was appended; 1 appended; 3 already there; 4 the id is there with
@@ -29,7 +30,7 @@ if id ~= '' then
 end
 
 local h = read_header(buffer)
-local begins = not h or h.last < tonumber(ARGV[5])
+local begins = not h or (h.epoch ~= '0' and h.last < tonumber(ARGV[5]))
 if begins then h = new_header('0', ARGV[4], now) end
 local count, added = h.last - h.watermark, 0
 for i = FIRST, #ARGV, 2 do added = added + ARGV[i] end

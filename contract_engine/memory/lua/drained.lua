@@ -1,17 +1,16 @@
 -- Take messages that are in the log now off the unlogged list, oldest first.
 --
 -- KEYS  1 buffer  2 unlogged
--- ARGV  the elements that were logged, as they stood in the list
+-- ARGV  1 how many elements were logged  2 the first and  3 the last of them, as they stood in the list
 -- Answer how many still wait. With none left the buffer goes too, whose numbers were provisional: the next reader
 --       rebuilds it from the log.
 --
--- Two may have logged the same messages (the log keeps them once); whoever comes second finds them gone.
+-- Two may have logged the same messages (the log keeps them once); whoever comes second finds others there. The list
+-- grows and shrinks at its ends only, so its first and last element stand for those between.
 
 local buffer, unlogged = KEYS[1], KEYS[2]
-local gone = 0
-for _, element in ipairs(ARGV) do
-  if redis.pcall('LINDEX', unlogged, gone + 1) == element then gone = gone + 1 end
-end
+local gone = tonumber(ARGV[1])
+if redis.pcall('LINDEX', unlogged, 1) ~= ARGV[2] or redis.pcall('LINDEX', unlogged, gone) ~= ARGV[3] then gone = 0 end
 local length = redis.pcall('LLEN', unlogged)
 local left = type(length) == 'number' and length - 1 - gone or 0
 if left > 0 then
