@@ -10,8 +10,7 @@ from scenario import CALLS, WIDE, Bench, Timer, per_call, repeated
 
 from contract_engine.memory import CircuitBreaker, CircuitOpenError
 from contract_engine.memory._effects import Flow
-from contract_engine.memory.models import empty_session
-from contract_engine.memory.sessions import Loaded, context_of
+from contract_engine.memory.models import Loaded, empty_session
 
 
 def breaker_closed(**settings: Any) -> Callable[[Bench], AbstractContextManager[tuple[Timer, Timer]]]:
@@ -55,7 +54,7 @@ def redis_away(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
 
     def plain() -> Flow[dict[str, Any]]:
         state = yield from sessions.folding.read_within_caps(name)
-        return context_of(Loaded(state or empty_session(WIDE), "postgres", True), name)
+        return Loaded(state or empty_session(WIDE), "postgres", True).as_context(name)
 
     def call() -> float:
         breaker.force_open()

@@ -27,7 +27,7 @@ from contract_engine.memory.models import Receipt
 from contract_engine.memory.serializer import decode_value, encode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.session_store import StoreFlows
-from contract_engine.memory.sessions import Sessions, context_of, never
+from contract_engine.memory.sessions import Sessions
 from contract_engine.memory.summary_store import SummaryFlows
 from contract_engine.memory.swisper_context import SwisperContext
 from contract_engine.memory.token_counter import TokenCounter
@@ -46,7 +46,7 @@ class ManagerFlows:
         self._database_breaker = database_breaker
         self._log = LogFlows(config) if config.is_durable else None
         # Of several servers others may be there, or may have taken over.
-        is_away = breaker.turns_away if deployment(config.redis_url) is None else never
+        is_away = breaker.turns_away if deployment(config.redis_url) is None else None
         self._sessions = Sessions(config, self.counter, log=self._log, is_away=is_away)
         self._intake = Intake(self.counter, max_message_bytes=config.max_message_bytes)
         self.buffer = BufferFlows(self._sessions, self._intake)
@@ -78,11 +78,11 @@ class ManagerFlows:
         outgoing = self._intake.message(message, message_id)
         loaded = (yield from self._sessions.append(checked, (outgoing,), read=True)).loaded
         assert loaded is not None, "the session was asked for"
-        return context_of(loaded, checked)
+        return loaded.as_context(checked)
 
     def get_context(self, session_id: object) -> Flow[dict[str, Any]]:
         checked = check_session_id(session_id)
-        return context_of((yield from self._sessions.load(checked)), checked)
+        return (yield from self._sessions.load(checked)).as_context(checked)
 
     def save_context(self, session_id: object, context: object) -> Flow[bool]:
         checked = check_session_id(session_id)

@@ -272,7 +272,7 @@ def drained_call(keys: SessionKeys, *, count: int, first: bytes, last: bytes) ->
 
 
 def forget_call(keys: SessionKeys) -> Command:
-    """Delete the buffer, unless messages wait to be logged."""
+    """Have the buffer rebuilt by its next reader."""
     return Command((2, keys.buffer, keys.unlogged), FORGET)
 
 

@@ -75,7 +75,8 @@ class CircuitBreaker(CallGuard):
     ``asyncio.timeout`` around it looks like a cancellation.
 
     For reading only: ``failure_count``, failures in a row, kept while open; ``last_failure_time``, of the last counted
-    failure in seconds since the epoch, None before any and after a reset.
+    failure in seconds since the epoch, None before any and after a reset; ``overrides``, how often somebody has set the
+    state by hand.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class CircuitBreaker(CallGuard):
         self._totals = dict.fromkeys(("successful", "failed", "slow", "rejected", "cancelled", "late"), 0)
         self._listeners = CircuitListeners()
         self._generation = 0
+        self.overrides = 0
         self._rejects_until = -math.inf  # before this moment every call is rejected without a further look
         self._begin_generation()
         _breakers.add(self)
@@ -336,6 +338,7 @@ class CircuitBreaker(CallGuard):
 
     def _override(self, to: CircuitState, reason: str) -> None:
         with self._lock:
+            self.overrides += 1
             if to is CLOSED:
                 self.last_failure_time = None
             if self._state is not to:

@@ -176,3 +176,15 @@ class SessionState(msgspec.Struct, frozen=True):
 def empty_session(limits: SessionLimits, summary: Summary = NO_SUMMARY) -> SessionState:
     """Return the state of a session that has no message, or none but those its summary covers."""
     return SessionState(0, 0, summary.last_seq, summary.last_seq, summary.version, summary, limits, (), 0, 0)
+
+
+class Loaded(NamedTuple):
+    """A session that was read, where from, and whether a server is away for all that is known."""
+
+    state: SessionState
+    source: str
+    degraded: bool
+
+    def as_context(self, session_id: str) -> dict[str, Any]:
+        """Return the dict that ``get_context`` answers."""
+        return self.state.as_context(session_id, source=self.source, degraded=self.degraded)

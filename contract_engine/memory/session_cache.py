@@ -287,13 +287,9 @@ class SessionCache:
         """Give back the lease of a drain."""
         yield from redis_call(_scripts.release_call(self.keys(session_id).drain, lease_token=lease_token))
 
-    def forget_buffer(self, session_id: str) -> Flow[bool]:
-        """Delete the buffer; with a log the next reader or writer rebuilds it. False where messages wait to be logged.
-
-        Then the buffer is all that shows them, and it goes when they are logged.
-        """
-        (is_gone,) = yield from redis_call(_scripts.forget_call(self.keys(session_id)))
-        return bool(is_gone)
+    def forget_buffer(self, session_id: str) -> Flow[None]:
+        """Have the next reader or writer rebuild the buffer from the log, after what waits to be logged."""
+        yield from redis_call(_scripts.forget_call(self.keys(session_id)))
 
     def forget(self, session_id: str) -> Flow[int]:
         """Delete every key of the session; answers how many there were."""

@@ -27,7 +27,7 @@ from contract_engine.memory.errors import (
 from contract_engine.memory.folding import ATTEMPTS, Folding
 from contract_engine.memory.keys import SessionKeys
 from contract_engine.memory.message_log import LogFlows
-from contract_engine.memory.models import Outgoing, Placed, Receipt, SessionState, empty_session
+from contract_engine.memory.models import Loaded, Outgoing, Placed, Receipt, SessionState, empty_session
 from contract_engine.memory.session_cache import REDIS_TROUBLE, WAITING, SessionCache, new_ticket
 from contract_engine.memory.token_counter import TokenCounter
 from contract_engine.memory.unlogged import Unlogged
@@ -47,19 +47,6 @@ _STALE, _APPENDED, _FOLD_DUE, _PRECEDED = 0, 1, 2, 4
 
 MAX_SEQ = 2**53
 """Lua counts in doubles."""
-
-
-def never() -> bool:
-    """Stand for a Redis that is always worth asking."""
-    return False
-
-
-class Loaded(NamedTuple):
-    """A session that was read, where from, and whether a server is away for all that is known."""
-
-    state: SessionState
-    source: str
-    degraded: bool
 
 
 class Appended(NamedTuple):
@@ -89,12 +76,12 @@ class Sessions:
         *,
         log: LogFlows | None,
         at_cap: str = "fold",
-        is_away: Callable[[], bool] = never,
+        is_away: Callable[[], bool] | None = None,
     ) -> None:
         self.cache = SessionCache(config)
         self.folding = Folding(config, counter, self.cache, log=log, distrust=self.distrust)
         self._log = log
-        self._is_away = is_away
+        self._is_away = is_away or (lambda: False)
         self._limits = config.limits
         self._assign_settings = self.cache.assign_settings(at_cap)
         self._untold = Untold()
@@ -194,8 +181,8 @@ class Sessions:
     def _tell(self) -> Flow[None]:
         try:
             for session_id, note in self._untold.all():
-                # Unless somebody else has replaced the copy meanwhile.
-                if self._untold.expected(session_id) and (yield from self.cache.forget_buffer(session_id)):
+                if self._untold.expected(session_id):  # nobody else has replaced the copy meanwhile
+                    yield from self.cache.forget_buffer(session_id)
                     self._untold.settle(session_id, note)
         finally:
             self._untold.end_telling()
@@ -341,8 +328,8 @@ class Sessions:
         """Have the next reader rebuild the copy in Redis: the log has changed in another way than by an append."""
         note = self._untold.note(session_id, math.inf)
         try:
-            if (yield from self.cache.forget_buffer(session_id)):
-                self._untold.settle(session_id, note)
+            yield from self.cache.forget_buffer(session_id)
+            self._untold.settle(session_id, note)
         except REDIS_TROUBLE as exc:
             # Its revision is old: the next append replaces it, and this process does not believe it before.
             logger.info("session %s: Redis not told of a change: %s", session_id, exc)
@@ -367,8 +354,3 @@ class Sessions:
 def _receipts(placed: Placed, outgoing: Sequence[Outgoing], *, is_durable: bool, degraded: bool) -> list[Receipt]:
     pairs = zip(placed.seqs, outgoing, strict=True)
     return [Receipt(seq, message.message_id, is_durable, degraded) for seq, message in pairs]
-
-
-def context_of(loaded: Loaded, session_id: str) -> dict[str, Any]:
-    """Return the dict that ``get_context`` answers."""
-    return loaded.state.as_context(session_id, source=loaded.source, degraded=loaded.degraded)

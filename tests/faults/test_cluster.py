@@ -326,8 +326,11 @@ def test_a_primary_that_hangs_costs_its_deadline(durable: Backend, nodes: Cluste
             it.ping()
     finally:
         os.kill(hung.pid, signal.SIGCONT)
-    assert_context(manager.get_context(harmed), talk(7))
     assert waited_for(nodes.is_ok)
+    assert manager.append(harmed, say(8)).degraded is True, "the breaker of its node waits for a minute"
+    manager.circuit_breaker.reset()
+    assert manager.append(harmed, say(9)).degraded is False, "an operator's word is for every node"
+    assert_context(manager.get_context(harmed), talk(9))
 
 
 def test_every_node_dead_opens_the_breaker_in_front(durable: Backend, database_url: str) -> None:

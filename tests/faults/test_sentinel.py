@@ -183,6 +183,33 @@ def test_no_sentinel_at_all_is_an_outage(log: Backend) -> None:
         assert not isinstance(caught.value, CircuitOpenError)
 
 
+def test_sentinels_that_hang_do_not_hold_up_an_open_breaker(log: Backend) -> None:
+    with watched_primary(sentinels=1) as made:
+        deadline = 2.0
+        manager = log.open(redis_url=made.url, **(SETTINGS | {"redis_timeout_seconds": deadline}))
+        manager.append("s", say(1))
+        hung = [*made.nodes, *made.sentinels]
+        for server in hung:
+            os.kill(server.pid, signal.SIGSTOP)
+        try:
+            number = 1
+            while manager.circuit_breaker.get_state() == CircuitState.CLOSED:
+                number += 1
+                assert manager.append("s", say(number)).degraded is True
+            times = []
+            opened = time.monotonic()
+            while time.monotonic() - opened < 1.5 * deadline:
+                started = time.monotonic()
+                assert manager.append("s", say(number)).degraded is True
+                times.append(time.monotonic() - started)
+            with pytest.raises(redis.TimeoutError):
+                silent(made.sentinels[0])
+        finally:
+            for server in hung:
+                os.kill(server.pid, signal.SIGCONT)
+        assert max(times) < deadline / 2
+
+
 def test_wrong_settings_are_no_outage(log: Backend, watched: Watched) -> None:
     for url, problem in (
         (watched.url.replace(f"/{SERVICE}", "/another"), "no Sentinel watches a primary 'another'"),

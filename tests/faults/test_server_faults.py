@@ -296,7 +296,7 @@ def test_a_copy_nobody_can_vouch_for_is_not_called_complete(tenant: str, colour:
         outage.kill_redis()
         outage.restart_redis()
         outage.kill_database()
-        manager = outage.open()
+        manager = outage.open(redis_timeout_seconds=5.0)
         context = manager.get_context("s")
         assert (context["source"], context["degraded"], context["complete"]) == ("redis", True, False)
         assert context["buffer_messages"] == talk(5)

@@ -16,7 +16,7 @@ from contract_engine.memory._effects import Command, RedisCall
 from contract_engine.memory._runtime.redis_routing import LOOK_SECONDS, Routing, Talk, failure_of, scan_step
 from contract_engine.memory._runtime.redis_steps import Address, Attempt, Outcome, Retire, Steps, Wait
 from contract_engine.memory._runtime.redis_topology import Deployment, SlotMap, slot_of
-from contract_engine.memory.circuit_breaker import CircuitBreaker
+from contract_engine.memory.circuit_breaker import CircuitBreaker, CircuitState
 from contract_engine.memory.errors import MemoryServiceError, RedisUnavailableError
 
 WAIT_SECONDS = 0.01
@@ -39,6 +39,7 @@ class ClusterRouting(Routing):
         self._looked_at = -math.inf
         self._is_heard = True
         self._breakers: dict[Address, CircuitBreaker] = {}
+        self._overrides = breaker.overrides
 
     def scan(self, pattern: str) -> Steps[list[bytes]]:
         """Answer the keys that match a glob, from every primary; raises where one is away."""
@@ -187,10 +188,15 @@ class ClusterRouting(Routing):
         return (self._map.owner(slot) if self._map else None) or _NOWHERE
 
     def _breaker_of(self, address: Address) -> CircuitBreaker:
+        front = self._breaker
+        if self._overrides != front.overrides:  # an operator's word is for every node
+            self._overrides = front.overrides
+            self._breakers = {}
         breaker = self._breakers.get(address)
         if breaker is None:
-            front = self._breaker
             made = CircuitBreaker(front.failure_threshold, front.recovery_timeout, name=f"{front.name} {address}")
+            if front.get_state() is CircuitState.DISABLED:
+                made.disable()
             breaker = self._breakers.setdefault(address, made)
         return breaker
 

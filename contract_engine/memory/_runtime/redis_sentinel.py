@@ -16,6 +16,9 @@ from contract_engine.memory.errors import StoreMisconfiguredError
 
 logger = logging.getLogger(__name__)
 
+ASK_SECONDS = 0.1
+"""What the Sentinels have to answer in while the breaker is open, once a second."""
+
 
 class SentinelRouting(Routing):
     """One primary at a time. A failure of its counts as usual: there is nobody else to ask."""
@@ -73,14 +76,17 @@ class SentinelRouting(Routing):
         return found
 
     def _is_replaced(self) -> Steps[bool]:
-        """Ask the Sentinels once in a while: a failover takes seconds, the breaker waits for up to a minute."""
+        """Ask the Sentinels once in a while: a failover takes seconds, the breaker waits for up to a minute.
+
+        They are given a moment only, since a call is waiting that would be rejected at once otherwise.
+        """
         now = time.monotonic()
         if self._breaker.get_state() is not CircuitState.OPEN or now - self._asked_at < LOOK_SECONDS:
             return False  # an operator's word holds whoever is the primary
         self._asked_at = now
         judged = self._previous
         try:
-            return (yield from self._discover(now + self._timeout)) != judged
+            return (yield from self._discover(now + min(self._timeout, ASK_SECONDS))) != judged
         except Unserved:
             return False
 

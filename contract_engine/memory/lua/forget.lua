@@ -1,10 +1,19 @@
--- Delete a buffer, for the next reader to rebuild it from the log.
+-- Have a buffer rebuilt from the log by its next reader.
 --
 -- KEYS  1 buffer  2 unlogged
 -- ARGV  none
--- Answer 1 deleted, or there was none; 0 it stays, because messages wait in the unlogged list: the log lacks them, and
---       the buffer goes with the list when they are logged.
+--
+-- It is deleted; but where messages wait in the unlogged list it is all that shows them, and goes when they are logged.
+-- Until then it says that what came before is not known, and whoever reads it tries to log them first.
 
-if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
-redis.call('DEL', KEYS[1])
-return 1
+-- include _header
+
+if redis.call('EXISTS', KEYS[2]) == 1 then
+  local h = read_header(KEYS[1])
+  if h then
+    h.format, h.epoch = '2', '0'
+    redis.call('LSET', KEYS[1], 0, header_text(h))
+  end
+else
+  redis.call('DEL', KEYS[1])
+end
