@@ -27,6 +27,7 @@ from contract_engine.memory import (
     ConfigurationError,
     InvalidInputError,
     MemoryManager,
+    MemoryServiceError,
     SessionLimits,
     StoreUnavailableError,
 )
@@ -234,24 +235,38 @@ def drain(
 ) -> None:
     """Log the messages that wait in Redis since the database was away, of every session of the tenant.
 
-    The next append or read of a session does the same for that session. May be stopped and started at any time.
+    The next append or read of a session does the same for that session. May be stopped and started at any time. A
+    session that fails does not keep the others waiting; exit code 2 then.
     """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
     counts: dict[str, int] = {}
+    failed: dict[str, MemoryServiceError] = {}
     with _manager(choice) as manager:
         sessions = manager.unlogged_sessions()
         with display.progress(display.notices()) as bar:
             task = bar.add_task("", total=len(sessions))
             for session_id in sessions:
                 bar.update(task, description=escape(display.shortened(session_id, 30)))
-                counts[session_id] = manager.drain(session_id)
+                try:
+                    counts[session_id] = manager.drain(session_id)
+                except MemoryServiceError as exc:
+                    failed[session_id] = exc
                 bar.advance(task)
     if as_json:
-        display.print_json({"sessions": counts, "messages": sum(counts.values())})
+        display.print_json(
+            {
+                "sessions": counts,
+                "messages": sum(counts.values()),
+                "failed": {name: str(exc) for name, exc in failed.items()},
+            }
+        )
     elif counts:
         say(f"Logged {sum(counts.values())} messages of {len(counts)} sessions.")
-    else:
+    elif not failed:
         say("Nothing waits to be logged.")
+    if failed:
+        say(f"{len(failed)} sessions still wait; the first of them says why.", display.notices())
+        raise next(iter(failed.values()))
 
 
 @app.command()

@@ -116,6 +116,8 @@ class SessionCache:
             self.damaged += 1
             return Reading(None, seen, parse_summary(replies[1], None), True)
         if state is not None:
+            if state.summary.version != state.summary_version and replies[1] is not None:
+                self.damaged += parse_summary(replies[1], None).version == 0
             return Reading(state, seen, state.summary, False)
         return Reading(None, seen, parse_summary(replies[1], None), False)
 

@@ -101,6 +101,7 @@ def test_with_a_log_it_is_as_if_nothing_had_been_there(
             assert loaded is not None
             assert loaded.to_dict()["note"] == "kept"
         call_all(another, dice)
+    assert field not in NEEDED or sum(one.health()["damaged"] for one in (manager, other)) > 0, "nobody counted"
     assert durable.database_url is not None
     assert logged(durable.database_url, durable.tenant, "s") == list(enumerate(said, 1))
     assert manager.clear_session_memory("s")

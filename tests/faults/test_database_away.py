@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import redis
 from memory_contract import (
@@ -394,10 +395,33 @@ def test_the_command_drains_every_session(blocking: Away, tenant: str) -> None:
     arguments = ["drain", "--json", "--redis-url", blocking.servers.redis_url, "--tenant", tenant]
     found = CliRunner().invoke(app, [*arguments, "--database-url", blocking.servers.database_url])
     assert found.exit_code == 0, found.output
-    assert json.loads(found.stdout) == {"sessions": {"a": 3, "b{}%7B": 3}, "messages": 6}
+    assert json.loads(found.stdout) == {"sessions": {"a": 3, "b{}%7B": 3}, "messages": 6, "failed": {}}
     assert manager.unlogged_sessions() == []
     assert blocking.logged("a") == blocking.logged("b{}%7B") == talk(4)
     assert blocking.logged("c d:*") == talk(1)
+
+
+def test_a_session_that_cannot_be_logged_keeps_no_other_waiting(blocking: Away, tenant: str) -> None:
+    manager = blocking.open()
+    blocking.kill_database()
+    for name in ("a", "b", "c"):
+        manager.append(name, say(1))
+    blocking.end()
+    with psycopg.connect(blocking.servers.database_url) as connection:
+        connection.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN IF NEW.session_id = 'b' THEN RAISE 'full' USING ERRCODE = '53100'; END IF; RETURN NEW; END $$"
+        )
+        connection.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON memory_messages FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+    arguments = ["drain", "--json", "--redis-url", blocking.servers.redis_url, "--tenant", tenant]
+    found = CliRunner().invoke(app, [*arguments, "--database-url", blocking.servers.database_url])
+    assert found.exit_code == 2, found.output
+    answer = json.loads(found.stdout)
+    assert (answer["sessions"], list(answer["failed"])) == ({"a": 1, "c": 1}, ["b"])
+    assert "1 sessions still wait" in found.stderr
+    assert manager.unlogged_sessions() == ["b"]
 
 
 KILLED_DRAIN = """

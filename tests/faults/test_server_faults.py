@@ -370,7 +370,7 @@ READERS = 64
 def test_buffers_heal_without_a_stampede(
     private_servers: PrivateServers, database_url: str, tenant: str, loss: str
 ) -> None:
-    """64 readers of one lost session at once: all are right, none reads the log twice, and one installs it."""
+    """64 readers of one lost session at once: all are right, one installs it, and the others wait for that one."""
     servers = private_servers(postgres=False)
     with outage_of(servers, Backend(SYNC, DURABLE, servers.redis_url, database_url, tenant)) as outage:
         manager = outage.open(redis_timeout_seconds=5.0, redis_pool_size=READERS, database_pool_size=READERS)
@@ -399,7 +399,8 @@ def test_buffers_heal_without_a_stampede(
         from_log = sum(context["source"] == "postgres" for context in contexts)
         # An installation is the only script here that pushes more than a placeholder: header and 20 messages each.
         pushes = after["rpush"] - before.get("rpush", 0)
-        assert 1 <= from_log <= READERS
+        print(f"{loss}: {from_log} of {READERS} read the log")
+        assert 1 <= from_log <= READERS // 4
         assert pushes // (1 + len(said)) == 1, "one installation"
         contexts.clear()
         run_threads(READERS, read)
