@@ -55,6 +55,12 @@ def usual_states(stage: Stage) -> list[str]:
     return [state for state in USUAL if state in stage.states]
 
 
+def one_state_of(stage: Stage, operation: Operation) -> str:
+    """Return a state in which the operation has something to do, where one state is enough."""
+    needs_unlogged = operation.method in ("drain", "unlogged_sessions") and stage.is_durable
+    return "unlogged" if needs_unlogged else "before a trigger"
+
+
 def work_through(stage: Stage, operation: Operation, states: list[str], kinds: tuple[str, ...], run: Run) -> int:
     """Put each kind of fault at each effect, in each state; answers how many there were."""
     table, faults = {}, 0

@@ -13,7 +13,6 @@ import sqlalchemy as sa
 from crash_matrix import (
     CANCEL_IN_FLIGHT,
     CANCELLATIONS,
-    DATABASE,
     HANG,
     KILL_AFTER,
     KILL_BEFORE,
@@ -24,7 +23,7 @@ from crash_matrix import (
     name_of,
     server_of,
 )
-from crash_operations import BY_NAME, LIMITS, PATIENT, UNTOUCHED, Errand, Nursery, Operation
+from crash_operations import BY_NAME, LIMITS, OPERATIONS, PATIENT, UNTOUCHED, Errand, Nursery, Operation
 from crash_outcomes import Outcome
 from crash_sessions import Session, Stage
 from crash_trials import (
@@ -33,14 +32,15 @@ from crash_trials import (
     backends,
     expects_effects,
     named,
+    one_state_of,
     stage_of,
     usual_states,
     work_through,
 )
 from memory_contract import ASYNC, DURABLE, SYNC, Backend, BlockingView
 from server_faults import ServerFaults, waited_for
-from servers import PrivateServers
 
+from contract_engine.embedded import EmbeddedServers
 from contract_engine.memory import AsyncMemoryManager, MemoryManager, StoreUnavailableError
 from contract_engine.memory.errors import MemoryServiceError
 
@@ -55,7 +55,7 @@ def nursery() -> Iterator[Nursery]:
         yield found
 
 
-@pytest.mark.parametrize("operation", named(WRITING))
+@pytest.mark.parametrize("operation", named(OPERATIONS))
 def test_the_process_is_killed(stage: Stage, nursery: Nursery, operation: Operation) -> None:
     """Before each effect, and after the last one: the moment after an effect is the one before the next."""
     backend = stage.backend
@@ -78,7 +78,7 @@ def test_the_process_is_killed(stage: Stage, nursery: Nursery, operation: Operat
         deaths += outcome.has_fired
         return outcome, None
 
-    states = usual_states(stage)
+    states = usual_states(stage) if operation in WRITING else [one_state_of(stage, operation)]
     work_through(stage, operation, states, (KILL_BEFORE, KILL_AFTER), run)
     assert deaths >= 2 * len(states) or not expects_effects(stage, operation)
 
@@ -171,84 +171,108 @@ def test_the_task_is_cancelled(stage: Stage, tasks: Tasks, operation: Operation)
 
 # -- a server that hangs
 
-HUNG = (
-    ("append (with an id)", "before a trigger"),
-    ("add_and_get_context", "folded"),
-    ("get_context", "evicted"),
-    ("set_session_config", "folded"),
-    ("summary_store.add_summary", "folded"),
-    ("clear_session_memory", "unlogged"),
-    ("drain", "unlogged"),
-    ("unlogged_sessions", "unlogged"),
-)
-"""Each kind of effect, alone and within a sequence."""
-
 IMPATIENT: dict[str, Any] = {"redis_timeout_seconds": 0.2, "database_timeout_seconds": 0.5}
 
 
 class Hangs:
     """Stops a server while an effect waits for it, and lets it go on when the caller has given up."""
 
-    def __init__(self, faults: ServerFaults, stage: Stage, application: str) -> None:
-        self._faults = faults
-        self._stage = stage
-        self._application = application
+    def __init__(self, faults: ServerFaults, stage: Stage) -> None:
+        self.faults = faults
+        self.stage = stage
         self.given_up: list[str] = []
+        self.application = "hung"
 
     @contextmanager
     def hang(self, server: str) -> Iterator[None]:
         if server == REDIS:
-            self._faults.stop_redis()
+            self.faults.stop_redis()
         else:
-            self._faults.stop_database()
+            self.faults.stop_database()
         try:
             yield
         except StoreUnavailableError:
             self.given_up.append(server)
             raise
         finally:
-            self._faults.go_on()
+            self.faults.go_on()
             self._settle(server)
 
     def _settle(self, server: str) -> None:
         """Wait until the server has done what it was sent while it was stopped."""
         if server == REDIS:
             for _ in range(2):
-                self._stage.raw.ping()
+                self.stage.raw.ping()
             return
-        table = self._stage.table
+        table = self.stage.table
         assert table is not None
-        assert waited_for(lambda: backends(table, self._application) == 0)
+        assert waited_for(lambda: backends(table, self.application) == 0)
+
+    @contextmanager
+    def backend(self, colour: str, number: int) -> Iterator[Backend]:
+        """Lend a backend whose connections are told apart from those of every other number."""
+        made, self.application = self.stage.backend, f"hung-{number}"
+        assert made.database_url is not None
+        url = sa.make_url(made.database_url).update_query_dict({"application_name": self.application})
+        lent = Backend(colour, DURABLE, made.redis_url, url.render_as_string(hide_password=False), made.tenant)
+        try:
+            yield lent
+        finally:
+            self.faults.go_on()
+            lent.close()
 
 
-@pytest.mark.parametrize("colour", [SYNC, ASYNC])
-def test_a_server_hangs(private_servers: PrivateServers, tenant: str, colour: str) -> None:
-    servers = private_servers()
-    faults = ServerFaults(redis_server=servers, database=servers)
-    fired = {REDIS: 0, DATABASE: 0}
-    with stage_of(DURABLE, servers.redis_url, servers.database_url, tenant) as stage:
-        for name, state in HUNG:
-            for number in range(1, MOST_EFFECTS):
-                application = f"hung-{number}"
-                url = sa.make_url(servers.database_url).update_query_dict({"application_name": application})
-                backend = Backend(colour, DURABLE, servers.redis_url, url.render_as_string(hide_password=False), tenant)
-                hangs = Hangs(faults, stage, application)
-                session = stage.session(state)
-                operation = BY_NAME[name]
-                try:
-                    outcome, survivor = hung(backend, hangs, session, operation, Fault(HANG, number))
-                    stage.assert_law(session, operation, outcome, survivor)
-                except AssertionError as exc:
-                    raise AssertionError(f"{name}, {state}, hang at {number}") from exc
-                finally:
-                    faults.go_on()
-                    backend.close()
-                assert len(hangs.given_up) == outcome.has_fired, "it did not hang"
-                if not outcome.has_fired:
-                    break
-                fired[hangs.given_up[0]] += 1
-    print(f"hung: {fired}")
-    assert min(fired.values()) >= len(HUNG)
+@pytest.fixture(scope="module")
+def hangs() -> Iterator[Hangs]:
+    """A pair of servers that only these tests use."""
+    with (
+        EmbeddedServers(durable=False) as servers,
+        stage_of(DURABLE, servers.redis_url, servers.database_url, "hung") as stage,
+    ):
+        yield Hangs(ServerFaults(redis_server=servers, database=servers), stage)
+
+
+@pytest.mark.parametrize("operation", named(OPERATIONS))
+def test_a_server_hangs(hangs: Hangs, operation: Operation) -> None:
+    count = hang_at_each_effect(hangs, SYNC, operation, one_state_of(hangs.stage, operation))
+    assert (count > 0) == expects_effects(hangs.stage, operation)
+
+
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [
+        ("append (with an id)", "before a trigger"),
+        ("add_and_get_context", "folded"),
+        ("get_context", "evicted"),
+        ("set_session_config", "folded"),
+        ("summary_store.add_summary", "folded"),
+        ("clear_session_memory", "unlogged"),
+        ("drain", "unlogged"),
+        ("unlogged_sessions", "unlogged"),
+    ],
+)
+def test_a_server_hangs_that_a_task_waits_for(hangs: Hangs, name: str, state: str) -> None:
+    """Each kind of effect, alone and within a sequence."""
+    assert hang_at_each_effect(hangs, ASYNC, BY_NAME[name], state) > 0
+
+
+def hang_at_each_effect(hangs: Hangs, colour: str, operation: Operation, state: str) -> int:
+    """Stop the server of the first effect, of the second, ..., each in a session of its own; answers how many."""
+    hangs.given_up.clear()
+    for number in range(1, MOST_EFFECTS):
+        session = hangs.stage.session(state)
+        with hangs.backend(colour, number) as backend:
+            try:
+                outcome, survivor = hung(backend, hangs, session, operation, Fault(HANG, number))
+                hangs.stage.assert_law(session, operation, outcome, survivor)
+            except AssertionError as exc:
+                raise AssertionError(f"{operation.name}, {state}, hang at {number}") from exc
+        if not outcome.has_fired:
+            break
+        assert len(hangs.given_up) == number, "it did not hang"
+    assert hangs.given_up == [server_of(effect) for effect in outcome.begun], "another server than the effect's"
+    print(f"{operation.name:42}", f"{state}: {hangs.given_up}", sep="  ")
+    return len(hangs.given_up)
 
 
 def hung(
