@@ -151,15 +151,15 @@ def test_redis_stopped_for_ten_seconds_under_load(
     with outage_of(servers, backend) as outage:
         managers = [outage.open(max_buffer_messages=8, redis_pool_size=4) for _ in range(2)]
         crossed: list[str] = []
-        reads = 0
+        reads: list[float] = []
         done = threading.Event()
 
         def read(reader: int) -> None:
-            nonlocal reads
             while not done.is_set():
                 session = SESSIONS[reader % len(SESSIONS)]
+                started = time.monotonic()
                 context = managers[reader % 2].get_context(session)
-                reads += 1
+                reads.append(time.monotonic() - started)
                 writers = {message["writer"] for message in context["buffer_messages"]}
                 if context["session_id"] != session or any(SESSIONS[one % len(SESSIONS)] != session for one in writers):
                     crossed.append(f"{session}: {writers}")
@@ -172,7 +172,7 @@ def test_redis_stopped_for_ten_seconds_under_load(
                 thread.start()
             outage.stop_redis()
             stopped = time.monotonic()
-            assert waited_for(lambda: time.monotonic() - stopped > 10.0)
+            assert waited_for(lambda: time.monotonic() - stopped > 10.0, 30.0)
             assert all(manager.circuit_breaker.get_state() != CircuitState.CLOSED for manager in managers)
             outage.go_on()
             assert waited_for(lambda: all(manager.health()["redis"] for manager in managers))
@@ -180,11 +180,11 @@ def test_redis_stopped_for_ten_seconds_under_load(
             done.set()
         for thread in readers:
             thread.join()
-        assert reads > 10
+        assert len(reads) > 10
         assert crossed == []
         assert load.refused == 0
         # A call has up to two round trips to a server that hangs before the breaker opens, and a machine may be busy.
-        assert max(load.times) < 10 * REDIS_SECONDS + 2 * DATABASE_SECONDS
+        assert max(*load.times, *reads) < 10 * REDIS_SECONDS + 2 * DATABASE_SECONDS
         load.assert_kept(database_url, backend)
 
 
@@ -193,7 +193,7 @@ def test_eviction_never_shows_half_a_session(
     private_servers: PrivateServers, database_url: str, tenant: str, colour: str
 ) -> None:
     """Thousands of keys in a Redis that holds a part of them: each read is whole, from wherever."""
-    sessions = 1000 if colour == SYNC else 400
+    sessions = 2000 if colour == SYNC else 400
     servers = private_servers(postgres=False)
     with outage_of(servers, Backend(colour, DURABLE, servers.redis_url, database_url, tenant)) as outage:
         manager = outage.open(max_buffer_messages=6, redis_timeout_seconds=5.0, database_timeout_seconds=30.0)
