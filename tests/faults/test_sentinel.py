@@ -121,7 +121,19 @@ def test_a_failover_under_writers(log: Backend, watched: Watched, how: str) -> N
     if how == "killed":
         before.start()
     assert waited_for(watched.is_settled), "the old primary follows the new one"
+    send_again(reader, writers)
     assert_nothing_lost(log, reader, writers)
+
+
+def send_again(manager: MemoryManager, writers: SteadyWriters) -> None:
+    """Send the last five messages of each session under their ids again, one to five times each."""
+    for session_id, receipts in writers.receipts.items():
+        last = receipts[-5:]
+        assert len(last) == 5
+        for times, receipt in enumerate(last, 1):
+            for _ in range(times):
+                again = manager.append(session_id, say(receipt.seq), message_id=receipt.message_id)
+                assert (again.seq, again.durable) == (receipt.seq, True)
 
 
 def test_an_open_breaker_does_not_hide_a_failover(log: Backend, watched: Watched) -> None:
