@@ -225,15 +225,16 @@ class Client:
             wrong.append("summary and watermark do not go together")
         if context["complete"] and context["last_seq"] < self._logged.get(session, 0):
             wrong.append(f"ends at {context['last_seq']}, and {self._logged[session]} was acknowledged here before")
-        if newest is not None and newest not in kept and context["watermark"] == 0:
+        if context["complete"] and newest is not None and newest not in kept and context["watermark"] == 0:
             wrong.append("the message of this turn is in neither part")
         newest_of: dict[str, int] = {}
         for message in kept:
             if message["n"] <= newest_of.get(message["writer"], 0):
                 wrong.append(f"{message['writer']} is out of order at {message['n']}")
             newest_of[message["writer"]] = message["n"]
+        facts = ", ".join(f"{name} {context[name]}" for name in ("source", "degraded", "complete"))
         for one in wrong:
-            self._violation(f"{session}: read from {context['source']}, degraded {context['degraded']}: {one}")
+            self._violation(f"{session}: read with {facts}: {one}")
 
     def _violation(self, text: str) -> None:
         self._journal.write("violation", time.monotonic(), f"{self.name}: {text}")
