@@ -234,7 +234,6 @@ def configure_call(
 def append_unlogged_call(
     keys: SessionKeys,
     *,
-    at_ms: int,
     buffer_ttl: int,
     summary_ttl: int,
     limits: str,
@@ -249,7 +248,6 @@ def append_unlogged_call(
             keys.buffer,
             keys.summary,
             keys.unlogged,
-            at_ms,
             buffer_ttl,
             summary_ttl,
             limits,

@@ -252,7 +252,6 @@ class SessionCache:
         """Return the call that appends while the log is away; ``messages``: tokens, rest, tokens, ..."""
         return _scripts.append_unlogged_call(
             keys,
-            at_ms=self.now_ms(),
             buffer_ttl=self._buffer_ttl,
             summary_ttl=self._summary_ttl,
             limits=self._limits,

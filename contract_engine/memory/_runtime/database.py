@@ -57,14 +57,17 @@ def _within(wanted: Any, steps: Generator[Any, Any, T], seconds: float) -> Gener
             ready = yield wanted
             wanted = steps.send(ready)
             if time.monotonic() >= deadline:
-                raise _DeadlineMissedError
+                raise _NoAnswerError(seconds)
     except StopIteration as stop:
         answer: T = stop.value
         return answer
 
 
-class _DeadlineMissedError(Exception):
-    """Not an OSError, as our own classes of errors are: psycopg would take that for one of the socket."""
+class _NoAnswerError(psycopg.OperationalError):
+    """A missed deadline as SQLAlchemy knows it: the connection is lost, and not asked to roll anything back."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"no answer within {seconds:g} s")
 
 
 class _DeadlineConnection(psycopg.Connection[Any]):
@@ -77,11 +80,9 @@ class _DeadlineConnection(psycopg.Connection[Any]):
             return waiting.wait(_within(next(gen), gen, self.seconds), self.pgconn.socket, interval=interval)
         except StopIteration as stop:  # it did not have to wait
             return stop.value
-        except (_DeadlineMissedError, KeyboardInterrupt) as exc:
+        except (_NoAnswerError, KeyboardInterrupt):
             self.pgconn.finish()
-            if isinstance(exc, KeyboardInterrupt):
-                raise
-            raise DeadlineExceededError(f"no answer within {self.seconds:g} s") from exc
+            raise
 
 
 class _AsyncDeadlineConnection(psycopg.AsyncConnection[Any]):
@@ -98,10 +99,8 @@ class _AsyncDeadlineConnection(psycopg.AsyncConnection[Any]):
             # Nothing to wait for, as when SQLAlchemy has just taken the connection from its pool and sets its isolation
             # level. psycopg would let the loop have a turn now and then; cancelled there, the pool would lose it.
             return stop.value
-        except (_DeadlineMissedError, asyncio.CancelledError, KeyboardInterrupt) as exc:
+        except (_NoAnswerError, asyncio.CancelledError, KeyboardInterrupt):
             self.pgconn.finish()
-            if isinstance(exc, _DeadlineMissedError):
-                raise DeadlineExceededError(f"no answer within {self.seconds:g} s") from exc
             raise
 
 
@@ -215,7 +214,7 @@ class Database(_Guard):
                 rows = raw.execute(statement.sql, effect.parameters, prepare=statement.is_hot, binary=True).fetchall()
             except psycopg.OperationalError as exc:
                 if raw.closed:
-                    raise _LostConnectionError(was_idle=is_used) from exc
+                    raise _LostConnectionError(was_idle=is_used and not isinstance(exc, _NoAnswerError)) from exc
                 raise
             finally:
                 if raw.closed:
@@ -309,7 +308,7 @@ class AsyncDatabase(_Guard):
                 rows = await cursor.fetchall()
             except psycopg.OperationalError as exc:
                 if raw.closed:
-                    raise _LostConnectionError(was_idle=is_used) from exc
+                    raise _LostConnectionError(was_idle=is_used and not isinstance(exc, _NoAnswerError)) from exc
                 raise
             finally:
                 if raw.closed:
@@ -375,7 +374,9 @@ def _prepare(connection: sa.Connection, seconds: float) -> None:
 
 
 def _missed_deadline(exc: BaseException | None) -> DeadlineExceededError | None:
-    """Return the missed deadline that this error followed from: the connection it closed cannot be rolled back."""
+    """Return the missed deadline that this error followed from."""
+    if isinstance(exc, _NoAnswerError):
+        return DeadlineExceededError(str(exc))
     if exc is None or isinstance(exc, DeadlineExceededError):
         return exc
     return _missed_deadline(exc.__cause__) or _missed_deadline(exc.__context__)

@@ -3,19 +3,19 @@
 -- not known, and the last message before those that wait.
 --
 -- KEYS  1 buffer  2 summary  3 unlogged
--- ARGV  1 time (ms)  2 buffer TTL (s)  3 summary TTL (s)  4 the limits of a session that is not known here
---       5 the last message the caller knows to be in the log, or 0: a buffer that lacks it is not believed, unless it
+-- ARGV  1 buffer TTL (s)  2 summary TTL (s)  3 the limits of a session that is not known here
+--       4 the last message the caller knows to be in the log, or 0: a buffer that lacks it is not believed, unless it
 --         begins in the middle anyway
---       6 the id of the first message as JSON, where an earlier attempt may have stored them all; else ''
+--       5 the id of the first message as JSON, where an earlier attempt may have stored them all; else ''
 --       then for each message: tokens, the rest of the element from the id on
 -- Answer {status, seq, time (ms)}: 0 full, nothing was appended; 1 appended; 3 already there; 4 the id is there with
 --       other content.
 
 -- include _header
 
-local FIRST = 7
+local FIRST = 6
 local buffer, unlogged = KEYS[1], KEYS[3]
-local now, id = ARGV[1], ARGV[6]
+local id = ARGV[5]
 local n = (#ARGV - FIRST + 1) / 2
 
 if id ~= '' then
@@ -29,9 +29,14 @@ if id ~= '' then
   end
 end
 
+-- Not the caller's time: its call may have lain in a socket for long, and what was logged meanwhile would seem to come
+-- after it.
+local clock = redis.call('TIME')
+local now = string.format('%d', clock[1] * 1000 + math.floor(clock[2] / 1000))
+
 local h = read_header(buffer)
-local begins = not h or (h.epoch ~= '0' and h.last < tonumber(ARGV[5]))
-if begins then h = new_header('0', ARGV[4], now) end
+local begins = not h or (h.epoch ~= '0' and h.last < tonumber(ARGV[4]))
+if begins then h = new_header('0', ARGV[3], now) end
 local count, added = h.last - h.watermark, 0
 for i = FIRST, #ARGV, 2 do added = added + ARGV[i] end
 if (count > 0 or n > 1) and (count + n > h.max_messages or h.tokens + added > h.max_tokens) then
@@ -56,6 +61,6 @@ for i = FIRST, #ARGV, 2 do
 end
 h.format, h.tokens, h.updated = '2', h.tokens + added, now
 redis.call('LSET', buffer, 0, header_text(h))
-redis.call('EXPIRE', buffer, ARGV[2])
-redis.call('EXPIRE', KEYS[2], ARGV[3])
+redis.call('EXPIRE', buffer, ARGV[1])
+redis.call('EXPIRE', KEYS[2], ARGV[2])
 return { 1, first, tonumber(now) }
