@@ -69,7 +69,10 @@ def _cut_one(client: Any, key: str, dice: random.Random) -> None:
 
 
 def _other_version(client: Any, key: str, dice: random.Random) -> None:
-    """Write what another version of this package might have: a format number nobody knows."""
+    """Write what another version of this package might have: a format number nobody knows.
+
+    The first number of a summary is its version, which may have come to be the number that is written here.
+    """
     kind = client.type(key)
     data = {b"list": lambda: client.lindex(key, 0), b"string": lambda: client.get(key)}.get(kind, lambda: None)()
     try:
@@ -80,7 +83,7 @@ def _other_version(client: Any, key: str, dice: random.Random) -> None:
         client.delete(key)
         client.rpush(key, b"[7,1,2,3,4,5,6,7,8,9,10]", b'[1,20,1,"id"]')
         return
-    other = json.dumps([7, *header[1:]], separators=(",", ":"))
+    other = json.dumps([8 if header[0] == 7 else 7, *header[1:]], separators=(",", ":"))
     if kind == b"list":
         client.lset(key, 0, other)
     else:
