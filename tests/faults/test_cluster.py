@@ -28,25 +28,6 @@ from memory_contract import (
 from redis_topologies import LOOPBACK, PASSWORD, Cluster, Server, cluster, waited_for
 from steady_writers import LIMITS, SteadyWriters
 
-# The scenarios of the contract, run here on the Cluster: pytest finds them by their names in this module.
-from test_memory_manager import (  # noqa: F401
-    test_a_batch_keeps_its_order,
-    test_a_cleared_session_begins_anew,
-    test_a_fold_due_runs_in_the_background,
-    test_a_repeated_append_has_one_effect,
-    test_a_retry_finds_what_was_folded_away_meanwhile,
-    test_a_turn_returns_the_context_with_its_message,
-    test_clearing_leaves_no_byte,
-    test_health,
-    test_hostile_ids_are_sessions_of_their_own,
-    test_limits_of_a_session,
-    test_lowered_caps_hold_for_the_next_context_of_every_process,
-    test_no_context_ever_holds_more_messages_than_the_cap,
-    test_stats,
-    test_the_context_holds_what_was_added,
-    test_the_same_id_with_another_message_is_refused,
-)
-
 from contract_engine.memory import CircuitState, MemoryManager, RedisUnavailableError, StoreMisconfiguredError
 from contract_engine.memory._effects import Command, RedisCall, scan
 from contract_engine.memory._runtime.redis_routing import Talk
