@@ -46,12 +46,12 @@ BEGIN_SESSION = Statement("begin_session", _begin_session)
 
 def log_waiting(
     connection: sa.Connection, key: Mapping[str, str], epoch: int, waiting: Sequence[Waiting], after: int
-) -> bool:
-    """Append what the log does not hold yet, in order; False where the session of this epoch is gone.
+) -> int | None:
+    """Append what the log does not hold yet, in order; answers behind which message what waits next belongs.
 
     ``after``: the last message of the log when the first of these was acknowledged, 0 where nobody knows. What has been
     logged behind it since then comes after what waited: whoever logged it has told nobody yet, but found these waiting,
-    or could not see them.
+    or could not see them. None where the session of this epoch is gone.
     """
     session = connection.execute(
         sa.select(sessions.c.epoch, sessions.c.last_seq, sessions.c.watermark)
@@ -60,9 +60,10 @@ def log_waiting(
         key,
     ).first()
     if session is None or session.epoch != epoch:
-        return False
-    if not _missing(connection, key, waiting):
-        return True
+        return None
+    missing = _missing(connection, key, waiting)
+    if not missing:
+        return after
     behind = _take_back(connection, key, max(after, session.watermark), since_ms=waiting[0].at_ms)
     rows = _missing(connection, key, [*waiting, *behind])
     last_seq = session.last_seq - len(behind)
@@ -87,7 +88,7 @@ def log_waiting(
         .values(last_seq=last_seq + len(rows), revision=sessions.c.revision + 1, updated_at=sa.func.now()),
         key,
     )
-    return True
+    return int(last_seq) + len(missing)
 
 
 def _missing(connection: sa.Connection, key: Mapping[str, str], waiting: Sequence[Waiting]) -> list[Waiting]:

@@ -99,12 +99,12 @@ class LogFlows:
         ((epoch,),) = yield from query(_log_drain.BEGIN_SESSION, self._key(session_id))
         return int(epoch)
 
-    def log_unlogged(self, session_id: str, epoch: int, waiting: Sequence[Entry], after: int) -> Flow[bool]:
+    def log_unlogged(self, session_id: str, epoch: int, waiting: Sequence[Entry], after: int) -> Flow[int | None]:
         """Append in one transaction what waited in Redis, each message id once, in order.
 
         ``after``: the last message of the log when the first of these was acknowledged, 0 if that is not known: what
-        has been logged behind it since then goes behind these. False where the session has another epoch, because it
-        was erased: then nothing was written.
+        has been logged behind it since then goes behind these. Answers the same for what waits behind them. None where
+        the session has another epoch, because it was erased: then nothing was written.
         """
         rows = [
             _log_drain.Waiting(

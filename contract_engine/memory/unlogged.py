@@ -87,7 +87,7 @@ class Unlogged:
 
         Then the rest still waits.
         """
-        count = 0
+        count, life, reached = 0, 0, 0
         # A process that has appended here need not ask Redis first whether there is something: the log may be away.
         while self.is_begun(session_id) or (yield from self._waiting(session_id)) is not None:
             # The epoch is asked for first and the list read after it: a session erased meanwhile has another epoch
@@ -98,10 +98,13 @@ class Unlogged:
                 found = yield from self._waiting(session_id)
                 if found is None:
                     break
-                after = found.after if found.epoch == epoch else 0
-                if (yield from self._log.log_unlogged(session_id, epoch, found.entries, after)):
+                # Where the last round ended, in the same life of the session, or where the first one begins.
+                after = reached if life == epoch else found.after if found.epoch == epoch else 0
+                logged = yield from self._log.log_unlogged(session_id, epoch, found.entries, after)
+                if logged is not None:
                     yield from self._cache.drained(session_id, found.elements)
                     count += len(found.entries)
+                    life, reached = epoch, logged
             except MemoryServiceError:
                 self._begun.add(session_id)
                 raise

@@ -220,6 +220,23 @@ def test_what_was_acknowledged_first_is_logged_first(away: Away) -> None:
     assert_context(manager.get_context("s"), talk(4))
 
 
+def test_rounds_of_a_drain_follow_each_other(blocking: Away) -> None:
+    """A round begins where the one before it ended, whatever the clock said when its messages were acknowledged."""
+    manager = blocking.open(max_buffer_messages=10_000, max_buffer_tokens=2_000_000)
+    manager.append("s", say(1))
+    blocking.kill_database()
+    manager.add_messages("s", talk(1200, start=2, words=0))
+    with redis.Redis.from_url(blocking.servers.redis_url) as client:
+        key = blocking.backend.keys("s").unlogged
+        for place in (500, 1000):  # the last ones of the first two rounds
+            element: Any = client.lindex(key, place)
+            seq, tokens, at_ms, *rest = json.loads(element)
+            client.lset(key, place, json.dumps([seq, tokens, at_ms + 60_000, *rest], separators=(",", ":")))
+    blocking.end()
+    assert manager.drain("s") == 1200
+    assert blocking.logged() == [say(1), *talk(1200, start=2, words=0)]
+
+
 def test_many_drain_at_once(blocking: Away) -> None:
     managers = [blocking.open() for _ in range(8)]
     managers[0].append("s", say(1))
