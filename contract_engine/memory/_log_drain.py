@@ -45,13 +45,20 @@ BEGIN_SESSION = Statement("begin_session", _begin_session)
 
 
 def log_waiting(
-    connection: sa.Connection, key: Mapping[str, str], epoch: int, waiting: Sequence[Waiting], after: int
+    connection: sa.Connection,
+    key: Mapping[str, str],
+    epoch: int,
+    waiting: Sequence[Waiting],
+    after: int,
+    *,
+    is_continued: bool,
 ) -> int | None:
-    """Append what the log does not hold yet, in order; answers behind which message what waits next belongs.
+    """Append what the log does not hold yet, in order; answers the number of the last of these, 0 where it holds all.
 
     ``after``: the last message of the log when the first of these was acknowledged, 0 where nobody knows. What has been
     logged behind it since then comes after what waited: whoever logged it has told nobody yet, but found these waiting,
-    or could not see them. None where the session of this epoch is gone.
+    or could not see them. With ``is_continued`` that message is one of those that waited, and they belong right behind
+    it, whatever is there. None where the session of this epoch is gone.
     """
     session = connection.execute(
         sa.select(sessions.c.epoch, sessions.c.last_seq, sessions.c.watermark)
@@ -63,8 +70,10 @@ def log_waiting(
         return None
     missing = _missing(connection, key, waiting)
     if not missing:
-        return after
-    behind = _take_back(connection, key, max(after, session.watermark), since_ms=waiting[0].at_ms)
+        return 0
+    behind = _take_back(
+        connection, key, max(after, session.watermark), since_ms=None if is_continued else waiting[0].at_ms
+    )
     rows = _missing(connection, key, [*waiting, *behind])
     last_seq = session.last_seq - len(behind)
     connection.execute(
@@ -112,8 +121,9 @@ def _missing(connection: sa.Connection, key: Mapping[str, str], waiting: Sequenc
     return missing
 
 
-def _take_back(connection: sa.Connection, key: Mapping[str, str], after: int, *, since_ms: int) -> list[Waiting]:
-    """Delete what was logged behind ``after`` since then, and return it in order; a batch as a whole or not at all.
+def _take_back(connection: sa.Connection, key: Mapping[str, str], after: int, *, since_ms: int | None) -> list[Waiting]:
+    """Delete what was logged behind ``after`` since then (None: all of it), and return it in order; a batch as a whole
+    or not at all.
 
     Clocks decide only between two things that lie the length of the outage apart: what Redis was never told of before
     it, and what was logged after it.
@@ -130,9 +140,12 @@ def _take_back(connection: sa.Connection, key: Mapping[str, str], after: int, *,
         .order_by(messages.c.seq),
         key,
     ).all()
-    # The messages of a batch have one time, so none is moved that has the time of one that stays.
-    stays = max([since_ms, *(row[3] for row in found if row[0] == after)])
-    rows = list(dropwhile(lambda row: row[0] == after or row[3] <= stays, found))
+    if since_ms is None:
+        rows = [row for row in found if row[0] > after]
+    else:
+        # The messages of a batch have one time, so none is moved that has the time of one that stays.
+        stays = max([since_ms, *(row[3] for row in found if row[0] == after)])
+        rows = list(dropwhile(lambda row: row[0] == after or row[3] <= stays, found))
     if rows:
         connection.execute(sa.delete(messages).where(this_session(messages), messages.c.seq >= rows[0][0]), key)
     return [Waiting(name, tokens, at_ms, bytes(body)) for _, name, tokens, at_ms, body in rows]

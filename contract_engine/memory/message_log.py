@@ -99,12 +99,15 @@ class LogFlows:
         ((epoch,),) = yield from query(_log_drain.BEGIN_SESSION, self._key(session_id))
         return int(epoch)
 
-    def log_unlogged(self, session_id: str, epoch: int, waiting: Sequence[Entry], after: int) -> Flow[int | None]:
+    def log_unlogged(
+        self, session_id: str, epoch: int, waiting: Sequence[Entry], after: int, *, is_continued: bool = False
+    ) -> Flow[int | None]:
         """Append in one transaction what waited in Redis, each message id once, in order.
 
         ``after``: the last message of the log when the first of these was acknowledged, 0 if that is not known: what
-        has been logged behind it since then goes behind these. Answers the same for what waits behind them. None where
-        the session has another epoch, because it was erased: then nothing was written.
+        has been logged behind it since then goes behind these. Answers the number of the last of them, 0 if all of them
+        were there: what waits behind them is logged with that and ``is_continued``. None where the session has another
+        epoch, because it was erased: then nothing was written.
         """
         rows = [
             _log_drain.Waiting(
@@ -117,7 +120,9 @@ class LogFlows:
         ]
         return (
             yield from transaction(
-                lambda connection: _log_drain.log_waiting(connection, self._key(session_id), epoch, rows, after)
+                lambda connection: _log_drain.log_waiting(
+                    connection, self._key(session_id), epoch, rows, after, is_continued=is_continued
+                )
             )
         )
 

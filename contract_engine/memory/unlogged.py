@@ -98,9 +98,11 @@ class Unlogged:
                 found = yield from self._waiting(session_id)
                 if found is None:
                     break
-                # Where the last round ended, in the same life of the session, or where the first one begins.
-                after = reached if life == epoch else found.after if found.epoch == epoch else 0
-                logged = yield from self._log.log_unlogged(session_id, epoch, found.entries, after)
+                is_continued = life == epoch and reached > 0
+                after = reached if is_continued else found.after if found.epoch == epoch else 0
+                logged = yield from self._log.log_unlogged(
+                    session_id, epoch, found.entries, after, is_continued=is_continued
+                )
                 if logged is not None:
                     yield from self._cache.drained(session_id, found.elements)
                     count += len(found.entries)

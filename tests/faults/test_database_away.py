@@ -237,6 +237,25 @@ def test_rounds_of_a_drain_follow_each_other(blocking: Away) -> None:
     assert blocking.logged() == [say(1), *talk(1200, start=2, words=0)]
 
 
+def test_what_was_logged_meanwhile_comes_between_no_two_rounds(blocking: Away) -> None:
+    """Redis is away for one process while messages wait there for another: what it logs comes behind all of them."""
+    wide = {"max_buffer_messages": 10_000, "max_buffer_tokens": 2_000_000}
+    manager, other = blocking.open(**wide), blocking.open(**wide)
+    manager.append("s", say(1))
+    manager.database_breaker.force_open()
+    other.circuit_breaker.force_open()
+    waiting, logged_meanwhile = [], []
+    for number in range(12):
+        waiting += talk(100, start=1000 + 100 * number, words=0)
+        manager.add_messages("s", waiting[-100:])
+        logged_meanwhile.append(say(100 + number))
+        assert other.append("s", logged_meanwhile[-1]).degraded is True
+    manager.database_breaker.reset()
+    assert len(blocking.waiting()) == len(waiting)
+    assert manager.drain("s") == len(waiting)
+    assert blocking.logged() == [say(1), *waiting, *logged_meanwhile]
+
+
 def test_many_drain_at_once(blocking: Away) -> None:
     managers = [blocking.open() for _ in range(8)]
     managers[0].append("s", say(1))
