@@ -71,9 +71,8 @@ def log_waiting(
     missing = _missing(connection, key, waiting)
     if not missing:
         return 0
-    behind = _take_back(
-        connection, key, max(after, session.watermark), since_ms=None if is_continued else waiting[0].at_ms
-    )
+    since_ms = None if is_continued and after >= session.watermark else waiting[0].at_ms
+    behind = _take_back(connection, key, max(after, session.watermark), since_ms=since_ms)
     rows = _missing(connection, key, [*waiting, *behind])
     last_seq = session.last_seq - len(behind)
     connection.execute(

@@ -104,9 +104,10 @@ class Unlogged:
                     session_id, epoch, found.entries, after, is_continued=is_continued
                 )
                 if logged is not None:
-                    yield from self._cache.drained(session_id, found.elements)
+                    left = yield from self._cache.drained(session_id, found.elements)
                     count += len(found.entries)
-                    life, reached = epoch, logged
+                    # With none left, what comes to wait now was acknowledged later than all that is logged.
+                    life, reached = epoch, logged if left else 0
             except MemoryServiceError:
                 self._begun.add(session_id)
                 raise
@@ -148,7 +149,13 @@ class Unlogged:
             if state is not None and state.is_unlogged:
                 held = {entry.message_id for entry in state.entries}
                 entries = [*(entry for entry in entries if entry.message_id not in held), *state.entries]
-        return _Waiting(*parse_unlogged_head(found.head), entries, found.elements)
+        elements = found.elements
+        if len(entries) == len(elements) < found.length:
+            # The messages of a batch have one time: it is left to the next round as a whole.
+            cut = next(at for at, entry in enumerate(entries) if entry.at_ms == entries[-1].at_ms)
+            if cut:
+                entries, elements = entries[:cut], elements[:cut]
+        return _Waiting(*parse_unlogged_head(found.head), entries, elements)
 
     def spawn_drain(self, session_id: str) -> Flow[None]:
         """Drain in the background, at most once in a while and by one process at a time."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -331,9 +332,15 @@ class Soak:
 
 
 def soak(seconds: float, seed: int, watch: Callable[[Soak, float], None] = lambda _soak, _left: None) -> Report:
-    """Run for ``seconds`` and return the account."""
-    with tempfile.TemporaryDirectory(prefix="soak-") as home, Soak(seed, seconds, Path(home)) as run:
-        return run.run(watch)
+    """Run for ``seconds`` and return the account; what was written down stays where there are violations."""
+    home = Path(tempfile.mkdtemp(prefix="soak-"))
+    with Soak(seed, seconds, home) as run:
+        report = run.run(watch)
+    if report.violations:
+        report.violations.append(f"the journals of the workers are in {home}")
+    else:
+        shutil.rmtree(home)
+    return report
 
 
 @contextmanager
