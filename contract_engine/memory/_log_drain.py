@@ -68,11 +68,12 @@ def log_waiting(
     ).first()
     if session is None or session.epoch != epoch:
         return None
-    missing = _missing(connection, key, waiting)
-    if not missing:
+    if not _missing(connection, key, waiting):
         return 0
     since_ms = None if is_continued and after >= session.watermark else waiting[0].at_ms
     behind = _take_back(connection, key, max(after, session.watermark), since_ms=since_ms)
+    # What another drain has logged of these may be among what was taken back: it is missing again now.
+    count = len(_missing(connection, key, waiting))
     rows = _missing(connection, key, [*waiting, *behind])
     last_seq = session.last_seq - len(behind)
     connection.execute(
@@ -96,7 +97,7 @@ def log_waiting(
         .values(last_seq=last_seq + len(rows), revision=sessions.c.revision + 1, updated_at=sa.func.now()),
         key,
     )
-    return int(last_seq) + len(missing)
+    return int(last_seq) + count
 
 
 def _missing(connection: sa.Connection, key: Mapping[str, str], waiting: Sequence[Waiting]) -> list[Waiting]:

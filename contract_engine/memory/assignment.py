@@ -46,6 +46,7 @@ class Assignment:
         for message in outgoing:
             messages += (message.tokens, element_rest(message))
         reads = read_commands(keys) if read else ()
+        was_empty = False
         for attempt in range(ATTEMPTS):
             token = new_ticket()
 
@@ -64,8 +65,10 @@ class Assignment:
                 # Every tenth time without waiting for whoever makes room: it may have died.
                 is_patient = attempt % 10 != 9
                 has_rows = yield from self._folding.make_room(session_id, outgoing, is_patient=is_patient)
-                if not has_rows and len(outgoing) > 1:
+                # Empty twice: it is not that somebody has taken the buffer away meanwhile.
+                if was_empty and not has_rows and len(outgoing) > 1:
                     return (yield from self._append_halves(session_id, outgoing, read=read, expected_seq=expected_seq))
+                was_empty = not has_rows
                 continue
             if status == _CONFLICT and not (yield from self._is_same_message(session_id, first, outgoing[0])):
                 raise MessageConflictError(outgoing[0].message_id)

@@ -8,10 +8,11 @@ calls; a number for one message, and the one its receipt said. What was erased s
 Reads: none shows less than one that had ended before it began, or lacks what had been acknowledged before it began.
 
 Exceptions, as in the guarantees. A message that Redis alone holds, when Redis goes away too: what is said then goes
-into the log, is acknowledged as degraded, and the log has it before the message that nobody could see. The number in a
-receipt that is degraded, or not durable, is not the last word. What was acknowledged or read as degraded, others may
-not see for a moment; its writer does, where the log has it. A read that is not complete promises nothing. No reads may
-be noted of a Redis that is full and evicts nothing, or came back with an old copy: they may lack what they should show.
+into the log, is acknowledged as degraded, and the log has it, and all before it, before the message that nobody could
+see. The number in a receipt that is degraded, or not durable, is not the last word. What was acknowledged or read as
+degraded, others may not see for a moment; its writer does, where the log has it. A read that is not complete promises
+nothing. No reads may be noted of a Redis that is full and evicts nothing, or came back with an old copy: they may lack
+what they should show.
 """
 
 from __future__ import annotations
@@ -281,7 +282,9 @@ def _order_violations(said: Sequence[Said], places: Mapping[Key, int]) -> list[s
                 f"{one.answered:.3f}, and stands behind {whose} {_name(latest.keys[0])} "
                 f"(durable {latest.answers[0].durable}), begun at {latest.begun:.3f}"
             )
-        if one.answers and not one.is_degraded and (latest is None or one.begun > latest.begun):
+        if one.answers and one.answers[0].durable and one.is_degraded:
+            latest = None  # Redis was away, and readers of the log may have folded what stands before this
+        elif one.answers and not one.is_degraded and (latest is None or one.begun > latest.begun):
             latest = one
     return wrong
 
