@@ -133,6 +133,7 @@ def test_the_buffer_of_a_manager_is_the_end_of_its_session(manager: MemoryManage
     assert buffer is manager.buffer_store or backend.colour == "async"
     for number in range(1, 41):
         assert buffer.add_message("s", say(number))
+    manager.wait_for_folds()
     context = manager.get_context("s")
     assert context["last_seq"] == 40
     assert buffer.get_messages("s") == context["buffer_messages"] == talk(40)[context["watermark"] :]
