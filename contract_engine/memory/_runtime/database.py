@@ -7,31 +7,32 @@ connection directly, in autocommit, because SQLAlchemy's execution adds as much 
 
 from __future__ import annotations
 
-import asyncio
-import math
 import os
 import time
-import traceback
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import psycopg
 import sqlalchemy as sa
 import sqlalchemy.exc as sa_exc
-from psycopg import waiting
 from sqlalchemy.util import greenlet_spawn
 
 from contract_engine.memory._effects import Query
+from contract_engine.memory._runtime.database_connections import (
+    AsyncDeadlineConnection,
+    DeadlineConnection,
+    NoAnswerError,
+    async_connector,
+    connector,
+)
 from contract_engine.memory._runtime.failures import database_failure, database_failure_counts
-from contract_engine.memory.circuit_breaker import CircuitBreaker, Permit
+from contract_engine.memory.circuit_breaker import CircuitBreaker
 from contract_engine.memory.errors import (
     CircuitOpenError,
     DatabaseCircuitOpenError,
     DeadlineExceededError,
     MemoryServiceError,
-    StoreMisconfiguredError,
 )
 
 T = TypeVar("T")
@@ -42,102 +43,46 @@ _USED = "contract_engine.used"
 SHORTEST_SECONDS = 0.1
 """What a statement has at least, however long its caller has waited for a connection."""
 
-WAKE_SECONDS = 0.1
-"""How often a wait looks at its deadline."""
-
-
-def _within(wanted: Any, steps: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, T]:
-    """Pass psycopg's conversation through, from its first wait until the deadline; it is woken ten times a second.
-
-    What has arrived is taken first, so an answer that is there in time counts even if nobody looked in time.
-    """
-    deadline = time.monotonic() + seconds
-    try:
-        while True:
-            ready = yield wanted
-            wanted = steps.send(ready)
-            if time.monotonic() >= deadline:
-                raise _NoAnswerError(seconds)
-    except StopIteration as stop:
-        answer: T = stop.value
-        return answer
-
-
-class _NoAnswerError(psycopg.OperationalError):
-    """A missed deadline as SQLAlchemy knows it: the connection is lost, and not asked to roll anything back."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"no answer within {seconds:g} s")
-
-
-class _DeadlineConnection(psycopg.Connection[Any]):
-    """A connection whose every wait ends; after a missed deadline it is closed, since its reply may still come."""
-
-    seconds = math.inf
-
-    def wait(self, gen: Any, interval: float = WAKE_SECONDS, timeout: float | None = None) -> Any:
-        try:
-            return waiting.wait(_within(next(gen), gen, self.seconds), self.pgconn.socket, interval=interval)
-        except StopIteration as stop:  # it did not have to wait
-            return stop.value
-        except (_NoAnswerError, KeyboardInterrupt):
-            self.pgconn.finish()
-            raise
-
-
-class _AsyncDeadlineConnection(psycopg.AsyncConnection[Any]):
-    """The same on an event loop, where a cancelled call closes its connection too, without asking the server."""
-
-    seconds = math.inf
-
-    async def wait(self, gen: Any, interval: float = WAKE_SECONDS, timeout: float | None = None) -> Any:
-        try:
-            return await waiting.wait_async(
-                _within(next(gen), gen, self.seconds), self.pgconn.socket, interval=interval
-            )
-        except StopIteration as stop:
-            # Nothing to wait for, as when SQLAlchemy has just taken the connection from its pool and sets its isolation
-            # level. psycopg would let the loop have a turn now and then; cancelled there, the pool would lose it.
-            return stop.value
-        except (_NoAnswerError, asyncio.CancelledError, KeyboardInterrupt):
-            self.pgconn.finish()
-            raise
-
-
-def _connect_arguments(url: str, timeout: float) -> dict[str, Any]:
-    _, arguments = sa.make_url(url).get_dialect()().create_connect_args(sa.make_url(url))
-    # libpq counts whole seconds here, and takes one for two.
-    return {"connect_timeout": math.ceil(timeout), "application_name": "contract-memory", **arguments}
-
-
-@contextmanager
-def _connecting() -> Iterator[None]:
-    try:
-        yield
-    except psycopg.ProgrammingError as exc:
-        raise StoreMisconfiguredError("postgres", "unknown connection option", hint="check the database URL") from exc
-    except BaseException as exc:
-        # The half-made connection hangs in the frames of the error, with its socket, until somebody collects garbage.
-        traceback.clear_frames(exc.__traceback__)
-        raise
-
 
 def _pool_options(timeout: float, pool_size: int) -> dict[str, Any]:
     return {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": timeout, "isolation_level": "AUTOCOMMIT"}
 
 
-class _Guard:
-    """What both colours share: the breaker around a statement or transaction."""
+class _Protected:
+    """One statement or transaction within a ``with`` statement: the breaker lets it pass, and is told of its outcome.
+
+    Raises :class:`DatabaseCircuitOpenError` on entering; the driver's errors leave it as ours.
+    """
+
+    __slots__ = ("_breaker", "_permit")
+
+    def __init__(self, breaker: CircuitBreaker) -> None:
+        self._breaker = breaker
+
+    def __enter__(self) -> None:
+        try:
+            self._permit = self._breaker.acquire()
+        except CircuitOpenError as exc:
+            raise DatabaseCircuitOpenError(exc.name, exc.retry_after) from None
+
+    def __exit__(self, _type: object, exc: BaseException | None, _tb: object) -> None:
+        if exc is None:
+            self._breaker.success(self._permit)
+            return
+        error = _translated(exc)
+        if isinstance(error, MemoryServiceError) and database_failure_counts(error):
+            self._breaker.failure(self._permit, error)
+        else:  # it says nothing about the server
+            self._breaker.cancel(self._permit)
+        if error is not exc:
+            raise error from exc
+
+
+class _Deadlines:
+    """What both colours share: a call that has waited for a connection looks again whether to go on, and how long."""
 
     breaker: CircuitBreaker
     seconds: float
-
-    def admit(self) -> Permit:
-        """Return a permit, or raise :class:`DatabaseCircuitOpenError`."""
-        try:
-            return self.breaker.acquire()
-        except CircuitOpenError as exc:
-            raise DatabaseCircuitOpenError(exc.name, exc.retry_after) from None
 
     def check(self) -> None:
         """Raise where the breaker has opened since the call was admitted."""
@@ -152,31 +97,14 @@ class _Guard:
         self.check()
         return max(self.seconds + started - time.monotonic(), SHORTEST_SECONDS)
 
-    def report(self, permit: Permit, exc: BaseException) -> BaseException:
-        """Report a failure, or give the permit back where it says nothing about the server; answers our error."""
-        error = _translated(exc)
-        if isinstance(error, MemoryServiceError) and database_failure_counts(error):
-            self.breaker.failure(permit, error)
-        else:
-            self.breaker.cancel(permit)
-        return error
 
-
-class Database(_Guard):
+class Database(_Deadlines):
     """Blocking access; safe to share between threads, opened by the first call."""
 
     def __init__(self, url: str, *, timeout: float, pool_size: int, breaker: CircuitBreaker) -> None:
         self.breaker = breaker
         self.seconds = timeout
-        arguments = _connect_arguments(url, timeout)
-
-        def connect() -> psycopg.Connection[Any]:
-            self.check()
-            with _connecting():
-                connection = _DeadlineConnection.connect(**arguments)
-            connection.seconds = timeout
-            return connection
-
+        connect = connector(url, timeout=timeout, check=self.check)
         self._engine = sa.create_engine(url, creator=connect, **_pool_options(timeout, pool_size))
         # Shares the pool; a connection is switched for the length of a transaction.
         self._transactional = self._engine.execution_options(isolation_level="READ COMMITTED")
@@ -184,15 +112,8 @@ class Database(_Guard):
 
     def query(self, effect: Query) -> Rows:
         """Run one statement in autocommit and return its rows; repeated if its connection had died while idle."""
-        permit = self.admit()
-        try:
-            rows = self._query_again(effect)
-        except BaseException as exc:
-            if (error := self.report(permit, exc)) is exc:
-                raise
-            raise error from exc
-        self.breaker.success(permit)
-        return rows
+        with _Protected(self.breaker):
+            return self._query_again(effect)
 
     def _query_again(self, effect: Query) -> Rows:
         while True:
@@ -208,13 +129,13 @@ class Database(_Guard):
         try:
             statement = effect.statement
             is_used = _mark_used(pooled)
-            raw: _DeadlineConnection = pooled.driver_connection  # type: ignore[assignment]  # made above
+            raw: DeadlineConnection = pooled.driver_connection  # type: ignore[assignment]  # made above
             raw.seconds = self.left(started)
             try:
                 rows = raw.execute(statement.sql, effect.parameters, prepare=statement.is_hot, binary=True).fetchall()
             except psycopg.OperationalError as exc:
                 if raw.closed:
-                    raise _LostConnectionError(was_idle=is_used and not isinstance(exc, _NoAnswerError)) from exc
+                    raise _LostConnectionError(was_idle=is_used and not isinstance(exc, NoAnswerError)) from exc
                 raise
             finally:
                 if raw.closed:
@@ -225,15 +146,8 @@ class Database(_Guard):
 
     def transaction(self, body: Callable[[sa.Connection], T]) -> T:
         """Run ``body`` in one transaction; repeated once if the connection died."""
-        permit = self.admit()
-        try:
-            answer = self._transaction_again(body)
-        except BaseException as exc:
-            if (error := self.report(permit, exc)) is exc:
-                raise
-            raise error from exc
-        self.breaker.success(permit)
-        return answer
+        with _Protected(self.breaker):
+            return self._transaction_again(body)
 
     def _transaction_again(self, body: Callable[[sa.Connection], T]) -> T:
         try:
@@ -254,38 +168,23 @@ class Database(_Guard):
         self._engine.dispose()
 
 
-class AsyncDatabase(_Guard):
+class AsyncDatabase(_Deadlines):
     """Access on an event loop; belongs to the loop that uses it, opened by the first call."""
 
     def __init__(self, url: str, *, timeout: float, pool_size: int, breaker: CircuitBreaker) -> None:
         self.breaker = breaker
         self.seconds = timeout
-        arguments = _connect_arguments(url, timeout)
-
-        async def connect() -> psycopg.AsyncConnection[Any]:
-            self.check()
-            with _connecting():
-                connection = await _AsyncDeadlineConnection.connect(**arguments)
-            connection.seconds = timeout
-            return connection
-
         # Imported here because it brings SQLAlchemy's whole ORM along, which blocking programs need not pay for.
         from sqlalchemy.ext.asyncio import create_async_engine
 
+        connect = async_connector(url, timeout=timeout, check=self.check)
         self._engine = create_async_engine(url, async_creator=connect, **_pool_options(timeout, pool_size))
         self._transactional = self._engine.execution_options(isolation_level="READ COMMITTED")
 
     async def query(self, effect: Query) -> Rows:
         """Run one statement in autocommit and return its rows; repeated if its connection had died while idle."""
-        permit = self.admit()
-        try:
-            rows = await self._query_again(effect)
-        except BaseException as exc:
-            if (error := self.report(permit, exc)) is exc:
-                raise
-            raise error from exc
-        self.breaker.success(permit)
-        return rows
+        with _Protected(self.breaker):
+            return await self._query_again(effect)
 
     async def _query_again(self, effect: Query) -> Rows:
         while True:
@@ -301,14 +200,14 @@ class AsyncDatabase(_Guard):
         try:
             statement = effect.statement
             is_used = _mark_used(pooled)
-            raw: _AsyncDeadlineConnection = pooled.driver_connection  # type: ignore[assignment]  # made above
+            raw: AsyncDeadlineConnection = pooled.driver_connection  # type: ignore[assignment]  # made above
             raw.seconds = self.left(started)
             try:
                 cursor = await raw.execute(statement.sql, effect.parameters, prepare=statement.is_hot, binary=True)
                 rows = await cursor.fetchall()
             except psycopg.OperationalError as exc:
                 if raw.closed:
-                    raise _LostConnectionError(was_idle=is_used and not isinstance(exc, _NoAnswerError)) from exc
+                    raise _LostConnectionError(was_idle=is_used and not isinstance(exc, NoAnswerError)) from exc
                 raise
             finally:
                 if raw.closed:
@@ -319,15 +218,8 @@ class AsyncDatabase(_Guard):
 
     async def transaction(self, body: Callable[[sa.Connection], T]) -> T:
         """Run ``body`` in one transaction; repeated once if the connection died."""
-        permit = self.admit()
-        try:
-            answer = await self._transaction_again(body)
-        except BaseException as exc:
-            if (error := self.report(permit, exc)) is exc:
-                raise
-            raise error from exc
-        self.breaker.success(permit)
-        return answer
+        with _Protected(self.breaker):
+            return await self._transaction_again(body)
 
     async def _transaction_again(self, body: Callable[[sa.Connection], T]) -> T:
         try:
@@ -375,7 +267,7 @@ def _prepare(connection: sa.Connection, seconds: float) -> None:
 
 def _missed_deadline(exc: BaseException | None) -> DeadlineExceededError | None:
     """Return the missed deadline that this error followed from."""
-    if isinstance(exc, _NoAnswerError):
+    if isinstance(exc, NoAnswerError):
         return DeadlineExceededError(str(exc))
     if exc is None or isinstance(exc, DeadlineExceededError):
         return exc
