@@ -28,9 +28,9 @@ LAYERS = (
     "_effects",
     "_scripts _tables",
     "_layout _log _log_drain intake",
-    "_runtime _runtime.failures _runtime.redis_steps _runtime.redis_topology _runtime.redis_connections"
-    " _runtime.redis_routing _runtime.redis_cluster _runtime.redis_sentinel _runtime.redis_transport"
-    " _runtime.database_connections _runtime.database _runtime.background _runtime.runner",
+    "_runtime _runtime.failures _runtime.redis_steps _runtime.redis_topology _runtime.redis_conversation"
+    " _runtime.redis_connections _runtime.redis_routing _runtime.redis_cluster _runtime.redis_sentinel"
+    " _runtime.redis_transport _runtime.database_connections _runtime.database _runtime.background _runtime.runner",
     "message_log session_cache",
     "folding",
     "assignment",

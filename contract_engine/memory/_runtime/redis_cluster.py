@@ -98,11 +98,12 @@ class ClusterRouting(Routing):
             raise RedisUnavailableError("nobody serves the slot of this session")
         breaker = self._breaker_of(address)
         permit = breaker.acquire()
+        outcome: Outcome | None = None
         try:
-            outcome: Outcome = yield step
-        except BaseException:
-            breaker.cancel(permit)
-            raise
+            outcome = yield step
+        finally:
+            if outcome is None:
+                breaker.cancel(permit)
         error = outcome.error or next((reply for reply in outcome.replies if _is_outage(reply)), None)
         if error is None:
             breaker.success(permit)

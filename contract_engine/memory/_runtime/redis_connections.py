@@ -1,23 +1,22 @@
-"""Kept connections to one Redis server, and the words that travel on them.
+"""Kept connections to one Redis server.
 
-redis-py's connections are used directly: its pool checkout and command machinery cost about a third of a round trip.
-Between uses a connection lies on a stack, the most recently used on top. It goes back only after a whole
-conversation; after any error, and after cancellation, it is closed, so that no reply can reach another caller.
+redis-py's pool is not used: its checkout costs too much of a round trip. Between uses a connection lies on a stack, the
+most recently used on top. It goes back only after a whole conversation; after any error, and after cancellation, it is
+closed, so that no reply can reach another caller.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import re
 import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
-import hiredis
 import redis
 import redis.asyncio
 from redis import exceptions as redis_exc
@@ -26,8 +25,17 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from contract_engine.memory._effects import Command
+from contract_engine.memory._runtime.redis_conversation import (
+    Opened,
+    introduce,
+    introduce_async,
+    talk,
+    talk_async,
+)
 from contract_engine.memory._runtime.redis_steps import Attempt, Outcome
 from contract_engine.memory.errors import ConfigurationError, PoolExhaustedError
+
+T = TypeVar("T")
 
 IDLE_CHECK_SECONDS = 1.0
 """A connection idle for longer is looked at before use: servers and firewalls close idle ones in silence."""
@@ -56,58 +64,6 @@ def _connection_factory(pool: Any, url: str, *, timeout: float, read_timeout: fl
         problem = "not a redis://, rediss:// or unix:// URL with options that redis-py knows"
         raise ConfigurationError("redis_url", problem) from exc
     return factory
-
-
-def _words(command: Command, run: int, *, by_source: bool = False) -> tuple[Any, ...]:
-    script = command.script
-    if script is None:
-        return command.words
-    name = ("EVAL", script.source) if by_source else ("EVALSHA", script.sha)
-    return (*name, *command.words, run) if command.takes_run else (*name, *command.words)
-
-
-def _packed(commands: list[tuple[Any, ...]]) -> list[bytes]:
-    """Return the commands in the protocol's form, in one piece: one system call sends them."""
-    return [b"".join([hiredis.pack_command(command) for command in commands])]
-
-
-def _asking(commands: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Return the commands for the future owner of a slot: it forgets that it was asked after each of them."""
-    return [word for command in commands for word in (("ASKING",), command)]
-
-
-def _first_unknown_script(replies: list[Any]) -> int | None:
-    for index, reply in enumerate(replies):
-        if isinstance(reply, redis_exc.NoScriptError):
-            return index
-    return None
-
-
-_INTRODUCTION: list[tuple[Any, ...]] = [("INFO", "server"), ("ROLE",)]
-
-
-def _introduced(replies: list[Any], *, must_be_primary: bool) -> int:
-    """Return the run of the server, 0 where it does not tell: a proxy may not know, an account may not ask.
-
-    Refuses a server that is no primary where one is needed: one that was, and has just come back, would answer with
-    what it remembers.
-    """
-    info, role = replies
-    if must_be_primary and isinstance(role, list) and role[0] != b"master":
-        raise redis_exc.ReadOnlyError("a replica, where the primary was expected")
-    found = _RUN_ID.search(info) if isinstance(info, bytes) else None
-    return int(found[1], 16) if found else 0
-
-
-_RUN_ID = re.compile(rb"^run_id:([0-9a-f]{13})", re.MULTILINE)
-"""52 bits of the 160 are random enough, and a number below 2^53 is exact in Lua too."""
-
-
-class Opened(NamedTuple):
-    """A connection, and the run of the server at its other end: that cannot change while the connection lasts."""
-
-    connection: Any
-    run: int
 
 
 Place = tuple[Opened, float] | None
@@ -169,13 +125,14 @@ class Connections:
         connection = self._factory.make_connection()
         if seconds is not None:
             connection.socket_timeout = connection.socket_connect_timeout = seconds
+        opened = None
         try:
             connection.connect()
-            introduction = _send(connection, _INTRODUCTION)
-            return Opened(connection, _introduced(introduction, must_be_primary=self._must_be_primary))
-        except BaseException:
-            connection.disconnect()
-            raise
+            opened = introduce(connection, must_be_primary=self._must_be_primary)
+        finally:
+            if opened is None:
+                connection.disconnect()
+        return opened
 
     def _take_place(self) -> Place:
         try:
@@ -203,17 +160,12 @@ class Connections:
 
     @staticmethod
     def _exchange(opened: Opened, commands: tuple[Command, ...], *, is_asking: bool = False) -> tuple[list[Any], Place]:
-        connection, run = opened
-        send = _send_asking if is_asking else _send
+        replies = None
         try:
-            replies = send(connection, [_words(command, run) for command in commands])
-            unknown = _first_unknown_script(replies)
-            if unknown is not None:
-                words = [_words(command, run, by_source=True) for command in commands[unknown:]]
-                replies[unknown:] = send(connection, words)
-        except BaseException:
-            connection.disconnect()
-            raise
+            replies = talk(opened, commands, is_asking=is_asking)
+        finally:
+            if replies is None:
+                opened.connection.disconnect()
         return replies, (opened, time.monotonic())
 
     @staticmethod
@@ -245,21 +197,6 @@ class Connections:
             self._places.appendleft(None)
 
 
-def _send(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
-    connection.send_packed_command(_packed(commands), check_health=False)
-    replies: list[Any] = []
-    for _ in commands:
-        try:
-            replies.append(connection.read_response())
-        except redis_exc.ResponseError as exc:
-            replies.append(exc)
-    return replies
-
-
-def _send_asking(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
-    return _send(connection, _asking(commands))[1::2]
-
-
 class AsyncConnections:
     """Connections on an event loop; they belong to the loop that uses them, opened by the first call."""
 
@@ -282,30 +219,15 @@ class AsyncConnections:
         try:
             opened = await self._idle(is_fresh=step.is_fresh)
             was_idle = was_sent = opened is not None
-            connection = opened.connection if opened else self._factory.make_connection()
-            try:
-                async with asyncio.timeout(max(step.deadline - time.monotonic(), LEAST_SECONDS)):
-                    if opened is None:
-                        opened = await self._open(connection)
-                        was_sent = True
-                    replies = await self._talk(opened, step.commands, is_asking=step.is_asking)
-            except BaseException as exc:
-                await self._drop(connection, exc)
-                raise
-            if self._is_retired:
-                await connection.disconnect(nowait=True)
-            else:
-                self._keep(opened)
+            if opened is None:
+                opened = await self._open(step.deadline)
+                was_sent = True
+            replies = await self._exchange(opened, step.commands, step.deadline, is_asking=step.is_asking)
         except redis_exc.RedisError as exc:
             return Outcome([], exc, was_idle=was_idle, was_sent=was_sent)
         finally:
             self._slots.release()
         return Outcome(replies, None, was_idle=was_idle, was_sent=True, run=opened.run)
-
-    async def _open(self, connection: Any) -> Opened:
-        await connection.connect()
-        introduction = await self._send(connection, _INTRODUCTION)
-        return Opened(connection, _introduced(introduction, must_be_primary=self._must_be_primary))
 
     async def _take_slot(self) -> None:
         if not self._slots.locked():
@@ -317,52 +239,24 @@ class AsyncConnections:
         except TimeoutError as exc:
             raise PoolExhaustedError("no free Redis connection") from exc
 
-    async def _exchange(self, opened: Opened | None, commands: tuple[Command, ...]) -> tuple[list[Any], int]:
-        """Send commands on a connection, a new one where none is given, and answer the run of the server too."""
-        connection = opened.connection if opened else self._factory.make_connection()
-        try:
-            async with asyncio.timeout(self._timeout):
-                opened = opened or await self._open(connection)
-                replies = await self._talk(opened, commands)
-        except BaseException as exc:
-            await self._drop(connection, exc)
-            raise
-        self._keep(opened)
-        return replies, opened.run
+    async def _open(self, deadline: float) -> Opened:
+        connection = self._factory.make_connection()
+        return await _finished(connection, self._introduce(connection), deadline)
 
-    def _keep(self, opened: Opened) -> None:
-        self._free.append((opened, time.monotonic()))
+    async def _introduce(self, connection: Any) -> Opened:
+        await connection.connect()
+        return await introduce_async(connection, must_be_primary=self._must_be_primary)
 
-    @staticmethod
-    async def _drop(connection: Any, exc: BaseException) -> None:
-        """Close a connection after ``exc``; a deadline that was missed becomes the driver's error for it."""
-        await connection.disconnect(nowait=True)
-        if isinstance(exc, TimeoutError):
-            raise redis_exc.TimeoutError("no answer within the deadline") from exc
-
-    async def _talk(self, opened: Opened, commands: tuple[Command, ...], *, is_asking: bool = False) -> list[Any]:
-        connection, run = opened
-        send = self._send_asking if is_asking else self._send
-        replies = await send(connection, [_words(command, run) for command in commands])
-        unknown = _first_unknown_script(replies)
-        if unknown is not None:
-            words = [_words(command, run, by_source=True) for command in commands[unknown:]]
-            replies[unknown:] = await send(connection, words)
+    async def _exchange(
+        self, opened: Opened, commands: tuple[Command, ...], deadline: float, *, is_asking: bool = False
+    ) -> list[Any]:
+        steps = talk_async(opened, commands, is_asking=is_asking)
+        replies = await _finished(opened.connection, steps, deadline)
+        if self._is_retired:
+            await opened.connection.disconnect(nowait=True)
+        else:
+            self._free.append((opened, time.monotonic()))
         return replies
-
-    @staticmethod
-    async def _send(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
-        await connection.send_packed_command(_packed(commands), check_health=False)
-        replies: list[Any] = []
-        for _ in commands:
-            try:
-                replies.append(await connection.read_response())
-            except redis_exc.ResponseError as exc:
-                replies.append(exc)
-        return replies
-
-    async def _send_asking(self, connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
-        return (await self._send(connection, _asking(commands)))[1::2]
 
     async def _idle(self, *, is_fresh: bool = False) -> Opened | None:
         """Take an idle connection that is still good; with ``is_fresh`` all of them are given up."""
@@ -394,6 +288,21 @@ class AsyncConnections:
         """Close the idle connections, and those in use as soon as they come back."""
         self._is_retired = True
         await self.close()
+
+
+async def _finished(connection: Any, steps: Coroutine[Any, Any, T], deadline: float) -> T:
+    """Await steps of a conversation until the deadline; a connection on which they did not end well is closed."""
+    is_well = False
+    try:
+        async with asyncio.timeout(max(deadline - time.monotonic(), LEAST_SECONDS)):
+            answer = await steps
+        is_well = True
+    except TimeoutError as exc:
+        raise redis_exc.TimeoutError("no answer within the deadline") from exc
+    finally:
+        if not is_well:
+            await connection.disconnect(nowait=True)
+    return answer
 
 
 _stacks: weakref.WeakSet[Connections] = weakref.WeakSet()

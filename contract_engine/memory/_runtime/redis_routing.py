@@ -171,19 +171,20 @@ class Routing(ABC):
                 raise
             self._breaker.reset()
             permit = self._breaker.acquire()
+        is_told = False
         try:
             answer = yield from steps
+            self._breaker.success(permit)
+            is_told = True
+            return answer
         except Unserved as exc:
             if exc.counts:
                 self._breaker.failure(permit, exc.error)
-            else:
-                self._breaker.cancel(permit)
+                is_told = True
             raise exc.error from exc.__cause__
-        except BaseException:
-            self._breaker.cancel(permit)
-            raise
-        self._breaker.success(permit)
-        return answer
+        finally:
+            if not is_told:  # it says nothing about the servers
+                self._breaker.cancel(permit)
 
     def _answers(self, effect: RedisCall) -> Steps[list[Any]]:
         replies = yield from self._conversation(effect, time.monotonic() + self._timeout)

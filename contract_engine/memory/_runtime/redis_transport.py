@@ -21,8 +21,8 @@ from contract_engine.memory._runtime.redis_routing import Routing, scan_step
 from contract_engine.memory._runtime.redis_sentinel import SentinelRouting
 from contract_engine.memory._runtime.redis_steps import Address, Attempt, Steps, Wait
 from contract_engine.memory._runtime.redis_topology import Deployment, deployment
-from contract_engine.memory.circuit_breaker import CircuitBreaker, Permit
-from contract_engine.memory.errors import CorruptDataError, MemoryServiceError
+from contract_engine.memory.circuit_breaker import CircuitBreaker
+from contract_engine.memory.errors import CorruptDataError
 
 T = TypeVar("T")
 
@@ -70,63 +70,62 @@ class AsyncRedisTransport:
         self.call, self.scan, self.close = made.call, made.scan, made.close
 
 
-class _Guard:
-    """What both transports share: the breaker around a conversation, and what its errors become."""
+class _Protected:
+    """One call within a ``with`` statement: the breaker lets it pass, and is told of its outcome.
 
-    breaker: CircuitBreaker
+    The driver's errors leave it as ours.
+    """
 
-    def settle(self, permit: Permit, replies: list[Any]) -> list[Any]:
-        """Report the outcome of a conversation; errors among the replies are raised or, if ours to heal, handed on."""
-        for index, reply in enumerate(replies):
-            if isinstance(reply, redis_exc.RedisError):
-                error, counted = redis_failure(reply)
-                if isinstance(error, CorruptDataError):
-                    replies[index] = error
-                    continue
-                self.fail(permit, reply, counted=counted)
-                raise error from reply
-        self.breaker.success(permit)
-        return replies
+    __slots__ = ("_breaker", "_permit")
 
-    def fail(self, permit: Permit, exc: BaseException, *, counted: bool) -> None:
-        """Report a failure, or give the permit back where it says nothing about the server."""
-        if counted:
-            self.breaker.failure(permit, exc)
+    def __init__(self, breaker: CircuitBreaker) -> None:
+        self._breaker = breaker
+
+    def __enter__(self) -> None:
+        self._permit = self._breaker.acquire()
+
+    def __exit__(self, _type: object, exc: BaseException | None, _tb: object) -> None:
+        if exc is None:
+            self._breaker.success(self._permit)
+        elif not isinstance(exc, redis_exc.RedisError):
+            self._breaker.cancel(self._permit)
         else:
-            self.breaker.cancel(permit)
+            error, counted = redis_failure(exc)
+            if counted:
+                self._breaker.failure(self._permit, exc)
+            else:  # it says nothing about the server
+                self._breaker.cancel(self._permit)
+            raise error from exc
 
-    def translate(self, permit: Permit, exc: redis_exc.RedisError) -> MemoryServiceError:
-        """Report a failed conversation and return our error for it."""
-        error, counted = redis_failure(exc)
-        self.fail(permit, exc, counted=counted)
-        return error
+
+def _served(replies: list[Any]) -> list[Any]:
+    """Raise the first error among the replies; those that are ours to heal are handed on."""
+    for index, reply in enumerate(replies):
+        if isinstance(reply, redis_exc.RedisError):
+            error, _ = redis_failure(reply)
+            if not isinstance(error, CorruptDataError):
+                raise reply
+            replies[index] = error
+    return replies
 
 
-class _Direct(_Guard, Connections):
+class _Direct(Connections):
     """Blocking round trips to one server."""
 
     def __init__(self, url: str, *, timeout: float, pool_size: int, breaker: CircuitBreaker) -> None:
         super().__init__(url, timeout=timeout, pool_size=pool_size)
-        self.breaker = breaker
+        self._breaker = breaker
 
     def call(self, effect: RedisCall) -> list[Any]:
         """Send the commands and return their replies; every error is one of ours."""
-        permit = self.breaker.acquire()
-        try:
+        with _Protected(self._breaker):
+            kept = None
             place = self._take_place()
             try:
-                replies, place = self._converse(effect, place)
-            except BaseException:
-                place = None
-                raise
+                replies, kept = self._converse(effect, place)
             finally:
-                self._put_back(place)
-        except redis_exc.RedisError as exc:
-            raise self.translate(permit, exc) from exc
-        except BaseException:
-            self.breaker.cancel(permit)
-            raise
-        return self.settle(permit, replies)
+                self._put_back(kept)
+            return _served(replies)
 
     def scan(self, pattern: str) -> list[bytes]:
         """Return the keys that match a glob; one call per thousand keys of the server."""
@@ -155,28 +154,22 @@ class _Direct(_Guard, Connections):
             return self._exchange(opened, effect.again())
 
 
-class _AsyncDirect(_Guard, AsyncConnections):
+class _AsyncDirect(AsyncConnections):
     """Round trips to one server on an event loop."""
 
     def __init__(self, url: str, *, timeout: float, pool_size: int, breaker: CircuitBreaker) -> None:
         super().__init__(url, timeout=timeout, pool_size=pool_size)
-        self.breaker = breaker
+        self._breaker = breaker
 
     async def call(self, effect: RedisCall) -> list[Any]:
         """Send the commands and return their replies; every error is one of ours."""
-        permit = self.breaker.acquire()
-        try:
+        with _Protected(self._breaker):
             await self._take_slot()
             try:
                 replies = await self._converse(effect)
             finally:
                 self._slots.release()
-        except redis_exc.RedisError as exc:
-            raise self.translate(permit, exc) from exc
-        except BaseException:
-            self.breaker.cancel(permit)
-            raise
-        return self.settle(permit, replies)
+            return _served(replies)
 
     async def scan(self, pattern: str) -> list[bytes]:
         """Return the keys that match a glob; one call per thousand keys of the server."""
@@ -191,14 +184,19 @@ class _AsyncDirect(_Guard, AsyncConnections):
 
     async def _converse(self, effect: RedisCall) -> list[Any]:
         idle = await self._idle()
+        deadline = time.monotonic() + self._timeout
+        opened = idle or await self._open(deadline)
         try:
-            replies, effect.run = await self._exchange(idle, effect.commands)
+            effect.run = opened.run
+            return await self._exchange(opened, effect.commands, deadline)
         except redis_exc.ConnectionError:
             if idle is None or effect.again is None:
                 raise
             await self.close()
-            replies, effect.run = await self._exchange(None, effect.again())
-        return replies
+            deadline = time.monotonic() + self._timeout
+            opened = await self._open(deadline)
+            effect.run = opened.run
+            return await self._exchange(opened, effect.again(), deadline)
 
 
 def _routing(target: Deployment, *, timeout: float, breaker: CircuitBreaker) -> Routing:
