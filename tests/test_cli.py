@@ -678,6 +678,8 @@ def test_interrupted_program_leaves_in_order(
     file = write(tmp_path / "endless.jsonl", {"id": "endless", "messages": messages})
     command = [
         sys.executable,
+        "-X",
+        "faulthandler",
         "-m",
         "contract_engine.cli",
         "replay",
@@ -697,7 +699,7 @@ def test_interrupted_program_leaves_in_order(
             process.send_signal(number)
             out, err = process.communicate(timeout=30)
             manager.clear_session_memory("endless")
-    assert process.returncode == code
+    assert process.returncode == code, err
     assert out == ""
     if number == signal.SIGINT:
         assert err == "'endless' was stopped half way and stays as it is; --replace starts it again.\nInterrupted.\n"
