@@ -5,32 +5,25 @@ from __future__ import annotations
 import io
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from contract_engine import demo as shipped
 from contract_engine.cli import display, doctor, probes
 from contract_engine.cli.conversations import Conversation, conversation_of, read_conversations
+from contract_engine.cli.drain import drain_sessions
 from contract_engine.cli.options import AsJson, DatabaseUrl, Ephemeral, Full, Limit, RedisUrl, Session, Tenant, Yes
-from contract_engine.cli.outcome import EXIT_CODES, NO, CommandGroup, confirm, say
-from contract_engine.cli.replay import SessionReport, clear_session, existing_messages, replay_conversation
-from contract_engine.cli.servers import Choice, chosen_servers
-from contract_engine.memory import (
-    ConfigurationError,
-    InvalidInputError,
-    MemoryManager,
-    MemoryServiceError,
-    SessionLimits,
-    StoreUnavailableError,
-)
+from contract_engine.cli.outcome import EXIT_CODES, NO, CommandGroup, confirm, known_context, say
+from contract_engine.cli.replay import clear_session, replay_all
+from contract_engine.cli.report import SessionReport, reports_as_json
+from contract_engine.cli.servers import Choice, chosen_manager, chosen_servers
+from contract_engine.memory import ConfigurationError, SessionLimits
 
 # Small enough that conversations of forty messages are folded several times.
 DEMO_LIMITS = {"summary_trigger_tokens": 1200, "max_buffer_tokens": 2000, "max_buffer_messages": 16}
@@ -108,8 +101,10 @@ def demo(
     if not as_json:
         display.output().print(DEMO_INTRODUCTION)
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
-    with _manager(choice, temporary=not keep, max_summary_tokens=DEMO_SUMMARY_TOKENS) as manager:
-        reports = _replay_all(manager, conversations, limits=DEMO_LIMITS, replace=True, keep=keep)
+    with chosen_manager(
+        choice, display.notices(), temporary=not keep, max_summary_tokens=DEMO_SUMMARY_TOKENS
+    ) as manager:
+        reports = replay_all(manager, conversations, limits=DEMO_LIMITS, replace=True, keep=keep)
     _print_reports(reports, full=full, as_json=as_json)
     if not as_json:
         console = display.output()
@@ -151,8 +146,8 @@ def replay(
     SessionLimits().with_changes(given)
     conversations = read_conversations(file, prefix=session_prefix, limit=limit)
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
-    with _manager(choice) as manager:
-        reports = _replay_all(manager, conversations, limits=given, replace=replace, keep=keep)
+    with chosen_manager(choice, display.notices()) as manager:
+        reports = replay_all(manager, conversations, limits=given, replace=replace, keep=keep)
     _print_reports(reports, full=full or len(reports) == 1, as_json=as_json)
 
 
@@ -169,8 +164,8 @@ def show(
 ) -> None:
     """Show the context of a session: its summary, and the messages of its buffer."""
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
-    with _manager(choice) as manager:
-        context = _known_context(manager, session)
+    with chosen_manager(choice, display.notices()) as manager:
+        context = known_context(manager, session)
     if as_json:
         display.print_json(context)
     else:
@@ -189,8 +184,8 @@ def stats(
 ) -> None:
     """Show the figures of a session, and of the Redis it lies in."""
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
-    with _manager(choice) as manager:
-        context = _known_context(manager, session)
+    with chosen_manager(choice, display.notices()) as manager:
+        context = known_context(manager, session)
         found = manager.get_memory_stats(session)
     if as_json:
         names = ("session_id", "watermark", "last_seq", "summary_version", "summary_tokens")
@@ -212,7 +207,7 @@ def clear(
 ) -> None:
     """Delete a session for good: from Redis and from every table."""
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
-    with _manager(choice) as manager:
+    with chosen_manager(choice, display.notices()) as manager:
         count = manager.get_context(session)["last_seq"]
         if count:
             confirm(f"Delete session {session!r} and its {count} messages for good?", yes=yes)
@@ -239,34 +234,17 @@ def drain(
     session that fails does not keep the others waiting; exit code 2 then.
     """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
-    counts: dict[str, int] = {}
-    failed: dict[str, MemoryServiceError] = {}
-    with _manager(choice) as manager:
-        sessions = manager.unlogged_sessions()
-        with display.progress(display.notices()) as bar:
-            task = bar.add_task("", total=len(sessions))
-            for session_id in sessions:
-                bar.update(task, description=escape(display.shortened(session_id, 30)))
-                try:
-                    counts[session_id] = manager.drain(session_id)
-                except MemoryServiceError as exc:
-                    failed[session_id] = exc
-                bar.advance(task)
+    with chosen_manager(choice, display.notices()) as manager:
+        drained = drain_sessions(manager)
     if as_json:
-        display.print_json(
-            {
-                "sessions": counts,
-                "messages": sum(counts.values()),
-                "failed": {name: str(exc) for name, exc in failed.items()},
-            }
-        )
-    elif counts:
-        say(f"Logged {sum(counts.values())} messages of {len(counts)} sessions.")
-    elif not failed:
+        display.print_json(drained.as_json())
+    elif drained.counts:
+        say(f"Logged {drained.messages} messages of {len(drained.counts)} sessions.")
+    elif not drained.failed:
         say("Nothing waits to be logged.")
-    if failed:
-        say(f"{len(failed)} sessions still wait; the first of them says why.", display.notices())
-        raise next(iter(failed.values()))
+    if drained.failed:
+        say(f"{len(drained.failed)} sessions still wait; the first of them says why.", display.notices())
+        raise next(iter(drained.failed.values()))
 
 
 @app.command()
@@ -328,86 +306,17 @@ def examine(
     raise typer.Exit(doctor.EXIT_CODES[state])
 
 
-@contextmanager
-def _manager(choice: Choice, *, temporary: bool = False, **settings: Any) -> Iterator[MemoryManager]:
-    with (
-        chosen_servers(choice, display.notices(), temporary=temporary, **settings) as config,
-        MemoryManager(config=config) as manager,
-    ):
-        yield manager
-
-
-def _replay_all(
-    manager: MemoryManager,
-    conversations: Sequence[Conversation],
-    *,
-    limits: Mapping[str, int],
-    replace: bool,
-    keep: bool,
-) -> list[SessionReport]:
-    existing = existing_messages(manager, conversations)
-    if existing and not replace:
-        names = ", ".join(repr(name) for name in list(existing)[:3]) + (", ..." if len(existing) > 3 else "")
-        raise InvalidInputError(
-            "session_id", f"{names} already hold messages: give --replace to clear them first, or a --session-prefix"
-        )
-    for session_id in existing:
-        clear_session(manager, session_id)
-    reports = []
-    with display.progress(display.notices()) as bar:
-        task = bar.add_task("", total=sum(len(item.messages) for item in conversations))
-        for conversation in conversations:
-            bar.update(task, description=escape(display.shortened(conversation.session_id, 30)))
-            try:
-                report = replay_conversation(manager, conversation, limits=limits, advance=lambda: bar.advance(task))
-            except KeyboardInterrupt:
-                name = escape(repr(conversation.session_id))
-                bar.console.print(f"{name} was stopped half way and stays as it is; --replace starts it again.")
-                raise
-            reports.append(report)
-            if not keep:
-                clear_session(manager, conversation.session_id)
-    return reports
-
-
 def _print_reports(reports: Sequence[SessionReport], *, full: bool, as_json: bool) -> None:
-    verified = not any(report.violations for report in reports)
+    """Print what became of each conversation; the answer of the command is no where one was not verified."""
     if as_json:
-        display.print_json(
-            {
-                "verified": verified,
-                "messages": sum(report.messages for report in reports),
-                "folds": sum(len(report.folds) for report in reports),
-                "tokens_sent": {
-                    "whole": sum(report.whole_sent for report in reports),
-                    "context": sum(report.context_sent for report in reports),
-                },
-                "sessions": [report.as_json() for report in reports],
-            }
-        )
+        display.print_json(reports_as_json(reports))
     else:
         console = display.output()
         for report in reports:
             console.print(display.session_panel(report, full=full))
         console.print(display.totals(reports))
-    if not verified:
+    if any(report.violations for report in reports):
         raise typer.Exit(NO)
-
-
-def _known_context(manager: MemoryManager, session: str) -> dict[str, Any]:
-    """Return the context of a session that has messages; else say that there is none, and which there are."""
-    context = manager.get_context(session)
-    if context["last_seq"]:
-        return context
-    known = ""
-    if manager.config.is_durable:
-        try:
-            recent = [str(item["session_id"]) for item in manager.session_store.get_all_sessions(5)]
-        except StoreUnavailableError:
-            recent = []
-        known = f" The latest are: {', '.join(recent)}." if recent else ""
-    say(f"There is no session {session!r} of tenant {manager.config.tenant}.{known}", display.notices())
-    raise typer.Exit(NO)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from contract_engine.cli.doctor import Finding, State, worst
-from contract_engine.cli.replay import SessionReport
+from contract_engine.cli.report import SessionReport
 
 BAR_CELLS = 16
 SUMMARY_LINES = 4

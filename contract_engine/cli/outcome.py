@@ -12,7 +12,13 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from contract_engine.cli.display import notices, output, printable
-from contract_engine.memory import DatabaseUnavailableError, MemoryServiceError, RedisUnavailableError
+from contract_engine.memory import (
+    DatabaseUnavailableError,
+    MemoryManager,
+    MemoryServiceError,
+    RedisUnavailableError,
+    StoreUnavailableError,
+)
 
 NO, ERROR, INTERRUPTED = 1, 2, 130
 """Exit codes beside 0: the answer is no; an error; Ctrl-C."""
@@ -55,6 +61,22 @@ def confirm(question: str, *, yes: bool) -> None:
 def say(text: str, console: Console | None = None) -> None:
     """Print one line that is not cut or wrapped, on standard output where no console is given."""
     (console or output()).print(Text(printable(text)), soft_wrap=True)
+
+
+def known_context(manager: MemoryManager, session: str) -> dict[str, Any]:
+    """Return the context of a session that has messages; where it has none, say so and end the command."""
+    context = manager.get_context(session)
+    if context["last_seq"]:
+        return context
+    known = ""
+    if manager.config.is_durable:
+        try:
+            recent = [str(item["session_id"]) for item in manager.session_store.get_all_sessions(5)]
+        except StoreUnavailableError:
+            recent = []
+        known = f" The latest are: {', '.join(recent)}." if recent else ""
+    say(f"There is no session {session!r} of tenant {manager.config.tenant}.{known}", notices())
+    raise typer.Exit(NO)
 
 
 def _advice(exc: MemoryServiceError) -> str:

@@ -6,10 +6,13 @@ What must hold after every message: context = summary of messages 1..W + message
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from rich.markup import escape
+
+from contract_engine.cli import display
 from contract_engine.cli.conversations import Conversation
+from contract_engine.cli.report import SessionReport
 from contract_engine.memory import InvalidInputError, MemoryManager, StoreUnavailableError
 from contract_engine.memory.models import Message
 
@@ -17,52 +20,41 @@ FOLD_SECONDS = 30.0
 ALL_VERSIONS = 2**31 - 1
 
 
-@dataclass(slots=True, kw_only=True)
-class SessionReport:
-    """What became of one conversation; ``violations`` is empty where the law held after every message.
+def replay_all(
+    manager: MemoryManager,
+    conversations: Sequence[Conversation],
+    *,
+    limits: Mapping[str, int],
+    replace: bool,
+    keep: bool,
+) -> list[SessionReport]:
+    """Replay one after the other under a bar of progress, on standard error.
 
-    ``opening`` is what the user said first. ``turns`` are the model calls the conversation shows: messages that an
-    assistant's message follows. ``whole_sent`` is what these calls cost in tokens if each is given the whole
-    conversation, ``context_sent`` if each is given the context.
+    Refuses before anything is sent where a session holds messages already, unless ``replace``: then it is cleared.
     """
-
-    session_id: str
-    messages: int
-    opening: str = ""
-    conversation_tokens: int = 0
-    context: dict[str, Any] = field(default_factory=dict)
-    folds: list[tuple[int, int]] = field(default_factory=list)
-    turns: int = 0
-    whole_sent: int = 0
-    context_sent: int = 0
-    degraded_reads: int = 0
-    violations: list[str] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the report for machines."""
-        info = self.context["buffer_info"]
-        return {
-            "session_id": self.session_id,
-            "messages": self.messages,
-            "folds": [{"first_seq": first, "last_seq": last} for first, last in self.folds],
-            "summary_version": self.context["summary_version"],
-            "watermark": self.context["watermark"],
-            "last_seq": self.context["last_seq"],
-            "buffer": {
-                "messages": info["message_count"],
-                "max_messages": info["max_messages"],
-                "tokens": info["total_tokens"],
-                "max_tokens": info["max_tokens"],
-            },
-            "summary": self.context["current_summary"],
-            "summary_tokens": self.context["summary_tokens"],
-            "conversation_tokens": self.conversation_tokens,
-            "context_tokens": self.context["total_tokens"],
-            "turns": self.turns,
-            "tokens_sent": {"whole": self.whole_sent, "context": self.context_sent},
-            "degraded_reads": self.degraded_reads,
-            "violations": self.violations,
-        }
+    existing = _existing_messages(manager, conversations)
+    if existing and not replace:
+        names = ", ".join(repr(name) for name in list(existing)[:3]) + (", ..." if len(existing) > 3 else "")
+        raise InvalidInputError(
+            "session_id", f"{names} already hold messages: give --replace to clear them first, or a --session-prefix"
+        )
+    for session_id in existing:
+        clear_session(manager, session_id)
+    reports = []
+    with display.progress(display.notices()) as bar:
+        task = bar.add_task("", total=sum(len(item.messages) for item in conversations))
+        for conversation in conversations:
+            bar.update(task, description=escape(display.shortened(conversation.session_id, 30)))
+            try:
+                report = replay_conversation(manager, conversation, limits=limits, advance=lambda: bar.advance(task))
+            except KeyboardInterrupt:
+                name = escape(repr(conversation.session_id))
+                bar.console.print(f"{name} was stopped half way and stays as it is; --replace starts it again.")
+                raise
+            reports.append(report)
+            if not keep:
+                clear_session(manager, conversation.session_id)
+    return reports
 
 
 def replay_conversation(
@@ -120,16 +112,16 @@ def violations(context: Mapping[str, Any], sent: Sequence[Message]) -> list[str]
     return found
 
 
-def existing_messages(manager: MemoryManager, conversations: Sequence[Conversation]) -> dict[str, int]:
-    """Return the sessions that exist already, with the number of their messages."""
-    counts = {item.session_id: manager.get_context(item.session_id)["last_seq"] for item in conversations}
-    return {session_id: count for session_id, count in counts.items() if count}
-
-
 def clear_session(manager: MemoryManager, session_id: str) -> None:
     """Delete a session for good; raises StoreUnavailableError where a server was away and some of it may be left."""
     if not manager.clear_session_memory(session_id):
         raise StoreUnavailableError(f"session {session_id!r} is not cleared everywhere", hint="clear it again")
+
+
+def _existing_messages(manager: MemoryManager, conversations: Sequence[Conversation]) -> dict[str, int]:
+    """Return the sessions that exist already, with the number of their messages."""
+    counts = {item.session_id: manager.get_context(item.session_id)["last_seq"] for item in conversations}
+    return {session_id: count for session_id, count in counts.items() if count}
 
 
 def _verify_stores(manager: MemoryManager, report: SessionReport, messages: Sequence[Message]) -> None:

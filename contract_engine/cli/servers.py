@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from rich.console import Console
 
 from contract_engine.embedded import EmbeddedServers
+from contract_engine.memory import MemoryManager
 from contract_engine.memory.config import MemoryConfig, psycopg_url
 from contract_engine.memory.errors import ConfigurationError
 
@@ -89,6 +90,18 @@ def chosen_servers(
         config = MemoryConfig.from_env(environ, **settings)
         console.print(describe(config, origin, only_database=only_database), style="dim", soft_wrap=True)
         yield config
+
+
+@contextmanager
+def chosen_manager(
+    choice: Choice, console: Console, *, temporary: bool = False, **settings: Any
+) -> Iterator[MemoryManager]:
+    """Yield a manager on the :func:`chosen_servers`; it is closed before they are stopped."""
+    with (
+        chosen_servers(choice, console, temporary=temporary, **settings) as config,
+        MemoryManager(config=config) as manager,
+    ):
+        yield manager
 
 
 def describe(config: MemoryConfig, origin: str, *, only_database: bool = False) -> str:
