@@ -27,7 +27,7 @@ LAYERS = (
     " summarizers.extractive",
     "_effects",
     "_scripts _tables",
-    "_layout _log _log_drain intake",
+    "_layout _log _log_transactions _log_drain intake",
     "_runtime _runtime.failures _runtime.redis_steps _runtime.redis_topology _runtime.redis_conversation"
     " _runtime.redis_connections _runtime.redis_routing _runtime.redis_cluster _runtime.redis_sentinel"
     " _runtime.redis_transport _runtime.database_connections _runtime.database _runtime.background _runtime.runner",
@@ -106,6 +106,7 @@ def test_only_the_runtime_touches_clients_and_engines() -> None:
     allowed = {
         "_runtime",
         "_log",
+        "_log_transactions",
         "_log_drain",
         "_tables",
         "_effects",

@@ -1,13 +1,13 @@
-"""The SQL of the log: what is read and written in PostgreSQL, each operation one statement or one transaction.
+"""The SQL of the log where an operation is one statement, as all of the hot path is.
 
-Statements of the hot path are composed with SQLAlchemy Core, compiled once and then run as plain text. The row of the
-session is the lock: whatever changes a session updates or deletes that row first.
+These are composed with SQLAlchemy Core, compiled once and then run as plain text. The row of the session is the lock:
+whatever changes a session updates or deletes that row first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -257,115 +257,7 @@ SUMMARY_COUNT = Statement(
     "summary_count",
     lambda: sa.select(sa.func.count()).where(this_session(summaries), summaries.c.method != _CLEARED_LITERAL),
 )
-
-
 PING = Statement("ping", lambda: sa.select(sa.literal_column("1")))
-
-
-class StoredMessage(NamedTuple):
-    """What the log already holds under a message id."""
-
-    seq: int
-    at_ms: int
-    body: bytes
-
-
-def stored_messages(
-    connection: sa.Connection, key: Mapping[str, str], message_ids: Sequence[str]
-) -> tuple[dict[str, StoredMessage], int, int]:
-    """Answer which of these ids the session holds already, and its epoch and revision."""
-    row = connection.execute(
-        sa.select(sessions.c.epoch, sessions.c.revision).where(this_session(sessions)), key
-    ).first()
-    found = connection.execute(
-        sa.select(messages.c.message_id, messages.c.seq, milliseconds(messages.c.created_at), messages.c.body).where(
-            this_session(messages), messages.c.message_id.in_(message_ids)
-        ),
-        key,
-    )
-    stored = {message_id: StoredMessage(seq, at_ms, bytes(body)) for message_id, seq, at_ms, body in found}
-    return stored, (row.epoch if row else 0), (row.revision if row else 0)
-
-
-def change_limits(
-    connection: sa.Connection, key: Mapping[str, str], changes: Mapping[str, object], defaults: SessionLimits
-) -> SessionLimits:
-    """Apply changes to the session's limits; what was never set goes on following the defaults."""
-    columns = [sessions.c[name] for name in SessionLimits.__dataclass_fields__]
-    row = connection.execute(
-        insert(sessions)
-        .values(tenant=tenant, session_id=session_id, epoch=NEW_EPOCH)
-        .on_conflict_do_update(index_elements=["tenant", "session_id"], set_={"updated_at": sa.func.now()})
-        .returning(*columns),
-        key,
-    ).one()
-    limits = effective_limits(defaults, dict(row._mapping)).with_changes(changes)
-    connection.execute(
-        sa.update(sessions).where(this_session(sessions)).values({**changes, "revision": sessions.c.revision + 1}), key
-    )
-    return limits
-
-
-def erase(connection: sa.Connection, key: Mapping[str, str]) -> bool:
-    """Delete every row of the session and answer whether there was one.
-
-    The session's row goes first: an append that is under way holds it, so its message is deleted with the rest, and
-    one that comes later waits for us and begins a new session. Where there is no such row there is nothing else either:
-    what may appear meanwhile belongs to a new session, and stays.
-    """
-    if connection.execute(sa.delete(sessions).where(this_session(sessions)), key).rowcount == 0:
-        return False
-    for table in (messages, summaries):
-        connection.execute(sa.delete(table).where(this_session(table)), key)
-    return True
-
-
-def clear_summaries(connection: sa.Connection, key: Mapping[str, str]) -> None:
-    """Delete every summary version; an empty one goes on covering the messages that were folded away."""
-    row = connection.execute(
-        sa.select(sessions.c.watermark, sessions.c.summary_version).where(this_session(sessions)).with_for_update(), key
-    ).first()
-    if row is None or row.summary_version == 0:
-        return
-    connection.execute(sa.delete(summaries).where(this_session(summaries)), key)
-    version = row.summary_version + 1
-    connection.execute(
-        sa.insert(summaries).values(
-            tenant=tenant,
-            session_id=session_id,
-            version=version,
-            first_seq=row.watermark + 1,
-            last_seq=row.watermark,
-            text=b"",
-            tokens=0,
-            method=CLEARED,
-        ),
-        key,
-    )
-    connection.execute(
-        sa.update(sessions)
-        .where(this_session(sessions))
-        .values(summary_version=version, revision=sessions.c.revision + 1),
-        key,
-    )
-
-
-def list_sessions(connection: sa.Connection, of_tenant: str, limit: int) -> list[dict[str, Any]]:
-    """Answer the sessions of a tenant, most recently used first."""
-    rows = connection.execute(
-        sa.select(
-            sessions.c.session_id,
-            sessions.c.last_seq.label("message_count"),
-            sessions.c.watermark,
-            sessions.c.summary_version,
-            sessions.c.created_at,
-            sessions.c.updated_at,
-        )
-        .where(sessions.c.tenant == of_tenant)
-        .order_by(sessions.c.updated_at.desc(), sessions.c.session_id)
-        .limit(limit)
-    )
-    return [dict(row._mapping) for row in rows]
 
 
 def state_of_row(row: Sequence[Any], defaults: SessionLimits) -> SessionState:

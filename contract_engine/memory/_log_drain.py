@@ -10,15 +10,8 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from contract_engine.memory._effects import Statement
-from contract_engine.memory._log import (
-    NEW_EPOCH,
-    insert,
-    milliseconds,
-    session_id,
-    stored_messages,
-    tenant,
-    this_session,
-)
+from contract_engine.memory._log import NEW_EPOCH, insert, milliseconds, session_id, tenant, this_session
+from contract_engine.memory._log_transactions import stored_messages
 from contract_engine.memory._tables import messages, sessions
 from contract_engine.memory.serializer import decode_value
 

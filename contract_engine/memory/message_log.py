@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from contract_engine.memory import _log, _log_drain
+from contract_engine.memory import _log, _log_drain, _log_transactions
 from contract_engine.memory._effects import Flow, query, query_once, transaction
 from contract_engine.memory._runtime.failures import AlreadyStoredError
 from contract_engine.memory.config import MemoryConfig, SessionLimits
@@ -45,7 +45,7 @@ class LogFlows:
         ids = [message.message_id for message in outgoing]
         for _ in range(ATTEMPTS):
             stored, epoch, revision = yield from transaction(
-                lambda connection: _log.stored_messages(connection, self._key(session_id), ids)
+                lambda connection: _log_transactions.stored_messages(connection, self._key(session_id), ids)
             )
             for message in outgoing:
                 found = stored.get(message.message_id)
@@ -59,7 +59,10 @@ class LogFlows:
                     continue
                 epoch, revision = placed.epoch, placed.revision
                 new = zip(missing, placed.seqs, placed.at_ms, strict=True)
-                stored |= {message.message_id: _log.StoredMessage(seq, at, message.body) for message, seq, at in new}
+                stored |= {
+                    message.message_id: _log_transactions.StoredMessage(seq, at, message.body)
+                    for message, seq, at in new
+                }
             rows = [stored[message_id] for message_id in ids]
             return Placed(tuple(row.seq for row in rows), tuple(row.at_ms for row in rows), epoch, revision)
         raise ContentionError(session_id, ATTEMPTS)
@@ -130,7 +133,7 @@ class LogFlows:
         """Answer where messages stand now; None where one of them is not there any more."""
         ids = [message.message_id for message in outgoing]
         stored, epoch, revision = yield from transaction(
-            lambda connection: _log.stored_messages(connection, self._key(session_id), ids)
+            lambda connection: _log_transactions.stored_messages(connection, self._key(session_id), ids)
         )
         if not all(message_id in stored for message_id in ids):
             return None
@@ -209,7 +212,7 @@ class LogFlows:
 
     def clear_summaries(self, session_id: str) -> Flow[None]:
         """Delete every summary version in one transaction."""
-        yield from transaction(lambda connection: _log.clear_summaries(connection, self._key(session_id)))
+        yield from transaction(lambda connection: _log_transactions.clear_summaries(connection, self._key(session_id)))
 
     def save_context(self, session_id: str, body: bytes) -> Flow[None]:
         """Store the context object's bytes, creating the session if need be."""
@@ -224,14 +227,18 @@ class LogFlows:
         """Apply checked changes to the session's limits, creating the session if need be."""
         return (
             yield from transaction(
-                lambda connection: _log.change_limits(connection, self._key(session_id), changes, self._limits)
+                lambda connection: _log_transactions.change_limits(
+                    connection, self._key(session_id), changes, self._limits
+                )
             )
         )
 
     def erase(self, session_id: str) -> Flow[bool]:
         """Delete the session's rows from every table in one transaction."""
-        return (yield from transaction(lambda connection: _log.erase(connection, self._key(session_id))))
+        return (yield from transaction(lambda connection: _log_transactions.erase(connection, self._key(session_id))))
 
     def list_sessions(self, limit: int) -> Flow[list[dict[str, Any]]]:
         """Read the sessions of this tenant, most recently used first."""
-        return (yield from transaction(lambda connection: _log.list_sessions(connection, self._tenant, limit)))
+        return (
+            yield from transaction(lambda connection: _log_transactions.list_sessions(connection, self._tenant, limit))
+        )
