@@ -120,14 +120,13 @@ class EmbeddedServers:
         self._owner = os.getpid()
         atexit.unregister(self.stop)
         atexit.register(self.stop)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.stop)
             if self._home is None:
                 self._home = self._make_home()
             with _lock(self._home / "lock"):
                 self._start_in(self._home)
-        except BaseException:
-            self.stop()
-            raise
+            undo.pop_all()
         return self
 
     def stop(self) -> None:
