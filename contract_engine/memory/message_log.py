@@ -9,9 +9,17 @@ from contract_engine.memory import _log, _log_drain, _log_transactions
 from contract_engine.memory._effects import Flow, query, query_once, transaction
 from contract_engine.memory._runtime.failures import AlreadyStoredError
 from contract_engine.memory.config import MemoryConfig, SessionLimits
-from contract_engine.memory.errors import ContentionError, MessageConflictError
+from contract_engine.memory.errors import (
+    ContentionError,
+    DatabaseUnavailableError,
+    MessageConflictError,
+    PoolExhaustedError,
+)
 from contract_engine.memory.models import Entry, Message, Outgoing, Placed, SessionState, Summary
 from contract_engine.memory.serializer import decode_text, decode_value, encode_text, encode_value
+
+LOG_TROUBLE = (DatabaseUnavailableError, PoolExhaustedError)
+"""Why the log cannot be asked now: it is away, or every connection to it stayed busy for as long as a call may wait."""
 
 NO_LIMIT = 2**62
 

@@ -17,16 +17,10 @@ from contract_engine.memory._effects import Command, Flow, pause, redis_call_and
 from contract_engine.memory._layout import read_commands
 from contract_engine.memory.assignment import Assignment
 from contract_engine.memory.config import MemoryConfig, SessionLimits
-from contract_engine.memory.errors import (
-    ContentionError,
-    DatabaseUnavailableError,
-    MemoryServiceError,
-    PoolExhaustedError,
-    StoreUnavailableError,
-)
+from contract_engine.memory.errors import ContentionError, MemoryServiceError, StoreUnavailableError
 from contract_engine.memory.folding import ATTEMPTS, Folding
 from contract_engine.memory.keys import SessionKeys
-from contract_engine.memory.message_log import LogFlows
+from contract_engine.memory.message_log import LOG_TROUBLE, LogFlows
 from contract_engine.memory.models import Loaded, Outgoing, Placed, Receipt, SessionState, empty_session
 from contract_engine.memory.session_cache import REDIS_TROUBLE, WAITING, SessionCache, new_ticket
 from contract_engine.memory.token_counter import TokenCounter
@@ -35,18 +29,11 @@ from contract_engine.memory.untold import Untold
 
 logger = logging.getLogger(__name__)
 
-LOG_TROUBLE = (DatabaseUnavailableError, PoolExhaustedError)
-"""Why the log cannot be asked now: it is away, or every connection to it stayed busy for as long as a call may wait."""
-
 FIRST_PAUSE_SECONDS, PAUSES = 0.002, 4
 """How a reader waits for another that rebuilds the same buffer, each time twice as long; then it reads the log too."""
 
 # What the append script answers; see there.
 _STALE, _APPENDED, _FOLD_DUE, _PRECEDED = 0, 1, 2, 4
-
-
-MAX_SEQ = 2**53
-"""Lua counts in doubles."""
 
 
 class Appended(NamedTuple):
@@ -161,9 +148,7 @@ class Sessions:
         logger.info("session %s: acknowledged by Redis alone: %s", session_id, cause)
         expected = self._untold.expected(session_id)
         try:
-            placed, state = yield from unlogged.append(
-                session_id, outgoing, read=read, expected_seq=int(min(expected, MAX_SEQ))
-            )
+            placed, state = yield from unlogged.append(session_id, outgoing, read=read, expected_seq=expected)
         except REDIS_TROUBLE as exc:
             raise cause from exc
         receipts = _receipts(placed, outgoing, is_durable=False, degraded=True)

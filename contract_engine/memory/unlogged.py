@@ -25,6 +25,9 @@ from contract_engine.memory.session_cache import REDIS_TROUBLE, SessionCache, ne
 
 logger = logging.getLogger(__name__)
 
+MAX_SEQ = 2**53
+"""Lua counts in doubles."""
+
 ROUND = 500
 """Messages in one transaction: it holds the session's row meanwhile."""
 ROUND_BYTES = 1024 * 1024
@@ -67,14 +70,15 @@ class Unlogged:
         return self._cache.append_unlogged_command(keys, messages, expected_seq=expected_seq, message_id=message_id)
 
     def append(
-        self, session_id: str, outgoing: Sequence[Outgoing], *, read: bool, expected_seq: int
+        self, session_id: str, outgoing: Sequence[Outgoing], *, read: bool, expected_seq: float
     ) -> Flow[tuple[Placed, SessionState | None]]:
         """Acknowledge messages in Redis alone, with provisional numbers.
 
-        ``expected_seq``: the last message that this process knows to be in the log. A copy in Redis that lacks it is
-        given up; the session then begins there as one of which nobody knows what came before.
+        ``expected_seq``: the last message that this process knows to be in the log; infinity: believe no copy. A copy
+        in Redis that lacks it is given up; the session then begins there as one of which nobody knows what came before.
         """
-        answer = yield from self._assignment.append(session_id, outgoing, read=read, expected_seq=expected_seq)
+        expected = int(min(expected_seq, MAX_SEQ))
+        answer = yield from self._assignment.append(session_id, outgoing, read=read, expected_seq=expected)
         self._begun.add(session_id)
         return answer
 
