@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from typing import Any
 
-import psutil
-import psycopg
 import pytest
-import redis
 from memory_contract import ASYNC, DURABLE, EPHEMERAL, SYNC, Backend, assert_context, logged, run_threads, say, talk
+from server_faults import DATABASE_SECONDS, RECOVERY_SECONDS, REDIS_SECONDS, Outage, waited_for
+from server_faults import SETTINGS as QUICK
 from servers import PrivateServers
 
-from contract_engine.embedded import EmbeddedServers
 from contract_engine.memory import (
     CircuitOpenError,
     CircuitState,
@@ -28,16 +24,7 @@ from contract_engine.memory import (
 
 pytest_plugins = ("memory_fixtures",)
 
-REDIS_SECONDS = 0.2
-DATABASE_SECONDS = 1.0
-RECOVERY_SECONDS = 0.3
-SETTINGS: dict[str, Any] = {
-    "redis_timeout_seconds": REDIS_SECONDS,
-    "database_timeout_seconds": DATABASE_SECONDS,
-    "breaker_failure_threshold": 3,
-    "breaker_recovery_seconds": RECOVERY_SECONDS,
-    "database_breaker_recovery_seconds": RECOVERY_SECONDS,
-}
+SETTINGS = QUICK | {"database_breaker_recovery_seconds": RECOVERY_SECONDS}
 
 
 @pytest.fixture(params=[SYNC, ASYNC])
@@ -45,108 +32,39 @@ def colour(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-class Outage:
-    """Managers on a server of their own, and what happens to it."""
-
-    def __init__(self, servers: EmbeddedServers, backend: Backend) -> None:
-        self.servers = servers
-        self.backend = backend
-        self.stopped: list[psutil.Process] = []
-
-    def open(self, **settings: Any) -> MemoryManager:
-        return self.backend.open(**(SETTINGS | settings))
-
-    def kill_redis(self) -> None:
-        process = psutil.Process(self.servers.redis_pid)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(10)
-        with pytest.raises(redis.ConnectionError):
-            self.ping_redis()
-
-    def stop_redis(self) -> None:
-        self._stop([psutil.Process(self.servers.redis_pid)])
-        with pytest.raises(redis.TimeoutError):
-            self.ping_redis()
-
-    def ping_redis(self) -> None:
-        with redis.Redis.from_url(self.servers.redis_url, socket_timeout=0.1) as client:
-            client.ping()
-
-    def kill_database(self) -> None:
-        processes = self._database_processes()
-        for process in processes:
-            os.kill(process.pid, signal.SIGKILL)
-        assert not psutil.wait_procs(processes, 10)[1]
-
-    def stop_database(self) -> None:
-        self._stop(self._database_processes())
-
-    def _database_processes(self) -> list[psutil.Process]:
-        postmaster = psutil.Process(self.servers.postgres_pid)
-        return [postmaster, *postmaster.children(recursive=True)]
-
-    def _stop(self, processes: list[psutil.Process]) -> None:
-        for process in processes:
-            os.kill(process.pid, signal.SIGSTOP)
-            self.stopped.append(process)
-        deadline = time.monotonic() + 5
-        while any(process.status() != psutil.STATUS_STOPPED for process in processes):
-            assert time.monotonic() < deadline, "it does not stop"
-            time.sleep(0.01)
-
-    def go_on(self) -> None:
-        for process in self.stopped:
-            if process.is_running():
-                os.kill(process.pid, signal.SIGCONT)
-        self.stopped.clear()
-
-    def close(self) -> None:
-        self.go_on()
-        self.backend.close()
-
-
 @pytest.fixture
 def redis_outage(private_servers: PrivateServers, database_url: str, colour: str, tenant: str) -> Iterator[Outage]:
     """A Redis to harm, beside the PostgreSQL that all tests share."""
     servers = private_servers(postgres=False)
-    outage = Outage(servers, Backend(colour, DURABLE, servers.redis_url, database_url, tenant))
-    yield outage
-    outage.close()
+    backend = Backend(colour, DURABLE, servers.redis_url, database_url, tenant)
+    with closing(Outage(servers, backend, SETTINGS)) as outage:
+        yield outage
 
 
 @pytest.fixture
 def database_outage(private_servers: PrivateServers, redis_url: str, colour: str, tenant: str) -> Iterator[Outage]:
     """A PostgreSQL to harm, beside the Redis that all tests share."""
     servers = private_servers(redis=False)
-    outage = Outage(servers, Backend(colour, DURABLE, redis_url, servers.database_url, tenant))
-    yield outage
-    outage.close()
+    backend = Backend(colour, DURABLE, redis_url, servers.database_url, tenant)
+    with closing(Outage(servers, backend, SETTINGS)) as outage:
+        yield outage
 
 
 @pytest.fixture
 def ephemeral_outage(private_servers: PrivateServers, colour: str, tenant: str) -> Iterator[Outage]:
     """A Redis to harm, with nothing behind it."""
     servers = private_servers(postgres=False)
-    outage = Outage(servers, Backend(colour, EPHEMERAL, servers.redis_url, None, tenant))
-    yield outage
-    outage.close()
+    backend = Backend(colour, EPHEMERAL, servers.redis_url, None, tenant)
+    with closing(Outage(servers, backend, SETTINGS)) as outage:
+        yield outage
 
 
 def took(call: Callable[[], object]) -> float:
     """Return how many seconds a call took, whether or not it raised what an outage makes it raise."""
     started = time.monotonic()
-    with contextlib.suppress(StoreUnavailableError):
+    with suppress(StoreUnavailableError):
         call()
     return time.monotonic() - started
-
-
-def waited_for(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 10
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 # -- Redis away
@@ -306,8 +224,8 @@ def test_threads_on_a_hung_redis_each_keep_the_deadline(
     private_servers: PrivateServers, database_url: str, tenant: str
 ) -> None:
     servers = private_servers(postgres=False)
-    outage = Outage(servers, Backend(SYNC, DURABLE, servers.redis_url, database_url, tenant))
-    try:
+    backend = Backend(SYNC, DURABLE, servers.redis_url, database_url, tenant)
+    with closing(Outage(servers, backend, SETTINGS)) as outage:
         manager = outage.open(breaker_recovery_seconds=60.0)
         manager.add_messages("s", talk(3))
         outage.stop_redis()
@@ -316,8 +234,6 @@ def test_threads_on_a_hung_redis_each_keep_the_deadline(
         assert len(times) == 16
         assert max(times) < 2 * REDIS_SECONDS + 1.0
         assert manager.circuit_breaker.get_state() == CircuitState.OPEN
-    finally:
-        outage.close()
 
 
 def test_without_a_log_a_dead_redis_is_an_error_and_never_an_empty_session(ephemeral_outage: Outage) -> None:
@@ -450,14 +366,8 @@ def test_terminated_backends_are_replaced_in_silence(database_outage: Outage) ->
     manager = database_outage.open()
     manager.add_messages("s", talk(3))
     for round_number in range(3):
-        with psycopg.connect(database_outage.servers.database_url) as connection:
-            ended = connection.execute(
-                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-                " WHERE application_name = 'contract-memory'"
-            ).fetchone()
-            assert ended is not None
-            assert ended[0] >= 1
-        time.sleep(0.1)
+        assert database_outage.terminate_backends() >= 1
+        assert waited_for(lambda: database_outage.backends() == 0)
         if round_number == 0:
             assert manager.append("s", say(4)).seq == 4
         elif round_number == 1:
@@ -503,8 +413,8 @@ def test_a_hung_database_costs_its_deadline(database_outage: Outage) -> None:
 
 def test_with_both_away_nothing_is_acknowledged(private_servers: PrivateServers, colour: str, tenant: str) -> None:
     servers = private_servers()
-    outage = Outage(servers, Backend(colour, DURABLE, servers.redis_url, servers.database_url, tenant))
-    try:
+    backend = Backend(colour, DURABLE, servers.redis_url, servers.database_url, tenant)
+    with closing(Outage(servers, backend, SETTINGS)) as outage:
         manager = outage.open()
         manager.add_messages("s", talk(3))
         outage.kill_redis()
@@ -531,5 +441,3 @@ def test_with_both_away_nothing_is_acknowledged(private_servers: PrivateServers,
         assert logged(servers.database_url, tenant, "s") == list(enumerate(talk(3), start=1))
         assert manager.append("s", say(4)).seq == 4
         assert_context(manager.get_context("s"), talk(4))
-    finally:
-        outage.close()

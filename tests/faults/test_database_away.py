@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from memory_contract import (
     say,
     talk,
 )
+from server_faults import Outage, waited_for
 from servers import PrivateServers
-from test_degraded import Outage, waited_for
 from typer.testing import CliRunner
 
 from contract_engine.cli.app import app
@@ -57,13 +57,11 @@ SETTINGS: dict[str, Any] = {
 class Away(Outage):
     """An outage of PostgreSQL, with managers that notice its end soon."""
 
-    def open(self, **settings: Any) -> MemoryManager:
-        return self.backend.open(**(SETTINGS | settings))
-
     def end(self) -> None:
         """Bring the database back and wait until nobody's breaker is in the way."""
         self.servers.start()
-        time.sleep(RECOVERY_SECONDS)
+        breakers = [manager.database_breaker for manager in self.backend.opened]
+        assert waited_for(lambda: all(breaker.get_state() is not CircuitState.OPEN for breaker in breakers))
 
     def logged(self, session_id: str = "s") -> list[dict[str, Any]]:
         rows = logged(self.servers.database_url, self.backend.tenant, session_id)
@@ -75,25 +73,23 @@ class Away(Outage):
             return [json.loads(item) for item in client.lrange(self.backend.keys(session_id).unlogged, 1, -1)]
 
 
-def _away(private_servers: PrivateServers, colour: str, tenant: str) -> Away:
+def _away(private_servers: PrivateServers, colour: str, tenant: str) -> Iterator[Away]:
     servers = private_servers()
-    return Away(servers, Backend(colour, DURABLE, servers.redis_url, servers.database_url, tenant))
+    backend = Backend(colour, DURABLE, servers.redis_url, servers.database_url, tenant)
+    with closing(Away(servers, backend, SETTINGS)) as outage:
+        yield outage
 
 
 @pytest.fixture(params=[SYNC, ASYNC])
 def away(request: pytest.FixtureRequest, private_servers: PrivateServers, tenant: str) -> Iterator[Away]:
     """Both colours."""
-    outage = _away(private_servers, request.param, tenant)
-    yield outage
-    outage.close()
+    yield from _away(private_servers, request.param, tenant)
 
 
 @pytest.fixture
 def blocking(private_servers: PrivateServers, tenant: str) -> Iterator[Away]:
     """Managers that threads may share, and whose flows can be stopped half way."""
-    outage = _away(private_servers, SYNC, tenant)
-    yield outage
-    outage.close()
+    yield from _away(private_servers, SYNC, tenant)
 
 
 def test_a_session_goes_on_and_is_logged_afterwards(away: Away) -> None:
@@ -504,12 +500,14 @@ def test_writers_through_a_minute_of_outage(blocking: Away) -> None:
 
     def work(number: int) -> None:
         if number == len(managers):
-            time.sleep(0.3)
-            blocking.kill_database()
-            time.sleep(60.0)
-            blocking.end()
-            time.sleep(1.0)
-            stop.set()
+            try:
+                time.sleep(0.3)
+                blocking.kill_database()
+                time.sleep(60.0)
+                blocking.end()
+                time.sleep(1.0)
+            finally:
+                stop.set()  # or the writers would never end
             return
         turn = 0
         while not stop.is_set():

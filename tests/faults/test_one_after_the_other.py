@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -22,26 +23,26 @@ QUICK = {"database_breaker_recovery_seconds": OPEN_SECONDS}
 CALLERS = 64
 
 
-def _outage(colour: str, tenant: str) -> Iterator[Outage]:
-    with EmbeddedServers(persist_redis=True) as servers:
+@contextmanager
+def outage_of(colour: str, tenant: str, *, persist_redis: bool = False) -> Iterator[Outage]:
+    with EmbeddedServers(persist_redis=persist_redis) as servers:
         backend = Backend(colour, DURABLE, servers.redis_url, servers.database_url, tenant)
-        outage = Outage(servers, backend)
-        try:
-            yield outage
-        finally:
-            outage.close()
+        with closing(Outage(servers, backend)) as found:
+            yield found
 
 
 @pytest.fixture(params=[SYNC, ASYNC])
 def outage(request: pytest.FixtureRequest, tenant: str) -> Iterator[Outage]:
     """Both colours, on servers of their own."""
-    yield from _outage(request.param, tenant)
+    with outage_of(request.param, tenant, persist_redis=True) as found:
+        yield found
 
 
 @pytest.fixture
 def blocking(tenant: str) -> Iterator[Outage]:
     """Managers that threads may share."""
-    yield from _outage(SYNC, tenant)
+    with outage_of(SYNC, tenant, persist_redis=True) as found:
+        yield found
 
 
 def texts(context: dict[str, Any]) -> list[dict[str, Any]]:
@@ -120,16 +121,14 @@ def test_telling_redis_of_a_change_leaves_what_waits_there(outage: Outage) -> No
 @pytest.mark.parametrize("colour", [SYNC, ASYNC])
 def test_more_callers_than_connections_on_a_stopped_database(tenant: str, colour: str) -> None:
     """All of them go on in Redis: after one deadline, or two where a connection had to be opened at its end."""
-    with EmbeddedServers() as servers:
-        backend = Backend(colour, DURABLE, servers.redis_url, servers.database_url, tenant)
-        outage = Outage(servers, backend)
+    with outage_of(colour, tenant) as outage:
         settings = {"redis_timeout_seconds": 5.0, "database_timeout_seconds": 2.0, "database_pool_size": 8}
         manager = outage.open(**settings)
         at_once = _threads if colour == SYNC else _tasks
-        assert all(durable for durable, _ in at_once(backend, manager))
+        assert all(durable for durable, _ in at_once(outage.backend, manager))
         outage.stop_database()
         try:
-            answers = at_once(backend, manager)
+            answers = at_once(outage.backend, manager)
         finally:
             outage.go_on()
         assert [durable for durable, _ in answers] == [False] * CALLERS
@@ -137,7 +136,6 @@ def test_more_callers_than_connections_on_a_stopped_database(tenant: str, colour
         assert waited[CALLERS // 2] < 1.6 * settings["database_timeout_seconds"]
         assert waited[-1] < 2.6 * settings["database_timeout_seconds"]
         assert manager.database_breaker.get_state() != CircuitState.CLOSED
-        backend.close()
 
 
 def _threads(_: Backend, manager: MemoryManager) -> list[tuple[bool, float]]:

@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +144,16 @@ class ServerFaults:
 
     def terminate_backends(self, application: str = "contract-memory") -> int:
         """End the connections of an application and return how many there were."""
+        return self._count("pg_terminate_backend(pid)", application)
+
+    def backends(self, application: str = "contract-memory") -> int:
+        """Return how many connections an application has."""
+        return self._count("pid", application)
+
+    def _count(self, what: str, application: str) -> int:
+        query = f"SELECT count({what}) FROM pg_stat_activity WHERE application_name = %s"
         with psycopg.connect(self.database.database_url) as connection:
-            row = connection.execute(
-                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = %s",
-                (application,),
-            ).fetchone()
+            row = connection.execute(query.encode(), (application,)).fetchone()
         assert row is not None
         return int(row[0])
 
@@ -184,15 +189,16 @@ class ServerFaults:
 
 
 class Outage(ServerFaults):
-    """Managers on servers of their own, and what happens to them."""
+    """Managers on servers of their own, and what happens to them; ``settings`` are those of every manager."""
 
-    def __init__(self, servers: EmbeddedServers, backend: Backend) -> None:
+    def __init__(self, servers: EmbeddedServers, backend: Backend, settings: Mapping[str, Any] = SETTINGS) -> None:
         super().__init__(redis_server=servers, database=servers)
         self.servers = servers
         self.backend = backend
+        self._settings = settings
 
     def open(self, **settings: Any) -> MemoryManager:
-        return self.backend.open(**(SETTINGS | settings))
+        return self.backend.open(**{**self._settings, **settings})
 
     def close(self) -> None:
         self.go_on()
