@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import psycopg
 import pytest
 from memory_contract import ASYNC, DURABLE, SYNC, Backend, assert_context, talk
+from network_path import BOTH_COLOURS
 from server_faults import Outage, waited_for
 from servers import PrivateServers
 
@@ -110,6 +111,7 @@ class Situation:
         self.breaker = breaker
         self.changes: list[Transition] = []
         self.reads_before = 0
+        self.before = breaker.snapshot()
         breaker.add_listener(self.changes.append)
 
     def do(self, name: str, *args: object) -> Any:
@@ -141,6 +143,12 @@ class Situation:
         self.outage.stop_redis()
         assert waited_for(lambda: self.breaker.get_state() is CircuitState.HALF_OPEN)
         assert len(self.changes) == 1, "the state that the next caller meets: nobody has called"
+        self.before = self.breaker.snapshot()
+
+    def counted(self, *names: str) -> tuple[int, ...]:
+        """Return what the breaker has counted since it was half-open."""
+        after = self.breaker.snapshot()
+        return tuple(getattr(after, name) - getattr(self.before, name) for name in names)
 
     def bring_redis_back(self) -> None:
         """Restart it, and have another process put its copies back in place."""
@@ -187,7 +195,7 @@ def assert_from_redis(context: Mapping[str, Any], said: list[dict[str, Any]] = S
 
 
 class Arrange(Protocol):
-    """Make a manager of either colour with a breaker of its own."""
+    """Make a manager of either colour with a breaker of its own, and bring it to half-open."""
 
     def __call__(self, colour: str, *, redis_timeout: float = PATIENCE, **breaker: Any) -> Situation: ...
 
@@ -206,31 +214,27 @@ def arrange(private_servers: PrivateServers, database_url: str, tenant: str) -> 
         callers: Callers = Threads(config, guard) if colour == SYNC else Tasks(config, guard)
         closing.append(callers.close)
         closing.append(outage.go_on)  # first of all: nobody may wait for a stopped server
-        return Situation(outage, callers, guard)
+        situation = Situation(outage, callers, guard)
+        situation.reach_half_open()
+        return situation
 
     yield make
     for close in reversed(closing):
         close()
 
 
-both_colours = pytest.mark.parametrize("colour", [SYNC, ASYNC])
-
-
-@both_colours
+@BOTH_COLOURS
 @pytest.mark.parametrize("permits", [1, 3, 5])
 def test_of_64_callers_exactly_the_permitted_ask_redis(arrange: Arrange, colour: str, permits: int) -> None:
     situation = arrange(colour, half_open_permits=permits, half_open_max_seconds=None)
-    situation.reach_half_open()
-    before = situation.breaker.snapshot()
     futures = situation.callers.start_reads(CALLERS)
     assert waited_for(lambda: sum(future.done() for future in futures) >= CALLERS - permits, PATIENCE / 2)
     # Redis is stopped: whoever has been answered was answered without it, and whoever has not is a probe.
-    during = situation.breaker.snapshot()
+    during = situation.counted("rejected", "successful", "failed")
     probes = [future for future in futures if not future.done()]
     assert len(probes) == permits
-    assert during.state is CircuitState.HALF_OPEN
-    assert during.rejected - before.rejected == CALLERS - permits
-    assert (during.successful, during.failed) == (before.successful, before.failed)
+    assert situation.breaker.get_state() is CircuitState.HALF_OPEN
+    assert during == (CALLERS - permits, 0, 0)
     for future in futures:
         if future not in probes:
             assert_from_log(future.result())
@@ -238,21 +242,18 @@ def test_of_64_callers_exactly_the_permitted_ask_redis(arrange: Arrange, colour:
     for future in probes:
         assert_from_redis(future.result(PATIENCE))
     assert situation.reads_since_stopped() == permits
-    after = situation.breaker.snapshot()
-    assert after.successful - before.successful == permits
+    assert situation.counted("successful") == (permits,)
     assert situation.path[1:] == [("half_open", "wait is over"), ("closed", "probes succeeded")]
     situation.assert_recovered()
 
 
-@both_colours
+@BOTH_COLOURS
 def test_a_probe_that_misses_its_deadline_opens_the_breaker_again(arrange: Arrange, colour: str) -> None:
     situation = arrange(colour, redis_timeout=1.0, **OPEN_FOR_LONG)
-    situation.reach_half_open()
-    before = situation.breaker.snapshot()
     probe = situation.begin_probe()
     assert_from_log(probe.result(PATIENCE))
     assert situation.path[1:] == [("half_open", "wait is over"), ("open", "a probe failed")]
-    assert situation.breaker.snapshot().failed - before.failed == 1
+    assert situation.counted("failed") == (1,)
     situation.assert_rejected()
     situation.outage.go_on()
     situation.assert_rejected()
@@ -262,11 +263,9 @@ def test_a_probe_that_misses_its_deadline_opens_the_breaker_again(arrange: Arran
     situation.assert_recovered()
 
 
-@both_colours
+@BOTH_COLOURS
 def test_a_probe_that_succeeds_when_the_breaker_has_moved_on_changes_nothing(arrange: Arrange, colour: str) -> None:
     situation = arrange(colour, half_open_max_seconds=1.0, **OPEN_FOR_LONG)
-    situation.reach_half_open()
-    before = situation.breaker.snapshot()
     probe = situation.begin_probe()
     assert waited_for(lambda: situation.breaker.get_state() is CircuitState.OPEN)
     assert situation.path[2:] == [("open", "half-open for too long")]
@@ -274,9 +273,8 @@ def test_a_probe_that_succeeds_when_the_breaker_has_moved_on_changes_nothing(arr
     situation.assert_rejected()
     situation.outage.go_on()
     assert_from_redis(probe.result(PATIENCE))
-    after = situation.breaker.snapshot()
-    assert (after.late - before.late, after.successful - before.successful) == (1, 0)
-    assert after.state is CircuitState.OPEN
+    assert situation.counted("late", "successful") == (1, 0)
+    assert situation.breaker.get_state() is CircuitState.OPEN
     situation.assert_rejected()
     assert situation.reads_since_stopped() == 1
     assert len(situation.path) == 3
@@ -284,18 +282,16 @@ def test_a_probe_that_succeeds_when_the_breaker_has_moved_on_changes_nothing(arr
     situation.assert_recovered()
 
 
-@both_colours
+@BOTH_COLOURS
 def test_a_probe_that_fails_when_the_breaker_has_been_closed_changes_nothing(arrange: Arrange, colour: str) -> None:
     situation = arrange(colour, half_open_max_seconds=None)
-    situation.reach_half_open()
-    before = situation.breaker.snapshot()
     probe = situation.begin_probe()
     situation.breaker.reset()
     assert not probe.done()
     situation.outage.kill_redis()
     assert_from_log(probe.result(PATIENCE))
+    assert situation.counted("late", "failed") == (1, 0)
     after = situation.breaker.snapshot()
-    assert (after.late - before.late, after.failed - before.failed) == (1, 0)
     assert (after.state, after.failure_count) == (CircuitState.CLOSED, 0)
     assert situation.path[1:] == [("half_open", "wait is over"), ("closed", "reset")]
     situation.bring_redis_back()
@@ -306,14 +302,12 @@ def test_a_probe_that_fails_when_the_breaker_has_been_closed_changes_nothing(arr
 def test_a_cancelled_probe_gives_its_place_to_another(arrange: Arrange, permits: int) -> None:
     """Tasks only: a thread cannot be cancelled. Who takes the place is not given the answer to the cancelled one."""
     situation = arrange(ASYNC, half_open_permits=permits, half_open_max_seconds=None)
-    situation.reach_half_open()
-    before = situation.breaker.snapshot()
     futures = situation.callers.start_reads(CALLERS)
     assert waited_for(lambda: sum(future.done() for future in futures) >= CALLERS - permits, PATIENCE / 2)
     first, *others = [future for future in futures if not future.done()]
     assert len(others) == permits - 1
     assert first.cancel()
-    assert waited_for(lambda: situation.breaker.snapshot().cancelled - before.cancelled == 1)
+    assert waited_for(lambda: situation.counted("cancelled") == (1,))
     assert situation.path[1:] == [("half_open", "wait is over")]
     # The loop takes them in turn, and each asks the breaker before it waits for anything: the first gets the place.
     second: Context = situation.callers.start("get_context", "t")
@@ -323,8 +317,7 @@ def test_a_cancelled_probe_gives_its_place_to_another(arrange: Arrange, permits:
     assert_from_redis(second.result(PATIENCE), OTHERS_SAID)
     for future in others:
         assert_from_redis(future.result(PATIENCE))
-    after = situation.breaker.snapshot()
-    assert (after.successful - before.successful, after.failed - before.failed) == (permits, 0)
+    assert situation.counted("successful", "failed") == (permits, 0)
     assert situation.path[2:] == [("closed", "probes succeeded")]
     situation.assert_recovered()
 
@@ -332,17 +325,15 @@ def test_a_cancelled_probe_gives_its_place_to_another(arrange: Arrange, permits:
 def test_cancelled_callers_that_were_rejected_change_nothing(arrange: Arrange, database_url: str) -> None:
     """They wait for the log: the probe, the breaker and the connections to the log are as they were."""
     situation = arrange(ASYNC, half_open_max_seconds=None)
-    situation.reach_half_open()
-    before = situation.breaker.snapshot()
     probe = situation.begin_probe()
     with psycopg.connect(database_url) as connection:
         connection.execute("LOCK TABLE memory_sessions, memory_messages")
         futures = situation.callers.start_reads(CALLERS)
-        assert waited_for(lambda: situation.breaker.snapshot().rejected - before.rejected >= CALLERS)
+        assert waited_for(lambda: situation.counted("rejected") >= (CALLERS,))
         assert sum(future.cancel() for future in futures) == CALLERS
     situation.assert_rejected(CALLERS)
-    after = situation.breaker.snapshot()
-    assert (after.state, after.cancelled) == (CircuitState.HALF_OPEN, before.cancelled)
+    assert situation.breaker.get_state() is CircuitState.HALF_OPEN
+    assert situation.counted("cancelled") == (0,)
     assert not probe.done()
     situation.outage.go_on()
     assert_from_redis(probe.result(PATIENCE))
