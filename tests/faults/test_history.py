@@ -2,61 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from soak_history import Journals, context_violations, digest, range_violations, violations_of
-
-Key = tuple[str, int]
-
-
-def message(key: Key, content: str = "") -> dict[str, Any]:
-    writer, n = key
-    return {"role": "user", "writer": writer, "n": n, "content": content or f"Order {n} of {writer}"}
-
-
-def rows_of(keys: Sequence[Key]) -> list[tuple[int, dict[str, Any]]]:
-    return [(seq, message(key)) for seq, key in enumerate(keys, start=1)]
-
-
-def line(*fields: object) -> str:
-    return json.dumps(fields) + "\n"
-
-
-def begin(at: float, call: str, numbers: list[int], session: str = "s") -> str:
-    writer = call.partition("-")[0]
-    return line("begin", at, session, call, writer, numbers, [digest(message((writer, n))) for n in numbers])
-
-
-def ok(at: float, call: str, seqs: list[int] | None, *, durable: bool | None = True, degraded: bool = False) -> str:
-    return line("ok", at, call, seqs, durable, degraded)
-
-
-def read(
-    begun: float, ended: float, last_seq: int, *, by: str = "r", complete: bool = True, degraded: bool = False
-) -> str:
-    return line("read", ended, "s", by, begun, last_seq, complete, degraded)
-
-
-def clear(begun: float, answered: float | None) -> list[str]:
-    answer = [] if answered is None else [line("cleared", answered, "clearing")]
-    return [line("clear", begun, "s", "clearing"), *answer]
-
-
-def judged(history: Sequence[str], log: Mapping[str, Sequence[Key]], *, shown: int = 100) -> list[str]:
-    return judged_rows(history, {session: rows_of(keys) for session, keys in log.items()}, shown=shown)
-
-
-def judged_rows(history: Sequence[str], rows: Mapping[str, Any], *, shown: int = 100) -> list[str]:
-    journals = Journals()
-    journals.read(history)
-    return violations_of(journals, rows, shown=shown)
-
+from made_histories import Key, begin, clear, judged, judged_rows, line, message, ok, read, rows_of
+from soak_history import context_violations, range_violations
 
 HISTORY = [
     begin(1, "a-1", [1]),
@@ -95,6 +45,14 @@ def log_moved(key: Key, place: int) -> list[Key]:
     return found
 
 
+UNLOGGED_BESIDE_ANOTHER = [
+    begin(1, "a-1", [1]),
+    ok(2, "a-1", [1], durable=False, degraded=True),
+    begin(3, "b-1", [1]),
+    ok(4, "b-1", [1], degraded=True),
+]
+"""Two were given number 1: one in Redis alone, the other in the log by somebody who could not see that."""
+
 HEALTHY: dict[str, tuple[list[str], list[Key]]] = {
     "one of everything": (HISTORY, LOG["s"]),
     "cut by a SIGKILL": ([*HISTORY, begin(16, "a-5", [5])[:9]], LOG["s"]),
@@ -110,21 +68,11 @@ HEALTHY: dict[str, tuple[list[str], list[Key]]] = {
         [("b", 1), ("a", 1)],
     ),
     "overtaken by whom Redis could not be shown to": (
-        [
-            begin(1, "a-1", [1]),
-            ok(2, "a-1", [1], durable=False, degraded=True),
-            begin(3, "b-1", [1]),
-            ok(4, "b-1", [1], degraded=True),
-        ],
+        UNLOGGED_BESIDE_ANOTHER,
         [("b", 1), ("a", 1)],
     ),
     "renumbered once: the receipt was degraded": (
-        [
-            begin(1, "a-1", [1]),
-            ok(2, "a-1", [1], durable=False, degraded=True),
-            begin(3, "b-1", [1]),
-            ok(4, "b-1", [1], degraded=True),
-        ],
+        UNLOGGED_BESIDE_ANOTHER,
         [("a", 1), ("b", 1)],
     ),
     "provisional when first told, final when sent again": (
@@ -404,270 +352,3 @@ def test_ranges_that_go_on_where_the_one_before_ended_are_in_order() -> None:
 )
 def test_what_is_wrong_with_ranges_is_named(ranges: list[tuple[int, int, int]], words: str) -> None:
     assert range_violations("s", ranges, 8) == [f"s: {words}"]
-
-
-# -- histories made at random, in order by construction, and one thing done to each
-
-
-@dataclass
-class Called:
-    """One call of a made history: when it began, what it said, and how it was answered."""
-
-    keys: list[Key]
-    begun: float
-    effect: float
-    answered: float | None = None
-    kind: str = "append"
-    degraded: bool = False
-
-
-@dataclass
-class Made:
-    """A history that a log with this order of effects explains."""
-
-    calls: list[Called] = field(default_factory=list)
-    log: list[Key] = field(default_factory=list)
-    reads: list[tuple[float, float, int, bool]] = field(default_factory=list)
-    clearings: list[tuple[float, float]] = field(default_factory=list)
-    again: list[Called] = field(default_factory=list)
-    seqs: dict[Key, int] = field(default_factory=dict)
-
-    def lasting(self, *kinds: str) -> list[Called]:
-        """Return calls of some kinds that began when every clearing had ended: nothing may have erased them."""
-        cleared = max((ended for _, ended in self.clearings), default=0.0)
-        return [one for one in self.calls if one.kind in kinds and one.begun >= cleared]
-
-    def final(self, *kinds: str) -> list[Called]:
-        """Return those of them that were not acknowledged as degraded."""
-        return [one for one in self.lasting(*kinds) if not one.degraded]
-
-    def lines(self) -> list[str]:
-        found = []
-        for one in self.calls:
-            call = f"{one.keys[0][0]}-{one.keys[0][1]}"
-            found.append(begin(one.begun, call, [n for _, n in one.keys]))
-            if one.kind == "refused":
-                found.append(line("fail", one.effect, call))
-            for at in [one.answered] + [one.effect + 9.0] * (one in self.again):
-                if at is not None:
-                    seqs = None if one.kind == "turn" else [self.seqs[key] for key in one.keys]
-                    durable = None if one.kind == "turn" else one.kind != "unlogged"
-                    found.append(ok(at, call, seqs, durable=durable, degraded=one.degraded))
-        found += [read(begun, ended, last, degraded=degraded) for begun, ended, last, degraded in self.reads]
-        for number, (begun, ended) in enumerate(self.clearings):
-            found += [line("clear", begun, "s", f"c{number}"), line("cleared", ended, f"c{number}")]
-        return found
-
-    def judged(self) -> list[str]:
-        return judged(self.lines(), {"s": self.log})
-
-
-Step = tuple[str, int, int, int]
-"""What happens, who does it, how long before its effect the call begins, and how long after it ends."""
-
-STEPS = (
-    "append",
-    "append",
-    "turn",
-    "batch",
-    "resent",
-    "lost",
-    "landed",
-    "refused",
-    "unlogged",
-    "drained",
-    "read",
-    "clear",
-)
-ENDING: tuple[Step, ...] = (
-    ("append", 0, 1, 1),
-    ("batch", 1, 1, 1),
-    ("append", 0, 1, 1),
-    ("turn", 2, 1, 1),
-    ("resent", 1, 1, 1),
-    ("unlogged", 2, 1, 1),
-    ("append", 0, 1, 1),
-    ("refused", 3, 1, 1),
-    ("lost", 3, 1, 1),
-    ("append", 1, 1, 1),
-    ("read", 0, 1, 1),
-    ("append", 0, 1, 1),
-    ("read", 0, 1, 1),
-)
-"""What every made history ends with, so that it has something of each kind."""
-
-ERASED: tuple[Step, ...] = (("append", 0, 1, 0), ("batch", 1, 1, 0), ("clear", 0, 0, 0))
-
-
-def made(steps: Sequence[Step]) -> Made:
-    """Carry out the steps one after the other; the calls around them overlap as far as each writer's own do not."""
-    history = Made()
-    free = [0.0] * 4
-    said = [0] * 4
-    waiting: list[Called] = []
-    now = 0.0
-
-    def drain() -> None:
-        for one in waiting:
-            history.log += one.keys
-        waiting.clear()
-
-    for place, (kind, writer, before, after) in enumerate((*steps, *ENDING)):
-        if place == len(steps):
-            drain()
-            now += 10.0  # every call before has ended
-        begun = max(now + 1.0 - before, free[writer] + 0.25)
-        now = max(now + 1.0, begun + 0.25)
-        ended = now + 0.25 + after
-        if kind == "drained":
-            drain()
-            continue
-        if kind == "read":
-            history.reads.append((begun, ended, len(history.log), bool(waiting)))
-            continue
-        if kind == "clear":
-            history.clearings.append((begun, ended))
-            history.log.clear()
-            waiting.clear()
-            continue
-        free[writer] = ended
-        numbers = range(said[writer] + 1, said[writer] + 1 + (3 if kind == "batch" else 1))
-        said[writer] = numbers[-1]
-        one = Called([("abcd"[writer], n) for n in numbers], begun, now, None if kind in ("lost", "landed") else ended)
-        one.kind, one.degraded = kind, kind == "unlogged" or bool(waiting)
-        history.calls.append(one)
-        if kind == "unlogged":
-            waiting.append(one)
-            history.seqs |= dict.fromkeys(one.keys, 1)
-        elif kind == "refused":
-            one.answered = None
-        elif kind != "lost":
-            start = len(history.log) + 1
-            history.seqs |= {key: start + offset for offset, key in enumerate(one.keys)}
-            history.log += one.keys
-            if kind == "resent":
-                history.again.append(one)
-        if place >= len(steps):
-            drain()
-    return history
-
-
-Pick = Callable[[Sequence[Any]], Any]
-
-
-def lose(history: Made, pick: Pick, kind: str) -> None:
-    history.log.remove(pick(pick(history.lasting(kind)).keys))
-
-
-def repeat(history: Made, pick: Pick) -> None:
-    key = pick(history.log)
-    history.log.insert(pick(range(len(history.log) + 1)), key)
-
-
-def invent(history: Made, pick: Pick) -> None:
-    history.log.insert(pick(range(len(history.log) + 1)), ("z", 1))
-
-
-def heed(history: Made, pick: Pick, kind: str) -> None:
-    history.log += pick([one for one in history.calls if one.kind == kind]).keys
-
-
-def resurrect(history: Made, pick: Pick) -> None:
-    last = max(begun for begun, _ in history.clearings)
-    history.log += pick([one for one in history.calls if one.answered is not None and one.answered < last]).keys
-
-
-def tear(history: Made, pick: Pick) -> None:
-    keys = pick(history.final("batch")).keys
-    place = history.log.index(keys[0])
-    history.log.remove(keys[1])
-    history.log.insert(
-        pick([other for other in range(len(history.log) + 1) if other not in (place, place + 1)]), keys[1]
-    )
-
-
-def halve(history: Made, pick: Pick) -> None:
-    one = pick(history.final("batch"))
-    one.answered = None
-    history.log.remove(pick(one.keys))
-
-
-def misnumber(history: Made, pick: Pick) -> None:
-    key = pick(pick(history.final("append", "resent", "batch")).keys)
-    history.seqs[key] += pick((-1, 1, 100))
-
-
-def number_twice(history: Made, pick: Pick) -> None:
-    first, second = (one.keys[0] for one in history.final("append")[-2:])
-    history.seqs[second] = history.seqs[first]
-
-
-def reorder(history: Made, pick: Pick, *, is_own: bool) -> None:
-    """Put a message behind one whose call began after it had been answered."""
-    pairs = [
-        (one.keys[0], other.keys[0])
-        for one in history.final("append", "turn", "resent")
-        for other in history.final("append", "turn", "resent")
-        if one.answered is not None and one.answered < other.begun and (one.keys[0][0] == other.keys[0][0]) is is_own
-    ]
-    early, late = pick(pairs)
-    history.log.remove(early)
-    history.log.insert(history.log.index(late) + 1, early)
-
-
-def forget_in_read(history: Made, pick: Pick) -> None:
-    begun, ended, last, degraded = history.reads[-1]
-    history.reads[-1] = begun, ended, last - pick(range(1, last + 1)), degraded
-
-
-def read_back_in_time(history: Made, pick: Pick) -> None:
-    _, ended, last, _ = history.reads[-1]
-    history.reads.append((ended + 1, ended + 2, pick(range(last)), False))
-
-
-def read_beyond(history: Made, pick: Pick) -> None:
-    begun, ended, last, degraded = history.reads[-1]
-    history.reads[-1] = begun, ended, last + pick((1, 2, 50)), degraded
-
-
-MUTATIONS: dict[str, tuple[Callable[[Made, Pick], None], str]] = {
-    "lost append": (lambda history, pick: lose(history, pick, "append"), "(logged) at"),
-    "lost batch": (lambda history, pick: lose(history, pick, "batch"), "(logged) at"),
-    "lost turn": (lambda history, pick: lose(history, pick, "turn"), "(turn) at"),
-    "lost unlogged": (lambda history, pick: lose(history, pick, "unlogged"), "(unlogged) at"),
-    "duplicate": (repeat, "is there 2 times"),
-    "phantom": (invent, "z-1 is there, and nobody said it"),
-    "refused and there": (lambda history, pick: heed(history, pick, "refused"), "and it was refused"),
-    "erased and there": (resurrect, "and it was erased"),
-    "torn batch": (tear, "the batch is torn"),
-    "half batch": (halve, "half of a batch is there"),
-    "another number": (misnumber, "the receipt said"),
-    "one number for two": (number_twice, "was given to"),
-    "reordered, one writer": (lambda history, pick: reorder(history, pick, is_own=True), "stands behind"),
-    "reordered, two writers": (lambda history, pick: reorder(history, pick, is_own=False), "stands behind"),
-    "read lacks": (forget_in_read, "had been acknowledged at"),
-    "read back in time": (read_back_in_time, "had been read before it began"),
-    "read beyond": (read_beyond, "; the log ends at"),
-}
-
-steps = st.lists(
-    st.tuples(st.sampled_from(STEPS), st.integers(0, 3), st.integers(0, 6), st.integers(0, 6)), max_size=25
-)
-
-
-@given(steps)
-@settings(deadline=None, max_examples=300)
-def test_nothing_is_found_in_a_made_history(plan: list[Step]) -> None:
-    history = made(plan)
-    assert history.judged() == []
-
-
-@pytest.mark.parametrize("kind", MUTATIONS)
-@given(plan=steps, data=st.data())
-@settings(deadline=None, max_examples=40)
-def test_one_thing_done_to_a_made_history_is_found(kind: str, plan: list[Step], data: st.DataObject) -> None:
-    mutate, words = MUTATIONS[kind]
-    history = made([*ERASED, *plan] if kind == "erased and there" else plan)
-    mutate(history, lambda choices: data.draw(st.sampled_from(choices)))
-    found = history.judged()
-    assert any(words in one for one in found), (found, history.lines(), history.log)
