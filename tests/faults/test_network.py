@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from memory_contract import EPHEMERAL, assert_context, say, talk
@@ -165,6 +166,23 @@ def test_a_call_waits_for_redis_once(paths: Paths, colour: str, milliseconds: in
 # -- the network falls silent
 
 
+def talk_on(manager: MemoryManager, said: list[dict[str, Any]], *, served_by: str) -> list[float]:
+    """Say and read ten more messages with one server left, which says so each time; answers how long each call took."""
+    times = []
+    for number in range(len(said) + 1, len(said) + 11):
+        started = time.monotonic()
+        receipt = manager.append("s", say(number), message_id=f"m{number}")
+        times.append(time.monotonic() - started)
+        said.append(say(number))
+        assert (receipt.seq, receipt.durable, receipt.degraded) == (number, served_by == POSTGRES, True)
+        started = time.monotonic()
+        context = manager.get_context("s")
+        times.append(time.monotonic() - started)
+        assert_context(context, said)
+        assert (context["source"], context["degraded"]) == (served_by, True)
+    return times
+
+
 @BOTH_COLOURS
 @pytest.mark.parametrize("is_serving", [True, False], ids=["requests arrive", "requests are lost"])
 def test_a_silent_redis(paths: Paths, colour: str, *, is_serving: bool) -> None:
@@ -175,18 +193,7 @@ def test_a_silent_redis(paths: Paths, colour: str, *, is_serving: bool) -> None:
     manager.add_messages("s", said)
     assert manager.get_context("s")["source"] == "redis"
     path.proxy.go_silent(is_serving=is_serving)
-    times = []
-    for number in range(6, 16):
-        started = time.monotonic()
-        receipt = manager.append("s", say(number), message_id=f"m{number}")
-        times.append(time.monotonic() - started)
-        said.append(say(number))
-        assert (receipt.seq, receipt.durable, receipt.degraded) == (number, True, True)
-        started = time.monotonic()
-        context = manager.get_context("s")
-        times.append(time.monotonic() - started)
-        assert_context(context, said)
-        assert (context["source"], context["degraded"]) == ("postgres", True)
+    times = talk_on(manager, said, served_by=POSTGRES)
     assert path.proxy.swallowed > 0
     assert manager.circuit_breaker.get_state() != CircuitState.CLOSED
     assert max(times) >= REDIS_SECONDS
@@ -208,18 +215,7 @@ def test_a_silent_database(paths: Paths, colour: str, *, is_serving: bool) -> No
     said = talk(5)
     manager.add_messages("s", said)
     path.proxy.go_silent(is_serving=is_serving)
-    times = []
-    for number in range(6, 16):
-        started = time.monotonic()
-        receipt = manager.append("s", say(number), message_id=f"m{number}")
-        times.append(time.monotonic() - started)
-        said.append(say(number))
-        assert (receipt.seq, receipt.durable, receipt.degraded) == (number, False, True)
-        started = time.monotonic()
-        context = manager.get_context("s")
-        times.append(time.monotonic() - started)
-        assert_context(context, said)
-        assert (context["source"], context["degraded"]) == ("redis", True)
+    times = talk_on(manager, said, served_by=REDIS)
     assert path.proxy.swallowed > 0
     assert manager.database_breaker.get_state() != CircuitState.CLOSED
     assert max(times) >= DATABASE_SECONDS
