@@ -111,6 +111,14 @@ class Backend:
     def keys(self, session_id: str) -> SessionKeys:
         return session_keys("contract", self.tenant, session_id)
 
+    def run(self, manager: MemoryManager, flow: Flow[T]) -> T:
+        """Run a flow of the package in one of these managers."""
+        answer: Any = manager._runtime.run(flow)
+        if self.colour == ASYNC:
+            assert self.loop is not None
+            answer = self.loop.run_until_complete(answer)
+        return cast("T", answer)
+
     def close(self) -> None:
         for opened in reversed(self.opened):
             opened.close()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from memory_contract import SYNC, say
+from memory_contract import SYNC, Backend, assert_context, logged, say, talk
 from redis_topologies import waited_for
 
 from contract_engine.memory import AsyncMemoryManager, MemoryConfig, MemoryManager, Receipt, StoreUnavailableError
@@ -22,6 +22,12 @@ LIMITS: dict[str, Any] = {
     "max_buffer_messages": 100_000,
 }
 """No fold: without a log an id is remembered while its message is in the buffer."""
+
+
+def is_served(manager: MemoryManager, session_id: str) -> bool:
+    """Whether Redis answers a reader of this session, without a fault in sight."""
+    context = manager.get_context(session_id)
+    return (context["source"], context["degraded"]) == ("redis", False)
 
 
 class SteadyWriters:
@@ -57,6 +63,15 @@ class SteadyWriters:
 
         self.progress(1)
         assert waited_for(is_told)
+
+    def assert_nothing_lost(self, backend: Backend, reader: MemoryManager) -> None:
+        """Every message acknowledged is there, once and in order, for a reader of its own."""
+        for session_id, receipts in self.receipts.items():
+            said = talk(len(receipts))
+            assert [receipt.seq for receipt in receipts] == list(range(1, len(receipts) + 1))
+            assert_context(reader.get_context(session_id), said)
+            if backend.database_url:
+                assert logged(backend.database_url, backend.tenant, session_id) == list(enumerate(said, 1))
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import redis
-from memory_contract import ASYNC, DURABLE, SYNC, Backend, assert_context, logged, say, talk
+from memory_contract import ASYNC, DURABLE, SYNC, Backend, assert_context, say, talk
 from redis_topologies import DOWN_AFTER_MS, PASSWORD, SERVICE, Server, Watched, waited_for, watched_primary
-from steady_writers import LIMITS, SteadyWriters
+from steady_writers import LIMITS, SteadyWriters, is_served
 
 # The scenarios of the contract that every way to Redis has to pass.
 from test_memory_manager import (  # noqa: F401
@@ -65,29 +65,12 @@ def log(request: pytest.FixtureRequest, watched: Watched, database_url: str, ten
         yield backend
 
 
-def is_served(manager: MemoryManager, session_id: str) -> bool:
-    context = manager.get_context(session_id)
-    return (context["source"], context["degraded"]) == ("redis", False)
-
-
-def assert_nothing_lost(backend: Backend, manager: MemoryManager, writers: SteadyWriters) -> None:
-    for session_id, receipts in writers.receipts.items():
-        said = talk(len(receipts))
-        assert [receipt.seq for receipt in receipts] == list(range(1, len(receipts) + 1))
-        assert_context(manager.get_context(session_id), said)
-        assert logged(backend.database_url or "", backend.tenant, session_id) == list(enumerate(said, 1))
-
-
 def test_the_primary_is_what_is_written_to(backend: Backend, watched: Watched) -> None:
     manager = backend.open()
     manager.append("s", say(1))
     key = backend.keys("s").buffer
     assert watched.primary.client.exists(key) == 1
-    answer: Any = manager._runtime.run(scan(f"contract:{{{backend.tenant}/*"))
-    if backend.colour == ASYNC:
-        assert backend.loop is not None
-        answer = backend.loop.run_until_complete(answer)
-    assert answer == [key.encode()]
+    assert backend.run(manager, scan(f"contract:{{{backend.tenant}/*")) == [key.encode()]
 
 
 @pytest.mark.parametrize("how", ["killed", "on command"])
@@ -113,7 +96,7 @@ def test_a_failover_under_writers(log: Backend, watched: Watched, how: str) -> N
     assert after is not before
     assert before.is_alive is (how == "on command")
     print(f"{log.colour}, {how}: {sum(writers.counts().values())} messages")
-    assert_nothing_lost(log, reader, writers)
+    writers.assert_nothing_lost(log, reader)
     for name in sessions:
         assert waited_for(lambda name=name: is_served(reader, name))  # type: ignore[misc]
         assert after.client.exists(log.keys(name).buffer) == 1
@@ -122,7 +105,7 @@ def test_a_failover_under_writers(log: Backend, watched: Watched, how: str) -> N
         before.start()
     assert waited_for(watched.is_settled), "the old primary follows the new one"
     send_again(reader, writers)
-    assert_nothing_lost(log, reader, writers)
+    writers.assert_nothing_lost(log, reader)
 
 
 def send_again(manager: MemoryManager, writers: SteadyWriters) -> None:
