@@ -6,21 +6,19 @@ import asyncio
 import json
 import subprocess
 import sys
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from many_writers import Acknowledged, Readers, assert_all_kept, assert_read, sync_backend, told
 from memory_contract import (
     ASYNC,
     DURABLE,
     EPHEMERAL,
-    SYNC,
     Backend,
     assert_caps,
     assert_context,
@@ -39,95 +37,12 @@ from contract_engine.memory import AsyncMemoryManager, MemoryManager, MessageCon
 pytest_plugins = ("memory_fixtures",)
 
 
-def told(writer: int, number: int) -> dict[str, Any]:
-    return {"role": "user", "writer": writer, "n": number, "content": f"Writer {writer} says its sentence {number}."}
-
-
-def assert_read(context: Mapping[str, Any]) -> None:
-    """What must hold for a read at any moment: no gap, no overlap, caps, each writer's order."""
-    kept = context["buffer_messages"]
-    assert context["watermark"] + len(kept) == context["last_seq"]
-    assert context["complete"] is True
-    assert bool(context["current_summary"]) == (context["watermark"] > 0)
-    assert_caps(context)
-    last: dict[int, int] = {}
-    for message in kept:
-        assert message["n"] > last.get(message["writer"], -1)
-        last[message["writer"]] = message["n"]
-
-
-def assert_all_kept(rows: list[tuple[int, dict[str, Any]]], *, writers: int, each: int) -> None:
-    """What must hold in the end: numbers 1..N, each message once, each writer's order."""
-    assert [seq for seq, _ in rows] == list(range(1, writers * each + 1))
-    count = Counter((message["writer"], message["n"]) for _, message in rows)
-    assert count == {(writer, number): 1 for writer in range(writers) for number in range(each)}
-    for writer in range(writers):
-        assert [message["n"] for _, message in rows if message["writer"] == writer] == list(range(each))
-
-
-class Acknowledged:
-    """The newest number that any writer got a receipt for."""
-
-    def __init__(self) -> None:
-        self.newest = 0
-        self._lock = threading.Lock()
-
-    def note(self, seq: int) -> None:
-        with self._lock:
-            self.newest = max(self.newest, seq)
-
-
-class Readers:
-    """Threads that read one session until they are told to stop, checking every read."""
-
-    def __init__(self, read: Callable[[], Mapping[str, Any]], acknowledged: Acknowledged) -> None:
-        self.reads = 0
-        self.errors: list[BaseException] = []
-        self._read = read
-        self._acknowledged = acknowledged
-        self._end = threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(2)]
-
-    def _run(self) -> None:
-        watermark = 0
-        try:
-            while not self._end.is_set():
-                newest = self._acknowledged.newest
-                context = self._read()
-                assert_read(context)
-                assert context["last_seq"] >= newest, "acknowledged before the read began"
-                assert context["watermark"] >= watermark
-                watermark = context["watermark"]
-                self.reads += 1
-                time.sleep(0.005)
-        except BaseException as exc:  # noqa: BLE001  # raised again in the thread of the test
-            self.errors.append(exc)
-
-    def __enter__(self) -> Readers:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        for thread in self._threads:
-            thread.join()
-        if self.errors:
-            raise self.errors[0]
-        assert self.reads > 10
-
-
-def sync_backend(redis_url: str, database_url: str, tenant: str, mode: str) -> Backend:
-    return Backend(SYNC, mode, redis_url, database_url if mode == DURABLE else None, tenant)
-
-
 @pytest.mark.parametrize("mode", [DURABLE, EPHEMERAL])
 def test_sixteen_threads_on_one_session(redis_url: str, database_url: str, tenant: str, mode: str) -> None:
-    backend = sync_backend(redis_url, database_url, tenant, mode)
     writers, each = 16, 50
     seqs: list[list[int]] = [[] for _ in range(writers)]
     acknowledged = Acknowledged()
-    try:
+    with sync_backend(redis_url, database_url, tenant, mode) as backend:
         managers = [backend.open(max_buffer_messages=20, redis_timeout_seconds=5.0) for _ in range(2)]
 
         def write(writer: int) -> None:
@@ -163,8 +78,6 @@ def test_sixteen_threads_on_one_session(redis_url: str, database_url: str, tenan
             assert history[0]["first_seq"] == 1
             assert context["buffer_messages"] == [message for _, message in rows][context["watermark"] :]
             assert len(history) == history[-1]["version"] == context["summary_version"]
-    finally:
-        backend.close()
 
 
 @pytest.mark.parametrize("mode", [DURABLE, EPHEMERAL])
@@ -211,7 +124,7 @@ WRITER = """
 import json, sys
 from contract_engine.memory import MemoryConfig, MemoryManager
 from memory_contract import run_threads
-from test_concurrency import assert_read, told
+from many_writers import assert_read, told
 
 settings, first, each = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 with MemoryManager(max_buffer_messages=12, config=MemoryConfig(**settings)) as manager:
@@ -260,8 +173,7 @@ def test_two_processes_on_one_session(redis_url: str, database_url: str, tenant:
     assert [(process.returncode, errors) for process, (_, errors) in zip(processes, outputs, strict=True)] == [
         (0, "")
     ] * 2
-    backend = sync_backend(redis_url, database_url, tenant, mode)
-    try:
+    with sync_backend(redis_url, database_url, tenant, mode) as backend:
         context = backend.open().get_context("s")
         assert_read(context)
         assert context["last_seq"] == 4 * each
@@ -269,13 +181,10 @@ def test_two_processes_on_one_session(redis_url: str, database_url: str, tenant:
             rows = logged(database_url, tenant, "s")
             assert_all_kept(rows, writers=4, each=each)
             assert context["buffer_messages"] == [message for _, message in rows][context["watermark"] :]
-    finally:
-        backend.close()
 
 
 def test_the_same_appends_from_everywhere_have_one_effect(redis_url: str, database_url: str, tenant: str) -> None:
-    backend = sync_backend(redis_url, database_url, tenant, DURABLE)
-    try:
+    with sync_backend(redis_url, database_url, tenant) as backend:
         managers = [backend.open(max_buffer_messages=8) for _ in range(2)]
         receipts: list[dict[int, int]] = [{} for _ in range(8)]
 
@@ -294,14 +203,11 @@ def test_the_same_appends_from_everywhere_have_one_effect(redis_url: str, databa
             assert_context(manager.get_context("s"), [message for _, message in rows])
         with pytest.raises(MessageConflictError):
             managers[0].append("s", told(1, 1), message_id="id1")
-    finally:
-        backend.close()
 
 
 @pytest.mark.parametrize("mode", [DURABLE, EPHEMERAL])
 def test_limits_change_while_others_write(redis_url: str, database_url: str, tenant: str, mode: str) -> None:
-    backend = sync_backend(redis_url, database_url, tenant, mode)
-    try:
+    with sync_backend(redis_url, database_url, tenant, mode) as backend:
         managers = [backend.open(redis_timeout_seconds=5.0) for _ in range(2)]
         acknowledged = Acknowledged()
 
@@ -324,14 +230,11 @@ def test_limits_change_while_others_write(redis_url: str, database_url: str, ten
             # The last change stands, for everybody.
             assert manager.get_session_config("s")["max_buffer_messages"] == 3 + 39 % 9
             assert context["buffer_info"]["max_tokens"] == 100 + 40 * (39 % 5)
-    finally:
-        backend.close()
 
 
 @pytest.mark.parametrize("mode", [DURABLE, EPHEMERAL])
 def test_summaries_added_while_others_fold(redis_url: str, database_url: str, tenant: str, mode: str) -> None:
-    backend = sync_backend(redis_url, database_url, tenant, mode)
-    try:
+    with sync_backend(redis_url, database_url, tenant, mode) as backend:
         manager = backend.open(max_buffer_messages=6, redis_timeout_seconds=5.0)
 
         def work(thread: int) -> None:
@@ -352,17 +255,14 @@ def test_summaries_added_while_others_fold(redis_url: str, database_url: str, te
         assert context["last_seq"] == 80
         assert context["watermark"] + context["message_count"] == 80
         assert_caps(context)
-    finally:
-        backend.close()
 
 
 @pytest.mark.parametrize("mode", [DURABLE, EPHEMERAL])
 def test_clearing_while_others_write_resurrects_nothing(
     redis_url: str, database_url: str, tenant: str, mode: str, raw: redis.Redis
 ) -> None:
-    backend = sync_backend(redis_url, database_url, tenant, mode)
     canary = f"canary{tenant}"
-    try:
+    with sync_backend(redis_url, database_url, tenant, mode) as backend:
         managers = [backend.open(max_buffer_messages=6, redis_timeout_seconds=5.0) for _ in range(2)]
         for _ in range(15):
 
@@ -390,8 +290,6 @@ def test_clearing_while_others_write_resurrects_nothing(
         if mode == DURABLE:
             assert rows_with(database_url, canary) == []
             assert not any(row_counts(database_url, tenant).values())
-    finally:
-        backend.close()
 
 
 # -- the same races, one step at a time: what another process does between two steps of an append
@@ -399,9 +297,8 @@ def test_clearing_while_others_write_resurrects_nothing(
 
 @pytest.fixture
 def pair(redis_url: str, database_url: str, tenant: str) -> Any:
-    backend = sync_backend(redis_url, database_url, tenant, DURABLE)
-    yield backend.open(), backend.open(), backend
-    backend.close()
+    with sync_backend(redis_url, database_url, tenant) as backend:
+        yield backend.open(), backend.open(), backend
 
 
 Pair = tuple[MemoryManager, MemoryManager, Backend]
@@ -440,8 +337,7 @@ def test_limits_set_between_log_and_redis_hold(pair: Pair, before: int) -> None:
 @pytest.mark.parametrize("mode", [DURABLE, EPHEMERAL])
 def test_a_reader_never_sees_caps_that_are_not_kept(redis_url: str, database_url: str, tenant: str, mode: str) -> None:
     """Lowering the caps takes several steps; what is read between any two of them keeps the caps it names."""
-    backend = sync_backend(redis_url, database_url, tenant, mode)
-    try:
+    with sync_backend(redis_url, database_url, tenant, mode) as backend:
         one, other = backend.open(), backend.open()
         for after in (1, 2):
             said = talk(10)
@@ -451,8 +347,6 @@ def test_a_reader_never_sees_caps_that_are_not_kept(redis_url: str, database_url
             run_between(one, flow, after=after, action=lambda: found.append(other.get_context(f"s{after}")))  # noqa: B023  # called at once
             assert_context(found[0], said)
             assert_context(other.get_context(f"s{after}"), said)
-    finally:
-        backend.close()
 
 
 @pytest.mark.parametrize("before", [0, 1, 3])

@@ -10,7 +10,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+from many_writers import Acknowledged, Readers, assert_all_kept, assert_read, sync_backend, told
 from memory_contract import (
     ASYNC,
     DURABLE,
@@ -31,7 +31,6 @@ from memory_contract import (
     run_threads,
     talk,
 )
-from test_concurrency import Acknowledged, Readers, assert_all_kept, assert_read, told
 
 from contract_engine.memory import AsyncMemoryManager, MemoryManager
 
@@ -40,15 +39,6 @@ pytest_plugins = ("memory_fixtures",)
 TESTS = Path(__file__).parent.parent
 PATIENT: dict[str, Any] = {"redis_timeout_seconds": 5.0, "database_timeout_seconds": 30.0}
 """Settings for crowds: what is counted here is effects, and nobody is to give up for want of a processor."""
-
-
-@contextmanager
-def sync_backend(redis_url: str, database_url: str | None, tenant: str, mode: str = DURABLE) -> Iterator[Backend]:
-    backend = Backend(SYNC, mode, redis_url, database_url if mode == DURABLE else None, tenant)
-    try:
-        yield backend
-    finally:
-        backend.close()
 
 
 def settings_of(backend: Backend, **more: Any) -> dict[str, Any]:
@@ -61,7 +51,7 @@ import json, os, sys
 import psutil
 from contract_engine.memory import MemoryConfig, MemoryManager, MessageConflictError
 from memory_contract import run_threads
-from test_concurrency import assert_read, told
+from many_writers import assert_read, told
 
 def begin():
     print("ready", flush=True)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import closing
 from typing import Any
 
 import psycopg
 import pytest
 import redis
-from memory_contract import ASYNC, DURABLE, SYNC, Backend, assert_caps, assert_context, logged, run_threads, say, talk
+from many_writers import Background, told
+from memory_contract import DURABLE, SYNC, Backend, assert_caps, assert_context, logged, run_threads, say, talk
+from network_path import BOTH_COLOURS
 from server_faults import DATABASE_SECONDS, RECOVERY_SECONDS, REDIS_SECONDS, Outage, waited_for
 from servers import PrivateServers
-from test_concurrency import told
 
 from contract_engine.embedded import EmbeddedServers
 from contract_engine.memory import CircuitState, MemoryManager, StoreUnavailableError
@@ -26,30 +25,21 @@ pytest_plugins = ("memory_fixtures",)
 SESSIONS = ("s", "t", "u")
 
 
-class Load:
+class Load(Background):
     """Writers on a few sessions; each message is sent until it is acknowledged, under the same id."""
 
     def __init__(self, managers: list[MemoryManager], *, writers: int = 6, limit_seconds: float = 60.0) -> None:
+        super().__init__(writers, self._send)
         self.acknowledged: list[tuple[str, int, int]] = []
         self.refused = 0
         self.degraded = 0
         self.times: list[float] = []
-        self.errors: list[BaseException] = []
         self._managers = managers
         self._limit = limit_seconds
-        self._end = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(writer,)) for writer in range(writers)]
+        self._sent = [0] * writers
 
-    def _run(self, writer: int) -> None:
-        number = 0
-        try:
-            while not self._end.is_set():
-                self._send(writer, number)
-                number += 1
-        except BaseException as exc:  # noqa: BLE001  # raised again in the thread of the test
-            self.errors.append(exc)
-
-    def _send(self, writer: int, number: int) -> None:
+    def _send(self, writer: int) -> None:
+        number = self._sent[writer]
         manager = self._managers[writer % len(self._managers)]
         session = SESSIONS[writer % len(SESSIONS)]
         deadline = time.monotonic() + self._limit
@@ -67,24 +57,13 @@ class Load:
                 self.times.append(time.monotonic() - started)
             self.acknowledged.append((session, writer, number))
             self.degraded += receipt.degraded
+            self._sent[writer] += 1
             return
 
     def go(self, more: int) -> None:
         """Wait until ``more`` further messages have been acknowledged."""
         target = len(self.acknowledged) + more
         assert waited_for(lambda: len(self.acknowledged) >= target or bool(self.errors), 60.0), "nobody gets on"
-        if self.errors:
-            raise self.errors[0]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        for thread in self._threads:
-            thread.join()
         if self.errors:
             raise self.errors[0]
 
@@ -105,13 +84,19 @@ class Load:
             assert_context(reader.get_context(session), [message for _, message in rows])
 
 
-@contextmanager
-def outage_of(servers: EmbeddedServers, backend: Backend) -> Iterator[Outage]:
-    outage = Outage(servers, backend)
-    try:
+@pytest.fixture
+def colour() -> str:
+    """That of a test which is not for both."""
+    return SYNC
+
+
+@pytest.fixture
+def redis_outage(private_servers: PrivateServers, database_url: str, tenant: str, colour: str) -> Iterator[Outage]:
+    """A Redis to harm, beside the PostgreSQL that all tests share."""
+    servers = private_servers(postgres=False)
+    backend = Backend(colour, DURABLE, servers.redis_url, database_url, tenant)
+    with closing(Outage(servers, backend)) as outage:
         yield outage
-    finally:
-        outage.close()
 
 
 # -- Redis
@@ -119,10 +104,10 @@ def outage_of(servers: EmbeddedServers, backend: Backend) -> Iterator[Outage]:
 
 @pytest.mark.parametrize("persistent", [True, False], ids=["append-only file", "nothing kept"])
 def test_redis_killed_under_load(database_url: str, tenant: str, *, persistent: bool) -> None:
-    with ExitStack() as stack:
-        servers = stack.enter_context(EmbeddedServers(postgres=False, persist_redis=persistent))
-        backend = Backend(SYNC, DURABLE, servers.redis_url, database_url, tenant)
-        outage = stack.enter_context(outage_of(servers, backend))
+    with (
+        EmbeddedServers(postgres=False, persist_redis=persistent) as servers,
+        closing(Outage(servers, Backend(SYNC, DURABLE, servers.redis_url, database_url, tenant))) as outage,
+    ):
         managers = [outage.open(max_buffer_messages=8) for _ in range(2)]
         with Load(managers) as load:
             for _ in range(2):
@@ -139,130 +124,108 @@ def test_redis_killed_under_load(database_url: str, tenant: str, *, persistent: 
         assert load.degraded > 0
         for manager in managers:
             manager.wait_for_folds()
-        load.assert_kept(database_url, backend)
+        load.assert_kept(database_url, outage.backend)
 
 
-def test_redis_stopped_for_ten_seconds_under_load(
-    private_servers: PrivateServers, database_url: str, tenant: str
-) -> None:
+def test_redis_stopped_for_ten_seconds_under_load(redis_outage: Outage, database_url: str) -> None:
     """Every call keeps its deadline, and what is answered afterwards is the answer to what was asked."""
-    servers = private_servers(postgres=False)
-    backend = Backend(SYNC, DURABLE, servers.redis_url, database_url, tenant)
-    with outage_of(servers, backend) as outage:
-        managers = [outage.open(max_buffer_messages=8, redis_pool_size=4) for _ in range(2)]
-        crossed: list[str] = []
-        reads: list[float] = []
-        done = threading.Event()
+    managers = [redis_outage.open(max_buffer_messages=8, redis_pool_size=4) for _ in range(2)]
+    crossed: list[str] = []
+    reads: list[float] = []
 
-        def read(reader: int) -> None:
-            while not done.is_set():
-                session = SESSIONS[reader % len(SESSIONS)]
-                started = time.monotonic()
-                context = managers[reader % 2].get_context(session)
-                reads.append(time.monotonic() - started)
-                writers = {message["writer"] for message in context["buffer_messages"]}
-                if context["session_id"] != session or any(SESSIONS[one % len(SESSIONS)] != session for one in writers):
-                    crossed.append(f"{session}: {writers}")
-                assert_caps(context)
+    def read(reader: int) -> None:
+        session = SESSIONS[reader % len(SESSIONS)]
+        started = time.monotonic()
+        context = managers[reader % 2].get_context(session)
+        reads.append(time.monotonic() - started)
+        writers = {message["writer"] for message in context["buffer_messages"]}
+        if context["session_id"] != session or any(SESSIONS[one % len(SESSIONS)] != session for one in writers):
+            crossed.append(f"{session}: {writers}")
+        assert_caps(context)
 
-        readers = [threading.Thread(target=read, args=(number,)) for number in range(3)]
-        with Load(managers) as load:
-            load.go(60)
-            for thread in readers:
-                thread.start()
-            outage.stop_redis()
-            stopped = time.monotonic()
-            assert waited_for(lambda: time.monotonic() - stopped > 10.0, 30.0)
+    with Load(managers) as load:
+        load.go(60)
+        with Background(3, read):
+            redis_outage.stop_redis()
+            time.sleep(10.0)  # the outage itself
             assert all(manager.circuit_breaker.get_state() != CircuitState.CLOSED for manager in managers)
-            outage.go_on()
+            redis_outage.go_on()
             assert waited_for(lambda: all(manager.health()["redis"] for manager in managers))
             load.go(60)
-            done.set()
-        for thread in readers:
-            thread.join()
-        assert len(reads) > 10
-        assert crossed == []
-        assert load.refused == 0
-        # A call has up to two round trips to a server that hangs before the breaker opens, and a machine may be busy.
-        assert max(*load.times, *reads) < 10 * REDIS_SECONDS + 2 * DATABASE_SECONDS
-        load.assert_kept(database_url, backend)
+    assert len(reads) > 10
+    assert crossed == []
+    assert load.refused == 0
+    # A call has up to two round trips to a server that hangs before the breaker opens, and a machine may be busy.
+    assert max(*load.times, *reads) < 10 * REDIS_SECONDS + 2 * DATABASE_SECONDS
+    load.assert_kept(database_url, redis_outage.backend)
 
 
-@pytest.mark.parametrize("colour", [SYNC, ASYNC])
-def test_eviction_never_shows_half_a_session(
-    private_servers: PrivateServers, database_url: str, tenant: str, colour: str
-) -> None:
+@BOTH_COLOURS
+def test_eviction_never_shows_half_a_session(redis_outage: Outage, colour: str) -> None:
     """Thousands of keys in a Redis that holds a part of them: each read is whole, from wherever."""
     sessions = 2000 if colour == SYNC else 400
-    servers = private_servers(postgres=False)
-    with outage_of(servers, Backend(colour, DURABLE, servers.redis_url, database_url, tenant)) as outage:
-        manager = outage.open(max_buffer_messages=6, redis_timeout_seconds=5.0, database_timeout_seconds=30.0)
-        with outage.redis() as client:
-            used = outage.stats("memory")["used_memory"]
-            client.config_set("maxmemory-policy", "allkeys-lru")
-            client.config_set("maxmemory", used + 400 * sessions)
-        for number in range(sessions):
-            manager.add_messages(f"s{number}", talk(7, start=number))
-        manager.wait_for_folds()
-        assert outage.stats()["evicted_keys"] > sessions // 4
-        rebuilt = again = 0
-        for number in range(sessions):
+    manager = redis_outage.open(max_buffer_messages=6, redis_timeout_seconds=5.0, database_timeout_seconds=30.0)
+    with redis_outage.redis() as client:
+        used = redis_outage.stats("memory")["used_memory"]
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.config_set("maxmemory", used + 400 * sessions)
+    for number in range(sessions):
+        manager.add_messages(f"s{number}", talk(7, start=number))
+    manager.wait_for_folds()
+    assert redis_outage.stats()["evicted_keys"] > sessions // 4
+    rebuilt = again = 0
+    for number in range(sessions):
+        context = manager.get_context(f"s{number}")
+        assert_context(context, talk(7, start=number))
+        assert context["degraded"] is False
+        rebuilt += context["source"] == "postgres"
+        if number % 10 == 0:
             context = manager.get_context(f"s{number}")
             assert_context(context, talk(7, start=number))
-            assert context["degraded"] is False
-            rebuilt += context["source"] == "postgres"
-            if number % 10 == 0:
-                context = manager.get_context(f"s{number}")
-                assert_context(context, talk(7, start=number))
-                again += context["source"] == "redis"
-        assert rebuilt > sessions // 4, "what was evicted was rebuilt"
-        assert again > sessions // 20, "what was rebuilt is used"
-        assert manager.circuit_breaker.get_state() == CircuitState.CLOSED
+            again += context["source"] == "redis"
+    assert rebuilt > sessions // 4, "what was evicted was rebuilt"
+    assert again > sessions // 20, "what was rebuilt is used"
+    assert manager.circuit_breaker.get_state() == CircuitState.CLOSED
 
 
-@pytest.mark.parametrize("colour", [SYNC, ASYNC])
-def test_a_full_redis_that_evicts_nothing(
-    private_servers: PrivateServers, database_url: str, tenant: str, colour: str
-) -> None:
+@BOTH_COLOURS
+def test_a_full_redis_that_evicts_nothing(redis_outage: Outage) -> None:
     """Scripts apply whole or not at all; writes are in the log, which the receipts and the state of health say."""
-    servers = private_servers(postgres=False)
-    with outage_of(servers, Backend(colour, DURABLE, servers.redis_url, database_url, tenant)) as outage:
-        manager = outage.open(max_buffer_messages=6)
-        said = talk(5)
-        manager.add_messages("s", said)
-        assert manager.get_context("s")["source"] == "redis"
-        with outage.redis() as client:
-            client.config_set("maxmemory-policy", "noeviction")
-            client.config_set("maxmemory", 1)
-            with pytest.raises(redis.OutOfMemoryError):
-                client.set("probe", "x")
-            degraded = 0
-            for number in range(6, 30):
-                said.append(say(number))
-                receipt = manager.append("s", say(number))
-                assert (receipt.seq, receipt.durable) == (number, True)
-                degraded += receipt.degraded
-                with contextlib.suppress(redis.RedisError):
-                    assert_whole(client, outage.backend.keys("s").buffer)
-                assert_context(manager.get_context("s"), said)
-            assert degraded >= 3, "the receipts say so"
-            assert manager.circuit_breaker.snapshot().failed >= 3, "errors are counted"
-            said.append(say(30))
-            assert_context(manager.add_and_get_context("s", say(30)), said)
-            client.config_set("maxmemory", 0)
-        assert waited_for(lambda: not manager.get_context("s")["degraded"])
-        assert_context(manager.get_context("s"), said)
-        assert manager.append("s", say(31)).degraded is False
-        assert_context(manager.get_context("s"), [*said, say(31)])
-        assert manager.get_context("s")["source"] == "redis"
+    manager = redis_outage.open(max_buffer_messages=6)
+    said = talk(5)
+    manager.add_messages("s", said)
+    assert manager.get_context("s")["source"] == "redis"
+    with redis_outage.redis() as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", 1)
+        with pytest.raises(redis.OutOfMemoryError):
+            client.set("probe", "x")
+        degraded = 0
+        for number in range(6, 30):
+            said.append(say(number))
+            receipt = manager.append("s", say(number))
+            assert (receipt.seq, receipt.durable) == (number, True)
+            degraded += receipt.degraded
+            assert_whole(client, redis_outage.backend.keys("s").buffer)
+            assert_context(manager.get_context("s"), said)
+        assert degraded >= 3, "the receipts say so"
+        assert manager.circuit_breaker.snapshot().failed >= 3, "errors are counted"
+        said.append(say(30))
+        assert_context(manager.add_and_get_context("s", say(30)), said)
+        client.config_set("maxmemory", 0)
+    assert waited_for(lambda: not manager.get_context("s")["degraded"])
+    assert_context(manager.get_context("s"), said)
+    assert manager.append("s", say(31)).degraded is False
+    assert_context(manager.get_context("s"), [*said, say(31)])
+    assert manager.get_context("s")["source"] == "redis"
 
 
-@pytest.mark.parametrize("colour", [SYNC, ASYNC])
+@BOTH_COLOURS
 def test_an_older_copy_is_not_believed(database_url: str, tenant: str, colour: str) -> None:
     """Redis comes back with what it had written down a while ago, and who reads it next was not there before."""
     with (
         EmbeddedServers(postgres=False, persist_redis=True) as servers,
-        outage_of(servers, Backend(colour, DURABLE, servers.redis_url, database_url, tenant)) as outage,
+        closing(Outage(servers, Backend(colour, DURABLE, servers.redis_url, database_url, tenant))) as outage,
     ):
         manager = outage.open()
         key = outage.backend.keys("s").buffer
@@ -285,12 +248,12 @@ def test_an_older_copy_is_not_believed(database_url: str, tenant: str, colour: s
         assert_context(manager.get_context("s"), talk(9))
 
 
-@pytest.mark.parametrize("colour", [SYNC, ASYNC])
+@BOTH_COLOURS
 def test_a_copy_nobody_can_vouch_for_is_not_called_complete(tenant: str, colour: str) -> None:
     """Redis was restarted and PostgreSQL is away: the copy is all there is, and its answer says what it is worth."""
     with (
         EmbeddedServers(persist_redis=True) as servers,
-        outage_of(servers, Backend(colour, DURABLE, servers.redis_url, servers.database_url, tenant)) as outage,
+        closing(Outage(servers, Backend(colour, DURABLE, servers.redis_url, servers.database_url, tenant))) as outage,
     ):
         outage.open().add_messages("s", talk(5))
         outage.kill_redis()
@@ -321,42 +284,34 @@ def assert_whole(client: redis.Redis, key: str) -> None:
         assert len(elements) <= 1
 
 
-def test_a_redis_that_is_back_is_used_after_the_open_wait(
-    private_servers: PrivateServers, database_url: str, tenant: str
-) -> None:
+def test_a_redis_that_is_back_is_used_after_the_open_wait(redis_outage: Outage) -> None:
     """Each call after the wait is a probe, so the first one finds Redis: no second outage of a minute."""
-    servers = private_servers(postgres=False)
-    with outage_of(servers, Backend(SYNC, DURABLE, servers.redis_url, database_url, tenant)) as outage:
-        wait = 2.0
-        manager = outage.open(breaker_recovery_seconds=wait)
-        manager.add_messages("s", talk(3))
-        outage.kill_redis()
-        assert waited_for(lambda: manager.get_context("s")["degraded"] and _is_open(manager))
-        outage.restart_redis()
-        back = time.monotonic()
-        assert waited_for(lambda: not manager.get_context("s")["degraded"], 60.0)
-        assert time.monotonic() - back < wait + 1.0
-        assert_context(manager.get_context("s"), talk(3))
-        assert manager.get_context("s")["source"] == "redis"
+    wait = 2.0
+    manager = redis_outage.open(breaker_recovery_seconds=wait)
+    manager.add_messages("s", talk(3))
+    redis_outage.kill_redis()
+    assert waited_for(lambda: manager.get_context("s")["degraded"] and _is_open(manager))
+    redis_outage.restart_redis()
+    back = time.monotonic()
+    assert waited_for(lambda: not manager.get_context("s")["degraded"], 60.0)
+    assert time.monotonic() - back < wait + 1.0
+    assert_context(manager.get_context("s"), talk(3))
+    assert manager.get_context("s")["source"] == "redis"
 
 
-@pytest.mark.parametrize("colour", [SYNC, ASYNC])
-def test_connections_may_be_lost_any_number_of_times(
-    private_servers: PrivateServers, database_url: str, tenant: str, colour: str
-) -> None:
+@BOTH_COLOURS
+def test_connections_may_be_lost_any_number_of_times(redis_outage: Outage) -> None:
     """A manager lives for months: whatever counts its connections must not count those that are gone."""
-    servers = private_servers(postgres=False)
-    with outage_of(servers, Backend(colour, DURABLE, servers.redis_url, database_url, tenant)) as outage:
-        manager = outage.open(redis_timeout_seconds=5.0)
-        manager.add_messages("s", talk(3))
-        killed = 0
-        with outage.redis() as client:
-            for _ in range(150):
-                killed += int(client.client_kill_filter(_type="normal", skipme=True))
-                context = manager.get_context("s")
-                assert_context(context, talk(3))
-                assert (context["source"], context["degraded"]) == ("redis", False), f"after {killed} connections"
-        assert killed >= 140
+    manager = redis_outage.open(redis_timeout_seconds=5.0)
+    manager.add_messages("s", talk(3))
+    killed = 0
+    with redis_outage.redis() as client:
+        for _ in range(150):
+            killed += int(client.client_kill_filter(_type="normal", skipme=True))
+            context = manager.get_context("s")
+            assert_context(context, talk(3))
+            assert (context["source"], context["degraded"]) == ("redis", False), f"after {killed} connections"
+    assert killed >= 140
 
 
 def _is_open(manager: MemoryManager) -> bool:
@@ -367,46 +322,42 @@ READERS = 64
 
 
 @pytest.mark.parametrize("loss", ["evicted", "restarted empty"])
-def test_buffers_heal_without_a_stampede(
-    private_servers: PrivateServers, database_url: str, tenant: str, loss: str
-) -> None:
+def test_buffers_heal_without_a_stampede(redis_outage: Outage, loss: str) -> None:
     """64 readers of one lost session at once: all are right, one installs it, and the others wait for that one."""
-    servers = private_servers(postgres=False)
-    with outage_of(servers, Backend(SYNC, DURABLE, servers.redis_url, database_url, tenant)) as outage:
-        manager = outage.open(redis_timeout_seconds=5.0, redis_pool_size=READERS, database_pool_size=READERS)
-        said = talk(20)
-        manager.add_messages("s", said)
+    manager = redis_outage.open(redis_timeout_seconds=5.0, redis_pool_size=READERS, database_pool_size=READERS)
+    said = talk(20)
+    manager.add_messages("s", said)
 
-        def read(_: int) -> None:
-            contexts.append(manager.get_context("s"))
+    def read(_: int) -> None:
+        contexts.append(manager.get_context("s"))
 
-        contexts: list[Mapping[str, Any]] = []
-        run_threads(READERS, read)  # every place of the pool is filled
-        if loss == "evicted":
-            with outage.redis() as client:
-                assert client.delete(outage.backend.keys("s").buffer) == 1
-        else:
-            outage.kill_redis()
-            outage.restart_redis()
-            assert waited_for(lambda: manager.health()["redis"] is True)
-        before = outage.calls()
-        contexts.clear()
-        run_threads(READERS, read)
-        after = outage.calls()
-        assert len(contexts) == READERS
-        for context in contexts:
-            assert_context(context, said)
-        from_log = sum(context["source"] == "postgres" for context in contexts)
-        # An installation is the only script here that pushes more than a placeholder: header and 20 messages each.
-        pushes = after["rpush"] - before.get("rpush", 0)
-        print(f"{loss}: {from_log} of {READERS} read the log")
-        assert 1 <= from_log <= READERS // 4
-        assert pushes // (1 + len(said)) == 1, "one installation"
-        contexts.clear()
-        run_threads(READERS, read)
-        seen = {(context["source"], context["degraded"]) for context in contexts}
-        assert seen == {("redis", False)}, manager.circuit_breaker.snapshot()
-        assert outage.calls()["rpush"] == after["rpush"]
+    contexts: list[Mapping[str, Any]] = []
+    run_threads(READERS, read)  # every place of the pool is filled
+    if loss == "evicted":
+        with redis_outage.redis() as client:
+            assert client.delete(redis_outage.backend.keys("s").buffer) == 1
+    else:
+        redis_outage.kill_redis()
+        redis_outage.restart_redis()
+        assert waited_for(lambda: manager.health()["redis"] is True)
+    before = redis_outage.calls()
+    contexts.clear()
+    run_threads(READERS, read)
+    after = redis_outage.calls()
+    assert len(contexts) == READERS
+    for context in contexts:
+        assert_context(context, said)
+    from_log = sum(context["source"] == "postgres" for context in contexts)
+    # An installation is the only script here that pushes more than a placeholder: header and 20 messages each.
+    pushes = after["rpush"] - before.get("rpush", 0)
+    print(f"{loss}: {from_log} of {READERS} read the log")
+    assert 1 <= from_log <= READERS // 4
+    assert pushes // (1 + len(said)) == 1, "one installation"
+    contexts.clear()
+    run_threads(READERS, read)
+    seen = {(context["source"], context["degraded"]) for context in contexts}
+    assert seen == {("redis", False)}, manager.circuit_breaker.snapshot()
+    assert redis_outage.calls()["rpush"] == after["rpush"]
 
 
 # -- PostgreSQL
@@ -416,7 +367,7 @@ def test_buffers_heal_without_a_stampede(
 def database_outage(private_servers: PrivateServers, redis_url: str, tenant: str) -> Iterator[Outage]:
     """A PostgreSQL to harm, beside the Redis that all tests share."""
     servers = private_servers(redis=False)
-    with outage_of(servers, Backend(SYNC, DURABLE, redis_url, servers.database_url, tenant)) as outage:
+    with closing(Outage(servers, Backend(SYNC, DURABLE, redis_url, servers.database_url, tenant))) as outage:
         yield outage
 
 

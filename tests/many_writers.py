@@ -1,0 +1,111 @@
+"""What many writers tell one session at once, and what must hold for every read and for the log in the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any, Self
+
+from memory_contract import DURABLE, SYNC, Backend, assert_caps
+
+
+@contextmanager
+def sync_backend(redis_url: str, database_url: str | None, tenant: str, mode: str = DURABLE) -> Iterator[Backend]:
+    """Lend managers that threads may share."""
+    with closing(Backend(SYNC, mode, redis_url, database_url if mode == DURABLE else None, tenant)) as backend:
+        yield backend
+
+
+def told(writer: int, number: int) -> dict[str, Any]:
+    return {"role": "user", "writer": writer, "n": number, "content": f"Writer {writer} says its sentence {number}."}
+
+
+def assert_read(context: Mapping[str, Any]) -> None:
+    """What must hold for a read at any moment: no gap, no overlap, caps, each writer's order."""
+    kept = context["buffer_messages"]
+    assert context["watermark"] + len(kept) == context["last_seq"]
+    assert context["complete"] is True
+    assert bool(context["current_summary"]) == (context["watermark"] > 0)
+    assert_caps(context)
+    last: dict[int, int] = {}
+    for message in kept:
+        assert message["n"] > last.get(message["writer"], -1)
+        last[message["writer"]] = message["n"]
+
+
+def assert_all_kept(rows: list[tuple[int, dict[str, Any]]], *, writers: int, each: int) -> None:
+    """What must hold in the end: numbers 1..N, each message once, each writer's order."""
+    assert [seq for seq, _ in rows] == list(range(1, writers * each + 1))
+    count = Counter((message["writer"], message["n"]) for _, message in rows)
+    assert count == {(writer, number): 1 for writer in range(writers) for number in range(each)}
+    for writer in range(writers):
+        assert [message["n"] for _, message in rows if message["writer"] == writer] == list(range(each))
+
+
+class Acknowledged:
+    """The newest number that any writer got a receipt for."""
+
+    def __init__(self) -> None:
+        self.newest = 0
+        self._lock = threading.Lock()
+
+    def note(self, seq: int) -> None:
+        with self._lock:
+            self.newest = max(self.newest, seq)
+
+
+class Background:
+    """Threads that take ``step`` after ``step`` while a ``with`` block lasts; the first error is raised at its end."""
+
+    def __init__(self, count: int, step: Callable[[int], object]) -> None:
+        self.errors: list[BaseException] = []
+        self._step = step
+        self._end = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(count)]
+
+    def _run(self, number: int) -> None:
+        try:
+            while not self._end.is_set():
+                self._step(number)
+        except BaseException as exc:  # noqa: BLE001  # raised again in the thread of the test
+            self.errors.append(exc)
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join()
+        if self.errors:
+            raise self.errors[0]
+
+
+class Readers(Background):
+    """Two threads that read one session and check every read."""
+
+    def __init__(self, read: Callable[[], Mapping[str, Any]], acknowledged: Acknowledged) -> None:
+        super().__init__(2, self._check)
+        self.reads = 0
+        self._read = read
+        self._acknowledged = acknowledged
+        self._watermarks = [0, 0]
+
+    def _check(self, reader: int) -> None:
+        newest = self._acknowledged.newest
+        context = self._read()
+        assert_read(context)
+        assert context["last_seq"] >= newest, "acknowledged before the read began"
+        assert context["watermark"] >= self._watermarks[reader]
+        self._watermarks[reader] = context["watermark"]
+        self.reads += 1
+        time.sleep(0.005)
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        assert self.reads > 10
