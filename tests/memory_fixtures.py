@@ -6,6 +6,7 @@ Each test that asks for ``backend`` or ``manager`` runs once per combination of 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any, cast
 
 import pytest
@@ -15,9 +16,11 @@ from memory_contract import ASYNC, DURABLE, EPHEMERAL, SYNC, Backend
 from contract_engine.memory import MemoryManager
 
 
-def _backend(request: pytest.FixtureRequest, redis_url: str, tenant: str, *, colour: str, mode: str) -> Backend:
+def _backend(request: pytest.FixtureRequest, redis_url: str, tenant: str) -> Iterator[Backend]:
+    colour, mode = request.param
     database_url = cast("str", request.getfixturevalue("database_url")) if mode == DURABLE else None
-    return Backend(colour, mode, redis_url, database_url, tenant)
+    with closing(Backend(colour, mode, redis_url, database_url, tenant)) as found:
+        yield found
 
 
 def _parameters(*modes: str) -> list[Any]:
@@ -27,10 +30,7 @@ def _parameters(*modes: str) -> list[Any]:
 @pytest.fixture(params=_parameters(DURABLE, EPHEMERAL))
 def backend(request: pytest.FixtureRequest, redis_url: str, tenant: str) -> Iterator[Backend]:
     """Each of the four combinations in turn."""
-    colour, mode = request.param
-    found = _backend(request, redis_url, tenant, colour=colour, mode=mode)
-    yield found
-    found.close()
+    yield from _backend(request, redis_url, tenant)
 
 
 @pytest.fixture
@@ -42,19 +42,20 @@ def manager(backend: Backend) -> MemoryManager:
 @pytest.fixture(params=_parameters(DURABLE))
 def durable(request: pytest.FixtureRequest, redis_url: str, tenant: str) -> Iterator[Backend]:
     """Both colours, with a log."""
-    colour, mode = request.param
-    found = _backend(request, redis_url, tenant, colour=colour, mode=mode)
-    yield found
-    found.close()
+    yield from _backend(request, redis_url, tenant)
 
 
 @pytest.fixture(params=_parameters(EPHEMERAL))
 def ephemeral(request: pytest.FixtureRequest, redis_url: str, tenant: str) -> Iterator[Backend]:
     """Both colours, without a log."""
-    colour, mode = request.param
-    found = _backend(request, redis_url, tenant, colour=colour, mode=mode)
-    yield found
-    found.close()
+    yield from _backend(request, redis_url, tenant)
+
+
+@pytest.fixture
+def blocking(redis_url: str, database_url: str, tenant: str) -> Iterator[Backend]:
+    """Blocking managers with a log: those that threads may share, and whose effects a test can come between."""
+    with closing(Backend(SYNC, DURABLE, redis_url, database_url, tenant)) as found:
+        yield found
 
 
 @pytest.fixture

@@ -16,9 +16,11 @@ import redis
 from bad_bytes import DAMAGES, do_damage, seeded_dice
 from crash_matrix import DATABASE, Interposition
 from crash_operations import LIMITS, PATIENT
-from memory_contract import DURABLE, SYNC, Backend, assert_context, logged, say, talk
+from memory_contract import Backend, assert_context, logged, say, talk
 
 from contract_engine.memory import MemoryManager
+
+pytest_plugins = ("memory_fixtures",)
 
 Messages = list[dict[str, Any]]
 
@@ -31,22 +33,9 @@ def dice() -> Iterator[random.Random]:
         yield found
 
 
-@pytest.fixture
-def backend(redis_url: str, database_url: str, tenant: str) -> Iterator[Backend]:
-    found = Backend(SYNC, DURABLE, redis_url, database_url, tenant)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def raw(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
-
-
-def begun(backend: Backend, *, before: int = 12, waiting: int = 3) -> tuple[MemoryManager, Messages, Messages]:
+def begun(blocking: Backend, *, before: int = 12, waiting: int = 3) -> tuple[MemoryManager, Messages, Messages]:
     """Give session ``s`` messages that are logged, and some that wait."""
-    manager = backend.open(limits=LIMITS, **PATIENT)
+    manager = blocking.open(limits=LIMITS, **PATIENT)
     said = talk(before)
     for message in said:
         manager.append("s", message)
@@ -59,9 +48,9 @@ def begun(backend: Backend, *, before: int = 12, waiting: int = 3) -> tuple[Memo
     return manager, said, more
 
 
-def rows_of(backend: Backend) -> Messages:
-    assert backend.database_url is not None
-    rows = logged(backend.database_url, backend.tenant, "s")
+def rows_of(blocking: Backend) -> Messages:
+    assert blocking.database_url is not None
+    rows = logged(blocking.database_url, blocking.tenant, "s")
     assert [seq for seq, _ in rows] == list(range(1, len(rows) + 1))
     return [message for _, message in rows]
 
@@ -69,55 +58,55 @@ def rows_of(backend: Backend) -> Messages:
 @pytest.mark.parametrize("noise", [b"", b"\xff\x00noise", b"null", b"[]", b'[1,2,3,"id",4]', b"{}", b"[9"])
 @pytest.mark.parametrize("place", range(-1, 4))
 def test_one_element_and_no_buffer(
-    backend: Backend, raw: redis.Redis, caplog: pytest.LogCaptureFixture, noise: bytes, place: int
+    blocking: Backend, raw: redis.Redis, caplog: pytest.LogCaptureFixture, noise: bytes, place: int
 ) -> None:
-    manager, said, waiting = begun(backend)
-    key = backend.keys("s").unlogged
-    raw.delete(backend.keys("s").buffer)
+    manager, said, waiting = begun(blocking)
+    key = blocking.keys("s").unlogged
+    raw.delete(blocking.keys("s").buffer)
     elements: Any = raw.lrange(key, 0, -1)
     assert len(elements) == 1 + len(waiting)
     raw.lset(key, place, noise)  # type: ignore[arg-type]  # bytes are as good as text
     if place != 0:  # there is what the list begins with, and no message
         del waiting[place - 1 if place > 0 else place]
-    other = backend.open(limits=LIMITS, **PATIENT)
+    other = blocking.open(limits=LIMITS, **PATIENT)
     assert other.append("s", say(99)).durable
-    assert rows_of(backend) == [*said, *waiting, say(99)]
+    assert rows_of(blocking) == [*said, *waiting, say(99)]
     assert (WARNING in caplog.text) == (place != 0), "a message was lost, and nobody was told"
     assert raw.exists(key) == 0
     for reader in (manager, other):
-        assert_context(reader.get_context("s"), rows_of(backend))
+        assert_context(reader.get_context("s"), rows_of(blocking))
 
 
 @pytest.mark.parametrize("name", DAMAGES["unlogged"])
-def test_the_list_and_not_the_buffer(backend: Backend, raw: redis.Redis, dice: random.Random, name: str) -> None:
+def test_the_list_and_not_the_buffer(blocking: Backend, raw: redis.Redis, dice: random.Random, name: str) -> None:
     """Nothing is lost: the buffer holds what waits, too."""
-    manager, said, waiting = begun(backend)
-    do_damage(raw, backend.keys("s").unlogged, name, dice)
-    _assert_logged(backend, raw, manager, [*said, *waiting], dice)
+    manager, said, waiting = begun(blocking)
+    do_damage(raw, blocking.keys("s").unlogged, name, dice)
+    _assert_logged(blocking, raw, manager, [*said, *waiting], dice)
 
 
 @pytest.mark.parametrize("name", DAMAGES["buffer"])
-def test_the_buffer_and_not_the_list(backend: Backend, raw: redis.Redis, dice: random.Random, name: str) -> None:
-    manager, said, waiting = begun(backend)
-    do_damage(raw, backend.keys("s").buffer, name, dice)
-    _assert_logged(backend, raw, manager, [*said, *waiting], dice)
+def test_the_buffer_and_not_the_list(blocking: Backend, raw: redis.Redis, dice: random.Random, name: str) -> None:
+    manager, said, waiting = begun(blocking)
+    do_damage(raw, blocking.keys("s").buffer, name, dice)
+    _assert_logged(blocking, raw, manager, [*said, *waiting], dice)
 
 
 @pytest.mark.parametrize("name", DAMAGES["drain"])
-def test_the_lease_of_the_drain(backend: Backend, raw: redis.Redis, dice: random.Random, name: str) -> None:
+def test_the_lease_of_the_drain(blocking: Backend, raw: redis.Redis, dice: random.Random, name: str) -> None:
     """It keeps others away for a while; whoever needs the session does not ask for it."""
-    manager, said, waiting = begun(backend)
-    do_damage(raw, backend.keys("s").drain, name, dice)
-    _assert_logged(backend, raw, manager, [*said, *waiting], dice)
+    manager, said, waiting = begun(blocking)
+    do_damage(raw, blocking.keys("s").drain, name, dice)
+    _assert_logged(blocking, raw, manager, [*said, *waiting], dice)
     assert manager.clear_session_memory("s")
-    assert raw.exists(*backend.keys("s")) == 0
+    assert raw.exists(*blocking.keys("s")) == 0
 
 
 def _assert_logged(
-    backend: Backend, raw: redis.Redis, manager: MemoryManager, truth: Messages, dice: random.Random
+    blocking: Backend, raw: redis.Redis, manager: MemoryManager, truth: Messages, dice: random.Random
 ) -> None:
     """Have whoever is chosen touch the session first, in whichever way."""
-    other = backend.open(limits=LIMITS, **PATIENT)
+    other = blocking.open(limits=LIMITS, **PATIENT)
     one = dice.choice([manager, other])
     way = dice.choice(["append", "drain", "read"])
     print(way)
@@ -130,8 +119,8 @@ def _assert_logged(
         assert_context(one.get_context("s"), truth)
         one.wait_for_folds()
         one.drain("s")  # where a lease kept it from being done in the background
-    assert rows_of(backend) == truth
-    assert raw.exists(backend.keys("s").unlogged) == 0
+    assert rows_of(blocking) == truth
+    assert raw.exists(blocking.keys("s").unlogged) == 0
     for reader in (manager, other):
         for _ in range(2):
             context = reader.get_context("s")
@@ -141,18 +130,18 @@ def _assert_logged(
 
 @pytest.mark.parametrize("name", DAMAGES["unlogged"])
 def test_both(
-    backend: Backend, raw: redis.Redis, dice: random.Random, caplog: pytest.LogCaptureFixture, name: str
+    blocking: Backend, raw: redis.Redis, dice: random.Random, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     """What Redis alone had is lost with the bytes, with a warning. What is logged is not, and nothing is made up."""
     caplog.set_level(logging.WARNING)
-    manager, said, waiting = begun(backend)
-    keys = backend.keys("s")
+    manager, said, waiting = begun(blocking)
+    keys = blocking.keys("s")
     do_damage(raw, keys.unlogged, name, dice)
     do_damage(raw, keys.buffer, name, dice)
-    other = backend.open(limits=LIMITS, **PATIENT)
+    other = blocking.open(limits=LIMITS, **PATIENT)
     other.get_context("s")
     other.drain("s")
-    rows = rows_of(backend)
+    rows = rows_of(blocking)
     assert rows[: len(said)] == said
     left = iter(waiting)
     assert all(message in left for message in rows[len(said) :]), "another order, or twice"

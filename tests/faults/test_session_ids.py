@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import redis
 from crash_matrix import DATABASE, Interposition
 from crash_operations import LIMITS, PATIENT
-from memory_contract import DURABLE, SYNC, Backend, assert_context, logged, redis_values, say
+from memory_contract import Backend, assert_context, logged, redis_values, say
 from redis.crc import key_slot
 
 from contract_engine.memory import InvalidInputError
@@ -99,13 +97,6 @@ def test_ids_that_are_refused_leave_nothing(backend: Backend, raw: redis.Redis) 
             with pytest.raises(InvalidInputError, match="session_id"):
                 call()
     assert redis_values(raw, f"*{backend.tenant}*") == {}
-
-
-@pytest.fixture
-def blocking(redis_url: str, database_url: str, tenant: str) -> Iterator[Backend]:
-    backend = Backend(SYNC, DURABLE, redis_url, database_url, tenant)
-    yield backend
-    backend.close()
 
 
 def test_waiting_sessions_are_named_and_logged_whatever_their_id(blocking: Backend) -> None:
