@@ -168,5 +168,6 @@ def test_noise_everywhere_over_and_over(durable: Backend, raw: redis.Redis, dice
         if dice.random() < 0.5:
             manager.wait_for_folds()
         assert_context(manager.get_context("s"), said)
+    assert manager.health()["damaged"] > 0, "nobody met any of it"
     raw.delete(*keys)
     assert_context(manager.get_context("s"), said)
