@@ -90,16 +90,37 @@ def _die() -> NoReturn:
     raise AssertionError("not reached")
 
 
-class _Counting:
+class _Interposed:
     """What both colours share. ``away``: a server that cannot be reached all along; its effects are not counted."""
 
-    def __init__(self, fault: Fault | None, away: str | None, hang: Hang | None) -> None:
+    _caller: Callable[[], object]
+    """Tells the thread or the task at hand: what a flow that is spawned runs in is another one."""
+
+    def __init__(
+        self,
+        manager: MemoryManager | AsyncMemoryManager,
+        fault: Fault | None = None,
+        *,
+        away: str | None = None,
+        hang: Hang | None = None,
+    ) -> None:
         self.fault = fault
         self.away = away
         self.effects: list[Effect] = []
         self.fired: Effect | None = None
         self._hang = hang
         self._lock = threading.Lock()
+        self._home = self._caller()
+        self._runtime: Any = manager._runtime
+        self._original = self._runtime._perform
+        self._runtime._perform = self._perform  # type: ignore[method-assign]  # the point of it
+
+    def remove(self) -> None:
+        """Let everything pass from here on."""
+        self._runtime._perform = self._original
+
+    def _perform(self, effect: Any) -> Any:
+        raise NotImplementedError
 
     def begun(self) -> list[Effect]:
         """Return the effects that a server has seen, or may have."""
@@ -133,30 +154,14 @@ class _Counting:
         return self._hang(server)
 
 
-class Interposition(_Counting):
+class Interposition(_Interposed):
     """Stands between the flows of a manager and its runtime.
 
     A flow that is spawned is run to its end before the one that spawned it goes on, so that a number always means the
     same effect. Pauses are left out: nobody else is at work who could be waited for.
     """
 
-    def __init__(
-        self,
-        manager: MemoryManager,
-        fault: Fault | None = None,
-        *,
-        away: str | None = None,
-        hang: Hang | None = None,
-    ) -> None:
-        super().__init__(fault, away, hang)
-        self._runtime = manager._runtime
-        self._original = self._runtime._perform
-        self._home = threading.get_ident()
-        self._runtime._perform = self._perform  # type: ignore[method-assign]  # the point of it
-
-    def remove(self) -> None:
-        """Let everything pass from here on."""
-        self._runtime._perform = self._original  # type: ignore[method-assign]  # as above
+    _caller = staticmethod(threading.get_ident)
 
     def _perform(self, effect: Any) -> Any:
         server = server_of(effect)
@@ -164,7 +169,7 @@ class Interposition(_Counting):
             return None
         if server is None or (server == DATABASE and self._runtime._database is None):
             answer = self._original(effect)
-            if isinstance(effect, Spawn) and threading.get_ident() == self._home:
+            if isinstance(effect, Spawn) and self._caller() == self._home:
                 self._runtime.background.join()
             return answer
         kind = self.admit(effect, server)
@@ -181,26 +186,10 @@ class Interposition(_Counting):
         return answer
 
 
-class AsyncInterposition(_Counting):
+class AsyncInterposition(_Interposed):
     """:class:`Interposition` for asyncio, made in the task that calls; here a task may be cancelled."""
 
-    def __init__(
-        self,
-        manager: AsyncMemoryManager,
-        fault: Fault | None = None,
-        *,
-        away: str | None = None,
-        hang: Hang | None = None,
-    ) -> None:
-        super().__init__(fault, away, hang)
-        self._runtime = manager._runtime
-        self._original = self._runtime._perform
-        self._home = asyncio.current_task()
-        self._runtime._perform = self._perform  # type: ignore[method-assign]  # the point of it
-
-    def remove(self) -> None:
-        """Let everything pass from here on."""
-        self._runtime._perform = self._original  # type: ignore[method-assign]  # as above
+    _caller = staticmethod(asyncio.current_task)
 
     async def _perform(self, effect: Any) -> Any:
         server = server_of(effect)
@@ -208,7 +197,7 @@ class AsyncInterposition(_Counting):
             return None
         if server is None or (server == DATABASE and self._runtime._database is None):
             answer = await self._original(effect)
-            if isinstance(effect, Spawn) and asyncio.current_task() is self._home:
+            if isinstance(effect, Spawn) and self._caller() is self._home:
                 await self._runtime.background.join()
             return answer
         kind = self.admit(effect, server)
