@@ -43,13 +43,13 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2))
 
 
-def progress(console: Console) -> Progress:
-    """Return a bar that counts messages, and disappears when it is done; nothing where nobody watches."""
+def progress(console: Console, counted: str = "messages") -> Progress:
+    """Return a bar that counts something, and disappears when it is done; nothing where nobody watches."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("messages"),
+        TextColumn(counted),
         TimeElapsedColumn(),
         console=console,
         transient=True,

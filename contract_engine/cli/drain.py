@@ -31,7 +31,7 @@ def drain_sessions(manager: MemoryManager) -> Drained:
     """Drain every session of the tenant under a bar of progress; one that fails does not keep the others waiting."""
     drained = Drained({}, {})
     sessions = manager.unlogged_sessions()
-    with display.progress(display.notices()) as bar:
+    with display.progress(display.notices(), "sessions") as bar:
         task = bar.add_task("", total=len(sessions))
         for session_id in sessions:
             bar.update(task, description=escape(display.shortened(session_id, 30)))

@@ -331,6 +331,9 @@ class Sessions:
                 yield from self._log.check()
                 yield from self.cache.forget(session_id)
             yield from self._log.erase(session_id)
+        if self.unlogged is not None:
+            # Before the last step: what is appended after that waits, and is remembered.
+            self.unlogged.forget_begun(session_id)
         note = self._untold.note(session_id, math.inf)
         yield from self.cache.forget(session_id)
         self._untold.settle(session_id, note)

@@ -86,6 +86,10 @@ class Unlogged:
         """Whether this process has appended here and not seen it logged: then that comes before its next message."""
         return session_id in self._begun
 
+    def forget_begun(self, session_id: str) -> None:
+        """Take note that the session is being erased: what this process has appended goes with it, unlogged."""
+        self._begun.discard(session_id)
+
     def drain(self, session_id: str) -> Flow[int]:
         """Log what waits, in order, exactly once, and answer how many messages; raises where a server is away.
 
@@ -121,9 +125,12 @@ class Unlogged:
 
     def drain_own(self, session_id: str) -> Flow[None]:
         """Log what this process has appended here, unless Redis is away: then it waits on."""
+        yield from self._drain_unless(REDIS_TROUBLE, session_id)
+
+    def _drain_unless(self, trouble: type[Exception] | tuple[type[Exception], ...], session_id: str) -> Flow[None]:
         try:
             yield from self.drain(session_id)
-        except REDIS_TROUBLE as exc:
+        except trouble as exc:
             logger.info("session %s: messages still wait to be logged: %s", session_id, exc)
 
     def _waiting(self, session_id: str) -> Flow[_Waiting | None]:
@@ -175,7 +182,8 @@ class Unlogged:
         token = new_ticket()
         try:
             if (yield from self._cache.lease_drain(session_id, token)):
-                yield from self.drain(session_id)
+                # Whatever comes of it the lease is given back: the next one need not wait until it is over.
+                yield from self._drain_unless(MemoryServiceError, session_id)
                 yield from self._cache.release_drain(session_id, token)
         except MemoryServiceError as exc:
             logger.info("session %s: messages still wait to be logged: %s", session_id, exc)

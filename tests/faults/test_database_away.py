@@ -24,6 +24,7 @@ from memory_contract import (
     assert_caps,
     assert_context,
     logged,
+    row_counts,
     run_between,
     run_threads,
     say,
@@ -328,6 +329,28 @@ def test_clearing_takes_what_waits_with_it(away: Away) -> None:
     assert away.waiting() == []
     assert manager.append("s", say(1)).seq == 1
     assert_context(manager.get_context("s"), talk(1))
+
+
+def test_what_was_cleared_is_not_begun_again(away: Away) -> None:
+    manager = away.open()
+    manager.append("s", say(1))
+    away.kill_database()
+    assert manager.append("s", say(2)).degraded is True
+    away.end()
+    assert waited_for(lambda: manager.clear_session_memory("s"))
+    assert manager.drain("s") == 0
+    assert set(row_counts(away.servers.database_url, away.backend.tenant).values()) == {0}
+
+
+def test_a_drain_that_failed_keeps_nobody_from_the_next(blocking: Away) -> None:
+    manager = blocking.open()
+    manager.append("s", say(1))
+    blocking.kill_database()
+    manager.append("s", say(2))
+    assert_context(manager.get_context("s"), talk(2))  # which has it drained in the background, in vain
+    assert manager.wait_for_folds()
+    with redis.Redis.from_url(blocking.servers.redis_url) as client:
+        assert client.exists(blocking.backend.keys("s").drain) == 0
 
 
 def test_a_drain_that_the_clearing_overtakes_logs_nothing(blocking: Away) -> None:
