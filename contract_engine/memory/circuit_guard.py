@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import ParamSpec, TypeVar, cast
 
 from contract_engine.memory.circuit_state import Permit
@@ -31,39 +33,33 @@ class CallGuard(ABC):
     def failure(self, permit: Permit, exc: BaseException) -> None:
         """Report that the call raised ``exc``."""
 
-    @contextmanager
-    def guard(self) -> Iterator[None]:
+    def guard(self) -> AbstractContextManager[None]:
         """Protect the body of a ``with`` statement, in sync and async code; raises :class:`CircuitOpenError`."""
-        permit = self.acquire()
-        try:
-            yield
-        except BaseException as exc:
-            self.failure(permit, exc)
-            raise
-        self.success(permit)
+        return _GuardedBlock(self)
 
     def call(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call ``fn`` if the breaker lets it; raises :class:`CircuitOpenError` otherwise."""
-        # The same as guard(), written out: a context manager made of a generator costs more than all the rest.
+        # The same as guard(), written out: entering and leaving a block costs as much as all the rest.
         permit = self.acquire()
+        returned = False
         try:
             answer = fn(*args, **kwargs)
-        except BaseException as exc:
-            self.failure(permit, exc)
-            raise
-        self.success(permit)
-        return answer
+            returned = True
+            return answer
+        finally:
+            # Where nothing was raised here, sys.exception() is one that a caller of ours is handling.
+            self._report(permit, None if returned else sys.exception())
 
     async def call_async(self, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call and await ``fn``, which may be any function that returns an awaitable; see :meth:`call`."""
         permit = self.acquire()
+        returned = False
         try:
             answer = await fn(*args, **kwargs)
-        except BaseException as exc:
-            self.failure(permit, exc)
-            raise
-        self.success(permit)
-        return answer
+            returned = True
+            return answer
+        finally:
+            self._report(permit, None if returned else sys.exception())
 
     def __call__(self, fn: Callable[P, R]) -> Callable[P, R]:
         """Decorate a function, method or coroutine function; generators are refused, because they fail later."""
@@ -82,3 +78,26 @@ class CallGuard(ABC):
             return self.call(fn, *args, **kwargs)
 
         return guarded
+
+    def _report(self, permit: Permit, exc: BaseException | None) -> None:
+        if exc is None:
+            self.success(permit)
+        else:
+            self.failure(permit, exc)
+
+
+class _GuardedBlock:
+    """One run of the body of a ``with`` statement; the permit is taken on entering."""
+
+    __slots__ = ("_guard", "_permit")
+
+    def __init__(self, guard: CallGuard) -> None:
+        self._guard = guard
+
+    def __enter__(self) -> None:
+        self._permit = self._guard.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._guard._report(self._permit, exc)
