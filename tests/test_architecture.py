@@ -20,8 +20,9 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "migrations" not in p
 # From the ground up. A module may import from its own line and the lines above it.
 LAYERS = (
     "errors",
-    "config keys untold call_window circuit_state circuit_settings circuit_listeners",
-    "encodings encodings.measurement token_counter exchange swisper_context circuit_guard circuit_breaker",
+    "config keys untold call_window circuit_state circuit_settings circuit_listeners circuit_timer circuit_probes",
+    "encodings encodings.measurement token_counter exchange swisper_context circuit_guard circuit_control"
+    " circuit_breaker",
     "models serializer",
     "summarizers summarizers.request summarizers.sentences summarizers.salience summarizers.form summarizers.units"
     " summarizers.extractive",

@@ -1,9 +1,10 @@
-"""How many of the last calls failed or were slow."""
+"""How many of the last calls failed or were slow, and how many are too many."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass
 
 FAILED, SLOW = 1, 2
 
@@ -75,3 +76,22 @@ class CallWindow:
             self.calls -= int(calls)
             self.failed -= int(failed)
             self.slow -= int(slow)
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimits:
+    """The shares of calls that are too many, once there are ``minimum_calls``; None: no share is."""
+
+    minimum_calls: int
+    failure_rate: float | None
+    slow_rate: float | None
+
+    def excess(self, window: CallWindow) -> str | None:
+        """Say what there is too much of in the window; None if nothing."""
+        if window.calls < self.minimum_calls:
+            return None
+        if self.failure_rate is not None and window.failure_rate >= self.failure_rate:
+            return f"{window.failed} of {window.calls} calls failed"
+        if self.slow_rate is not None and window.slow_rate >= self.slow_rate:
+            return f"{window.slow} of {window.calls} calls were slow"
+        return None

@@ -8,8 +8,6 @@ a listener runs, never across an ``await``; so one breaker serves threads and ev
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import math
 import os
 import threading
@@ -17,12 +15,13 @@ import time
 import weakref
 from collections.abc import Callable
 from random import random as _random
-from typing import ParamSpec, TypeVar
 
-from contract_engine.memory.call_window import CallWindow
+from contract_engine.memory.call_window import CallWindow, RateLimits
+from contract_engine.memory.circuit_control import CircuitControl
 from contract_engine.memory.circuit_guard import CallGuard
 from contract_engine.memory.circuit_listeners import CircuitListeners
-from contract_engine.memory.circuit_settings import check_settings, check_window, classifier
+from contract_engine.memory.circuit_probes import CircuitProbes
+from contract_engine.memory.circuit_settings import check_settings, check_together, classifier
 from contract_engine.memory.circuit_state import (
     CLOSED,
     DISABLED,
@@ -35,6 +34,7 @@ from contract_engine.memory.circuit_state import (
     Permit,
     Transition,
 )
+from contract_engine.memory.circuit_timer import CircuitTimer
 from contract_engine.memory.errors import CircuitOpenError, ConfigurationError
 
 __all__ = [
@@ -48,16 +48,8 @@ __all__ = [
     "redis_circuit_breaker",
 ]
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
-
-# What says nothing about the server, whatever ``counts`` holds: the caller gave up, or the call was never tried.
-GIVEN_UP = (asyncio.CancelledError, concurrent.futures.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
-NEVER_COUNTED = (*GIVEN_UP, CircuitOpenError)
-
-
-class CircuitBreaker(CallGuard):
+class CircuitBreaker(CallGuard, CircuitControl):
     """Reject calls while the server they go to is known to fail.
 
     It opens after ``failure_threshold`` failures in a row. If a window is set (the last ``window_size`` calls or the
@@ -116,9 +108,7 @@ class CircuitBreaker(CallGuard):
             max_recovery_timeout=max_recovery_timeout,
             jitter=jitter,
         )
-        check_window(settings)
-        if max_recovery_timeout is not None and max_recovery_timeout < recovery_timeout:
-            raise ConfigurationError("max_recovery_timeout", f"expected at least {recovery_timeout:g}")
+        check_together(settings)
         if not name:
             raise ConfigurationError("name", "expected a text that is not empty")
 
@@ -126,30 +116,28 @@ class CircuitBreaker(CallGuard):
         self.failure_threshold = failure_threshold
         self.recovery_timeout = recovery_timeout
         self._counts = classifier(counts)
-        self._failure_rate = failure_rate
-        self._slow_call_rate = slow_call_rate
         self._slow_call_seconds = math.inf if slow_call_seconds is None else slow_call_seconds
-        self._minimum_calls = minimum_calls if window_size is None else min(minimum_calls, window_size)
         self._window: CallWindow | None = None
         if not (window_size is None and window_seconds is None):
             self._window = CallWindow(size=window_size, seconds=window_seconds)
-        self._half_open_permits = half_open_permits
-        self._probes = CallWindow(size=half_open_permits, seconds=None)
-        self._half_open_seconds = math.inf if half_open_max_seconds is None else half_open_max_seconds
-        self._backoff = backoff
-        self._longest_wait = 10 * recovery_timeout if max_recovery_timeout is None else max_recovery_timeout
-        self._jitter = jitter
+        self._limits = RateLimits(min(minimum_calls, window_size or minimum_calls), failure_rate, slow_call_rate)
+        self._probes = CircuitProbes(half_open_permits, slow_rate=slow_call_rate)
+        self._timer = CircuitTimer(
+            recovery_timeout,
+            longest_wait=max_recovery_timeout,
+            backoff=backoff,
+            jitter=jitter,
+            half_open_seconds=half_open_max_seconds,
+            random=random,
+        )
         self._clock = clock
         self._wall_clock = wall_clock
-        self._random = random
 
         self._lock = threading.Lock()
         self._state = CLOSED
         self.failure_count = 0
         self.last_failure_time: float | None = None
         self._opened_at: float | None = None
-        self._wait = recovery_timeout  # of this opening, before jitter
-        self._deadline = math.inf  # open: when probes may pass; half-open: when the stay ends
         self._totals = dict.fromkeys(("successful", "failed", "slow", "rejected", "cancelled", "late"), 0)
         self._listeners = CircuitListeners()
         self._generation = 0
@@ -162,12 +150,8 @@ class CircuitBreaker(CallGuard):
         """Set the threshold and the first wait anew; an opening under way keeps its wait."""
         check_settings(failure_threshold=failure_threshold, recovery_timeout=recovery_timeout)
         with self._lock:
-            if self._longest_wait == 10 * self.recovery_timeout:
-                self._longest_wait = 10 * recovery_timeout
-            self._longest_wait = max(self._longest_wait, recovery_timeout)
+            self._timer.replace_first_wait(self.recovery_timeout, recovery_timeout)
             self.failure_threshold, self.recovery_timeout = failure_threshold, recovery_timeout
-            if self._state is CLOSED:
-                self._wait = recovery_timeout
 
     def acquire(self) -> Permit:
         """Return a permit for one call, or raise :class:`CircuitOpenError`.
@@ -184,7 +168,7 @@ class CircuitBreaker(CallGuard):
         remaining = self._rejects_until - self._clock()
         if remaining > 0.0:
             self._totals["rejected"] += 1
-            raise CircuitOpenError(self.name, min(self._wait, remaining))
+            raise CircuitOpenError(self.name, min(self._timer.wait, remaining))
         return self._acquire()
 
     def turns_away(self) -> bool:
@@ -206,7 +190,7 @@ class CircuitBreaker(CallGuard):
         """Report that the call raised ``exc``; one that does not count gives the permit back."""
         counted = False
         try:
-            counted = not isinstance(exc, NEVER_COUNTED) and self._counts(exc)
+            counted = self._counts(exc)
         finally:  # also when the caller's function itself raises: no permit is lost
             self._settle(permit, "failed" if counted else "cancelled")
 
@@ -214,39 +198,13 @@ class CircuitBreaker(CallGuard):
         """Give the permit back; the call counts as nothing."""
         self._settle(permit, "cancelled")
 
-    def reset(self) -> None:
-        """Close the breaker from any state and forget its failures; results of calls under way are ignored."""
-        self._override(CLOSED, "reset")
-
-    def force_open(self) -> None:
-        """Reject every call until :meth:`reset` or :meth:`disable`."""
-        self._override(FORCED_OPEN, "forced open")
-
-    def disable(self) -> None:
-        """Let every call pass, and judge none, until :meth:`reset` or :meth:`force_open`."""
-        self._override(DISABLED, "disabled")
-
-    def get_state(self) -> CircuitState:
-        """Return the state the next caller meets: half-open as soon as the wait of an open breaker is over.
-
-        Asking starts no probe and takes no permit, so health checks may ask at will.
-        """
-        return self.snapshot().state
-
-    state = property(get_state)
-
-    @property
-    def retry_after(self) -> float:
-        """Seconds until it is worth asking again: 0.0 if a call may pass now; if forced open, ``recovery_timeout``."""
-        return self.snapshot().retry_after
-
     def snapshot(self) -> BreakerSnapshot:
         """Return state and counts of one moment."""
         with self._lock:
             now = self._advance()
             snapshot = BreakerSnapshot(
                 name=self.name,
-                state=HALF_OPEN if self._state is OPEN and now >= self._deadline else self._state,
+                state=HALF_OPEN if self._state is OPEN and now >= self._timer.deadline else self._state,
                 failure_count=self.failure_count,
                 last_failure_time=self.last_failure_time,
                 opened_at=self._opened_at,
@@ -266,11 +224,11 @@ class CircuitBreaker(CallGuard):
     def _acquire(self) -> Permit:
         with self._lock:
             now = self._advance()
-            if self._state is OPEN and now >= self._deadline:
+            if self._state is OPEN and now >= self._timer.deadline:
                 self._move(HALF_OPEN, "wait is over", now)
             wait = self._retry_after(now)
             if wait is None:
-                self._admitted += 1
+                self._probes.admitted += 1
             else:
                 self._totals["rejected"] += 1
             permit = Permit(self._generation, now)
@@ -287,7 +245,7 @@ class CircuitBreaker(CallGuard):
             else:
                 self._totals[outcome] += 1
                 if outcome == "cancelled":
-                    self._admitted -= 1
+                    self._probes.admitted -= 1
                 else:
                     slow = now - permit.started > self._slow_call_seconds
                     self._totals["slow"] += slow
@@ -302,12 +260,9 @@ class CircuitBreaker(CallGuard):
             return
         if self._state is HALF_OPEN:
             self.failure_count += failed
-            self._probes.add(now, failed, slow)
-            if failed:
-                self._move(OPEN, "a probe failed", now)
-            elif self._probes.calls == self._half_open_permits:
-                is_slow = self._slow_call_rate is not None and self._probes.slow_rate >= self._slow_call_rate
-                self._move(OPEN if is_slow else CLOSED, "probes were slow" if is_slow else "probes succeeded", now)
+            verdict = self._probes.verdict(failed, slow)
+            if verdict is not None:
+                self._move(*verdict, now)
             return
         self.failure_count = self.failure_count + 1 if failed else 0
         if self.failure_count >= self.failure_threshold:
@@ -315,26 +270,25 @@ class CircuitBreaker(CallGuard):
         elif self._window is not None:
             window = self._window
             window.add(now, failed, slow)
-            if window.calls >= self._minimum_calls and (window.failed or window.slow):
-                if self._failure_rate is not None and window.failure_rate >= self._failure_rate:
-                    self._move(OPEN, f"{window.failed} of {window.calls} calls failed", now)
-                elif self._slow_call_rate is not None and window.slow_rate >= self._slow_call_rate:
-                    self._move(OPEN, f"{window.slow} of {window.calls} calls were slow", now)
+            if window.failed or window.slow:
+                excess = self._limits.excess(window)
+                if excess is not None:
+                    self._move(OPEN, excess, now)
 
     def _advance(self) -> float:
         """Return the time, after ending a half-open stay as a timer would have: when it was over, not when noticed."""
         now = self._clock()
-        if self._state is HALF_OPEN and now >= self._deadline:
-            self._move(OPEN, "half-open for too long", self._deadline)
+        if self._state is HALF_OPEN and now >= self._timer.deadline:
+            self._move(OPEN, "half-open for too long", self._timer.deadline)
         return now
 
     def _retry_after(self, now: float) -> float | None:
         """Return the seconds until it is worth asking again; None if a call may pass now."""
         if self._state is CLOSED or self._state is DISABLED:
             return None
-        if self._state is HALF_OPEN and self._admitted < self._half_open_permits:
+        if self._state is HALF_OPEN and not self._probes.are_full:
             return None
-        return max(0.0, min(self._deadline - now, self._wait))
+        return max(0.0, min(self._timer.deadline - now, self._timer.wait))
 
     def _override(self, to: CircuitState, reason: str) -> None:
         with self._lock:
@@ -353,17 +307,11 @@ class CircuitBreaker(CallGuard):
         if to not in TRANSITIONS[origin]:
             raise RuntimeError(f"breaker {self.name!r} cannot go from {origin} to {to}")
         at = self._wall_clock()
-        if to is OPEN:
-            again = origin is HALF_OPEN
-            self._wait = min(self._wait * self._backoff, self._longest_wait) if again else self.recovery_timeout
-            self._deadline = now + self._wait * (1.0 - self._jitter * self._random())
-            self._opened_at = at
-        elif to is HALF_OPEN:
-            self._deadline = now + self._half_open_seconds
-        else:
-            self._wait, self._deadline = self.recovery_timeout, math.inf
-            self._opened_at = at if to is FORCED_OPEN else None
-        self._rejects_until = self._deadline if to in (OPEN, FORCED_OPEN) else -math.inf
+        self._timer.enter(to, now, self.recovery_timeout, origin=origin)
+        is_rejecting = to is OPEN or to is FORCED_OPEN
+        self._rejects_until = self._timer.deadline if is_rejecting else -math.inf
+        if to is not HALF_OPEN:  # which belongs to the opening before it
+            self._opened_at = at if is_rejecting else None
         self._state = to
         self._begin_generation()
         self._listeners.pending.append(Transition(self.name, origin, to, reason, at))
@@ -371,7 +319,6 @@ class CircuitBreaker(CallGuard):
     def _begin_generation(self) -> None:
         """Start counting afresh; every permit handed out so far is a late one from now on."""
         self._generation += 1
-        self._admitted = 0
         self._probes.clear()
         # While every call passes: the permit they share, or the generation of permits that remember when they began.
         self._shared: Permit | None = None
@@ -380,7 +327,7 @@ class CircuitBreaker(CallGuard):
             self.failure_count = 0
             if self._window is not None:
                 self._window.clear()
-            if self._slow_call_rate is None:
+            if self._limits.slow_rate is None:
                 self._shared = Permit(self._generation, 0.0)
             else:
                 self._timed_generation = self._generation

@@ -1,11 +1,13 @@
-"""What a circuit breaker may be set to."""
+"""What a circuit breaker may be set to, and which exceptions it counts."""
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, cast
 
-from contract_engine.memory.errors import ConfigurationError
+from contract_engine.memory.errors import CircuitOpenError, ConfigurationError
 
 RANGES: dict[str, tuple[type, float, float]] = {
     "failure_threshold": (int, 1, 1e9),
@@ -34,6 +36,10 @@ OPTIONAL = {
     "max_recovery_timeout",
 }
 
+GIVEN_UP = (asyncio.CancelledError, concurrent.futures.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
+NEVER_COUNTED = (*GIVEN_UP, CircuitOpenError)
+"""What says nothing about the server, whatever ``counts`` holds: the caller gave up, or the call was never tried."""
+
 
 def check_settings(**settings: object) -> dict[str, object]:
     """Refuse a number out of its range, with :class:`ConfigurationError`; None will do where it may be left out."""
@@ -47,8 +53,8 @@ def check_settings(**settings: object) -> dict[str, object]:
     return settings
 
 
-def check_window(settings: Mapping[str, object]) -> None:
-    """Refuse settings of a window that do not go together."""
+def check_together(settings: Mapping[str, Any]) -> None:
+    """Refuse numbers that do not go together, each of them in its range."""
     if (settings["slow_call_seconds"] is None) != (settings["slow_call_rate"] is None):
         raise ConfigurationError("slow_call_rate", "goes together with slow_call_seconds")
     has_size, has_seconds = settings["window_size"] is not None, settings["window_seconds"] is not None
@@ -57,13 +63,17 @@ def check_window(settings: Mapping[str, object]) -> None:
     has_rate = settings["failure_rate"] is not None or settings["slow_call_rate"] is not None
     if (has_size or has_seconds) != has_rate:
         raise ConfigurationError("window_size", "a window goes together with a failure_rate or slow_call_rate")
+    first, longest = settings["recovery_timeout"], settings["max_recovery_timeout"]
+    if longest is not None and longest < first:
+        raise ConfigurationError("max_recovery_timeout", f"expected at least {first:g}")
 
 
 def classifier(counts: object) -> Callable[[BaseException], bool]:
-    """Return the function that says which exceptions are failures."""
+    """Return the function that says which exceptions are failures; those of :data:`NEVER_COUNTED` are none."""
     types = counts if isinstance(counts, tuple) else (counts,)
     if all(isinstance(item, type) and issubclass(item, BaseException) for item in types):
-        return lambda exc: isinstance(exc, types)
+        return lambda exc: isinstance(exc, types) and not isinstance(exc, NEVER_COUNTED)
     if isinstance(counts, tuple | type) or not callable(counts):
         raise ConfigurationError("counts", "expected exception types or a function of an exception")
-    return cast("Callable[[BaseException], bool]", counts)
+    judge = cast("Callable[[BaseException], bool]", counts)
+    return lambda exc: not isinstance(exc, NEVER_COUNTED) and judge(exc)

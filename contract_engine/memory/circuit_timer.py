@@ -1,0 +1,52 @@
+"""How long a circuit breaker stays in a state that ends by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from contract_engine.memory.circuit_state import HALF_OPEN, OPEN, CircuitState
+
+
+class CircuitTimer:
+    """When the state ends, and how the wait grows from one opening to the next. Its owner has a lock.
+
+    For reading only: ``deadline``, when probes may pass (open) or the stay is over (half-open), infinite in any other
+    state; ``wait``, seconds that this opening lasts before jitter. The first wait is the breaker's to say each time.
+    """
+
+    __slots__ = ("_backoff", "_half_open_seconds", "_jitter", "_longest_wait", "_random", "deadline", "wait")
+
+    def __init__(
+        self,
+        first_wait: float,
+        *,
+        longest_wait: float | None,
+        backoff: float,
+        jitter: float,
+        half_open_seconds: float | None,
+        random: Callable[[], float],
+    ) -> None:
+        self.wait = first_wait
+        self.deadline = math.inf
+        self._longest_wait = 10 * first_wait if longest_wait is None else longest_wait
+        self._backoff = backoff
+        self._jitter = jitter
+        self._half_open_seconds = math.inf if half_open_seconds is None else half_open_seconds
+        self._random = random
+
+    def replace_first_wait(self, before: float, after: float) -> None:
+        """Move the longest wait along with the first one if it is ten times that; the wait under way stays."""
+        if self._longest_wait == 10 * before:
+            self._longest_wait = 10 * after
+        self._longest_wait = max(self._longest_wait, after)
+
+    def enter(self, to: CircuitState, now: float, first_wait: float, *, origin: CircuitState) -> None:
+        """Begin a state; an opening without a recovery before it waits longer than the last one."""
+        if to is OPEN:
+            self.wait = min(self.wait * self._backoff, self._longest_wait) if origin is HALF_OPEN else first_wait
+            self.deadline = now + self.wait * (1.0 - self._jitter * self._random())
+        elif to is HALF_OPEN:
+            self.deadline = now + self._half_open_seconds
+        else:
+            self.wait, self.deadline = first_wait, math.inf
