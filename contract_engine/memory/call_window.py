@@ -12,12 +12,13 @@ FAILED, SLOW = 1, 2
 class CallWindow:
     """The last ``size`` calls, or the calls of the last ``seconds``. Not thread-safe: its owner has a lock.
 
-    ``calls``, ``failed`` and ``slow``, for reading only, are the totals of what is in the window. Calls within a
+    ``calls``, ``failed`` and ``slow``, for reading only, are the totals of what is in the window. While it
+    ``is_spotless``, full of ``size`` good calls, one more of them changes nothing and need not be added. Calls within a
     sixtieth of ``seconds`` share one entry, so that memory does not grow with the call rate; they leave together, up
     to that much early or late.
     """
 
-    __slots__ = ("_entries", "_grain", "_outcomes", "_seconds", "_until", "calls", "failed", "slow")
+    __slots__ = ("_entries", "_grain", "_outcomes", "_seconds", "_until", "calls", "failed", "is_spotless", "slow")
 
     def __init__(self, *, size: int | None, seconds: float | None) -> None:
         # One of the two is used: an outcome for each call, or an entry (since, calls, failed, slow) for each grain.
@@ -34,6 +35,7 @@ class CallWindow:
         self._entries.clear()
         self._until = -math.inf  # the end of the newest entry's grain
         self.calls = self.failed = self.slow = 0
+        self.is_spotless = False
 
     def add(self, now: float, failed: bool, slow: bool) -> None:
         """Add one call; those that it pushes out are gone from the totals then."""
@@ -56,6 +58,7 @@ class CallWindow:
             self.failed -= past & FAILED
             self.slow -= past >> 1
         outcomes.append(failed | slow << 1)
+        self.is_spotless = self.calls == outcomes.maxlen and not (self.failed or self.slow)
 
     @property
     def failure_rate(self) -> float:

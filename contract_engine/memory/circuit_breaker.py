@@ -117,18 +117,12 @@ class CircuitBreaker(CallGuard, CircuitControl):
         self.recovery_timeout = recovery_timeout
         self._counts = classifier(counts)
         self._slow_call_seconds = math.inf if slow_call_seconds is None else slow_call_seconds
-        self._window: CallWindow | None = None
-        if not (window_size is None and window_seconds is None):
-            self._window = CallWindow(size=window_size, seconds=window_seconds)
+        has_window = not (window_size is None and window_seconds is None)
+        self._window = CallWindow(size=window_size, seconds=window_seconds) if has_window else None
         self._limits = RateLimits(min(minimum_calls, window_size or minimum_calls), failure_rate, slow_call_rate)
         self._probes = CircuitProbes(half_open_permits, slow_rate=slow_call_rate)
         self._timer = CircuitTimer(
-            recovery_timeout,
-            longest_wait=max_recovery_timeout,
-            backoff=backoff,
-            jitter=jitter,
-            half_open_seconds=half_open_max_seconds,
-            random=random,
+            recovery_timeout, max_recovery_timeout, half_open_max_seconds, backoff=backoff, jitter=jitter, random=random
         )
         self._clock = clock
         self._wall_clock = wall_clock
@@ -180,7 +174,15 @@ class CircuitBreaker(CallGuard, CircuitControl):
 
     def success(self, permit: Permit) -> None:
         """Report that the call succeeded; without effect if the state has changed since."""
-        if self._window is None and permit is self._shared and not self.failure_count:
+        window = self._window
+        changes_nothing = not self.failure_count and (window is None or window.is_spotless)
+        if changes_nothing and (
+            permit is self._shared
+            or (
+                permit.generation == self._timed_generation
+                and self._clock() - permit.started <= self._slow_call_seconds
+            )
+        ):
             # Without the lock: racing threads may lose a count, which is for display and judged by nobody.
             self._totals["successful"] += 1
         else:
@@ -260,20 +262,16 @@ class CircuitBreaker(CallGuard, CircuitControl):
             return
         if self._state is HALF_OPEN:
             self.failure_count += failed
-            verdict = self._probes.verdict(failed, slow)
-            if verdict is not None:
+            if verdict := self._probes.verdict(failed, slow):
                 self._move(*verdict, now)
             return
         self.failure_count = self.failure_count + 1 if failed else 0
         if self.failure_count >= self.failure_threshold:
             self._move(OPEN, f"{self.failure_count} failures in a row", now)
-        elif self._window is not None:
-            window = self._window
+        elif (window := self._window) is not None:
             window.add(now, failed, slow)
-            if window.failed or window.slow:
-                excess = self._limits.excess(window)
-                if excess is not None:
-                    self._move(OPEN, excess, now)
+            if (window.failed or window.slow) and (excess := self._limits.excess(window)):
+                self._move(OPEN, excess, now)
 
     def _advance(self) -> float:
         """Return the time, after ending a half-open stay as a timer would have: when it was over, not when noticed."""

@@ -20,11 +20,11 @@ class CircuitTimer:
     def __init__(
         self,
         first_wait: float,
-        *,
         longest_wait: float | None,
+        half_open_seconds: float | None,
+        *,
         backoff: float,
         jitter: float,
-        half_open_seconds: float | None,
         random: Callable[[], float],
     ) -> None:
         self.wait = first_wait
