@@ -85,22 +85,19 @@ def test_the_memory_knows_nothing_of_what_is_built_on_it() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_module_is_over_500_lines(path: Path) -> None:
-    assert len(path.read_text("utf-8").splitlines()) <= 500
+def test_no_module_is_over_400_lines(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= 400
 
 
-def test_there_are_at_most_a_handful_of_broad_excepts_and_each_says_why() -> None:
-    found, swallowing = [], []
+def test_there_are_at_most_three_broad_excepts_and_each_says_why() -> None:
+    found = []
     for path in MODULES:
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-            if re.search(r"except( (Base)?Exception)?( as \w+)?:", line):
+        lines = path.read_text("utf-8").splitlines()
+        for number, line in enumerate(lines, 1):
+            if re.search(r"except( \(?(Base)?Exception\)?)?( as \w+)?:", line):
                 found.append(f"{path.relative_to(PACKAGE)}:{number}")
-                following = path.read_text("utf-8").splitlines()[number : number + 6]
-                swallows = not any(re.match(r"\s+raise\b", later) for later in following)
-                swallowing += [found[-1]] if swallows else []
-                assert not swallows or "#" in line, f"{found[-1]} swallows everything without saying why"
-    assert found, "the pattern finds what it is meant to find"
-    assert len(swallowing) <= 3, swallowing
+                assert "# " in line + lines[number], f"{found[-1]} catches everything without saying why"
+    assert 1 <= len(found) <= 3, found
 
 
 def test_only_the_runtime_touches_clients_and_engines() -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import assert_type
 
 import pytest
-from breaker_states import CLOSED, OPEN, Clock, boom, in_state
+from breaker_states import CLOSED, OPEN, Clock, boom, in_state, raise_
 
 from contract_engine.memory.circuit_breaker import CircuitBreaker
 from contract_engine.memory.errors import CircuitOpenError, ConfigurationError
@@ -129,6 +129,37 @@ async def test_guard_protects_a_block_in_sync_and_async_code(clock: Clock) -> No
     with pytest.raises(CircuitOpenError), breaker.guard():
         raise AssertionError("must not run")
     assert (breaker.snapshot().successful, breaker.snapshot().failed) == (1, 2)
+
+
+async def test_calls_made_while_an_exception_is_handled_are_judged_by_what_they_raise_themselves(clock: Clock) -> None:
+    breaker = CircuitBreaker(100, 60, counts=(ConnectionError, TimeoutError), clock=clock)
+
+    async def later() -> int:
+        await asyncio.sleep(0)
+        return 2
+
+    async def refuse_later() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("mine")
+
+    try:
+        raise_(TimeoutError("the caller's own"))
+    except TimeoutError:
+        assert breaker.call(lambda: 1) == 1
+        assert await breaker.call_async(later) == 2
+        with breaker.guard():
+            pass
+        assert (breaker.snapshot().successful, breaker.failure_count) == (3, 0)
+        with pytest.raises(ValueError, match="mine"):
+            breaker.call(raise_, ValueError("mine"))
+        with pytest.raises(ValueError, match="mine"):
+            await breaker.call_async(refuse_later)
+        with pytest.raises(ValueError, match="mine"), breaker.guard():
+            raise_(ValueError("mine"))
+        assert (breaker.snapshot().cancelled, breaker.failure_count) == (3, 0)
+        with pytest.raises(ConnectionError):
+            breaker.call(boom)
+    assert (breaker.snapshot().failed, breaker.failure_count) == (1, 1)
 
 
 def test_generators_are_refused(clock: Clock) -> None:

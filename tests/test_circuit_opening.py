@@ -138,6 +138,55 @@ def test_failures_in_a_row_open_it_with_a_window_too(clock: Clock) -> None:
     assert breaker.get_state() is OPEN
 
 
+def test_a_good_call_takes_no_lock_while_the_count_window_is_full_of_them(clock: Clock) -> None:
+    plain = CircuitBreaker(100, 60, failure_rate=0.5, window_size=4, clock=clock)
+    timed = slow_breaker(clock)
+    for breaker in (plain, timed):
+        for _ in range(4):
+            succeed(breaker)
+        with breaker._lock:  # a lock taken below would never be granted
+            succeed(breaker)
+        assert breaker.snapshot().successful == 5
+
+
+def test_a_window_full_of_good_calls_still_sees_what_comes_after_them(clock: Clock) -> None:
+    breaker = CircuitBreaker(100, 60, failure_rate=0.5, window_size=4, minimum_calls=4, clock=clock)
+    for _ in range(3):
+        for _ in range(7):
+            succeed(breaker)
+        fail(breaker)
+        for _ in range(3):
+            succeed(breaker)
+        fail(breaker)  # the one before it has left
+        assert breaker.get_state() is CLOSED
+    succeed(breaker)
+    succeed(breaker)
+    assert breaker.get_state() is CLOSED
+    fail(breaker)
+    assert breaker.get_state() is OPEN
+    breaker.reset()
+    fail(breaker, times=3)
+    assert breaker.get_state() is CLOSED  # the good calls are forgotten, and three are fewer than the minimum
+
+
+def test_a_slow_call_after_a_window_full_of_quick_ones_is_seen(clock: Clock) -> None:
+    breaker = slow_breaker(clock)
+    timed(breaker, clock, 0, 0, 0, 0, 0, 0, 1.5)
+    assert (breaker.get_state(), breaker.snapshot().slow) == (CLOSED, 1)
+    timed(breaker, clock, 1.5)
+    assert (breaker.get_state(), breaker.snapshot().successful) == (OPEN, 8)
+
+
+def test_a_late_success_is_late_for_a_window_full_of_good_calls_too(clock: Clock) -> None:
+    for breaker in (slow_breaker(clock), CircuitBreaker(100, 60, failure_rate=0.5, window_size=4, clock=clock)):
+        early = breaker.acquire()
+        breaker.reset()
+        for _ in range(4):
+            succeed(breaker)
+        breaker.success(early)
+        assert (breaker.snapshot().successful, breaker.snapshot().late) == (4, 1)
+
+
 # Slow calls
 
 
