@@ -50,6 +50,15 @@ def test_the_default_cap_is_ten_times_the_wait_however_often_it_opens(clock: Clo
     assert waits(breaker, clock, openings=300) == [10] + [100] * 299
 
 
+@pytest.mark.parametrize(("cap", "expected"), [(None, [5, 50, 50]), (100, [5, 100, 100]), (20, [5, 20, 20])])
+def test_another_first_wait_moves_the_default_cap_and_no_other(
+    cap: int | None, expected: list[int], clock: Clock
+) -> None:
+    breaker = CircuitBreaker(3, 10, backoff=1e9, max_recovery_timeout=cap, clock=clock)
+    breaker.configure(1, 5)
+    assert waits(breaker, clock, openings=3) == expected
+
+
 @pytest.mark.parametrize(("drawn", "expected"), [(0.0, 10.0), (0.5, 8.0), (1.0, 6.0)])
 def test_jitter_shortens_the_wait_by_at_most_its_share(drawn: float, expected: float, clock: Clock) -> None:
     breaker = CircuitBreaker(1, 10, jitter=0.4, random=lambda: drawn, clock=clock)

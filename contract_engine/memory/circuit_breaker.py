@@ -144,7 +144,6 @@ class CircuitBreaker(CallGuard, CircuitControl):
         """Set the threshold and the first wait anew; an opening under way keeps its wait."""
         check_settings(failure_threshold=failure_threshold, recovery_timeout=recovery_timeout)
         with self._lock:
-            self._timer.replace_first_wait(self.recovery_timeout, recovery_timeout)
             self.failure_threshold, self.recovery_timeout = failure_threshold, recovery_timeout
 
     def acquire(self) -> Permit:

@@ -29,22 +29,17 @@ class CircuitTimer:
     ) -> None:
         self.wait = first_wait
         self.deadline = math.inf
-        self._longest_wait = 10 * first_wait if longest_wait is None else longest_wait
+        self._longest_wait = longest_wait
         self._backoff = backoff
         self._jitter = jitter
         self._half_open_seconds = math.inf if half_open_seconds is None else half_open_seconds
         self._random = random
 
-    def replace_first_wait(self, before: float, after: float) -> None:
-        """Move the longest wait along with the first one if it is ten times that; the wait under way stays."""
-        if self._longest_wait == 10 * before:
-            self._longest_wait = 10 * after
-        self._longest_wait = max(self._longest_wait, after)
-
     def enter(self, to: CircuitState, now: float, first_wait: float, *, origin: CircuitState) -> None:
         """Begin a state; an opening without a recovery before it waits longer than the last one."""
         if to is OPEN:
-            self.wait = min(self.wait * self._backoff, self._longest_wait) if origin is HALF_OPEN else first_wait
+            longest = 10 * first_wait if self._longest_wait is None else max(self._longest_wait, first_wait)
+            self.wait = min(self.wait * self._backoff, longest) if origin is HALF_OPEN else first_wait
             self.deadline = now + self.wait * (1.0 - self._jitter * self._random())
         elif to is HALF_OPEN:
             self.deadline = now + self._half_open_seconds
