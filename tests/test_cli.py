@@ -671,6 +671,31 @@ def test_demo_can_be_kept_and_repeated(durable: Command) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_meets_an_object_being_destroyed_ends_the_program_too(number: signal.Signals, code: int) -> None:
+    program = f"""
+import os, time
+from contract_engine.cli import app
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), {int(number)})
+        time.sleep(60)
+
+@app.app.command()
+def dying() -> None:
+    Dying()
+    print("went on", flush=True)
+    time.sleep(60)
+
+app.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, "dying"], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stdout) == (code, "went on\n"), done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_program_leaves_in_order(
     redis_url: str, tenant: str, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

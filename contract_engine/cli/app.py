@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -23,6 +21,7 @@ from contract_engine.cli.outcome import EXIT_CODES, NO, CommandGroup, confirm, k
 from contract_engine.cli.replay import clear_session, replay_all
 from contract_engine.cli.report import SessionReport, reports_as_json
 from contract_engine.cli.servers import Choice, chosen_manager, chosen_servers
+from contract_engine.cli.signals import end_in_order
 from contract_engine.memory import ConfigurationError, SessionLimits
 
 # Small enough that conversations of forty messages are folded several times.
@@ -52,8 +51,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+    end_in_order()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a bar in a terminal of another encoding is no reason to fail
@@ -317,8 +315,3 @@ def _print_reports(reports: Sequence[SessionReport], *, full: bool, as_json: boo
         console.print(display.totals(reports))
     if any(report.violations for report in reports):
         raise typer.Exit(NO)
-
-
-def _end(number: int, _frame: FrameType | None) -> None:
-    """Leave in order on a signal, so that servers started here are stopped."""
-    sys.exit(128 + number)

@@ -1,0 +1,39 @@
+"""How a signal ends a command: in order, so that servers started here are stopped and bars are taken down."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from types import FrameType
+
+AGAIN_SECONDS = 0.01
+"""When an ending that was lost is tried again."""
+
+
+def end_in_order() -> None:
+    """Have SIGTERM and SIGHUP raise SystemExit with 128 + number where the program is, as SIGINT raises its own."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    sys.unraisablehook = _tell_unraisable
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _tell_unraisable(told: sys.UnraisableHookArgs) -> None:
+    """Raise an ending again that came while an object was being destroyed: Python drops what is raised there."""
+    lost = told.exc_value
+    is_ending = isinstance(lost, SystemExit | KeyboardInterrupt)
+    if not is_ending or threading.current_thread() is not threading.main_thread():
+        sys.__unraisablehook__(told)
+        return
+    code = lost.code if isinstance(lost, SystemExit) else None
+
+    def end_again(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt if code is None else SystemExit(code)
+
+    # Not here, where it would be lost once more.
+    signal.signal(signal.SIGALRM, end_again)
+    signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
