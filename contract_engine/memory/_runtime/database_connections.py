@@ -11,6 +11,7 @@ import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -49,18 +50,28 @@ class NoAnswerError(psycopg.OperationalError):
         super().__init__(f"no answer within {seconds:g} s")
 
 
+def _give_up(
+    connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], steps: Generator[Any, Any, Any]
+) -> None:
+    """Close a connection whose reply may still come, and end the conversation: a pipeline would try to flush later."""
+    connection.pgconn.finish()
+    with suppress(psycopg.Error):
+        steps.close()
+
+
 class DeadlineConnection(psycopg.Connection[Any]):
     """A connection whose every wait ends; after a missed deadline it is closed, since its reply may still come."""
 
     seconds = math.inf
 
     def wait(self, gen: Any, interval: float = WAKE_SECONDS, timeout: float | None = None) -> Any:
+        socket = self.pgconn.socket  # first of all: a lost connection has none, and nothing may be begun on it
         try:
-            return waiting.wait(_within(next(gen), gen, self.seconds), self.pgconn.socket, interval=interval)
+            return waiting.wait(_within(next(gen), gen, self.seconds), socket, interval=interval)
         except StopIteration as stop:  # it did not have to wait
             return stop.value
         except (NoAnswerError, KeyboardInterrupt):
-            self.pgconn.finish()
+            _give_up(self, gen)
             raise
 
 
@@ -70,16 +81,15 @@ class AsyncDeadlineConnection(psycopg.AsyncConnection[Any]):
     seconds = math.inf
 
     async def wait(self, gen: Any, interval: float = WAKE_SECONDS, timeout: float | None = None) -> Any:
+        socket = self.pgconn.socket
         try:
-            return await waiting.wait_async(
-                _within(next(gen), gen, self.seconds), self.pgconn.socket, interval=interval
-            )
+            return await waiting.wait_async(_within(next(gen), gen, self.seconds), socket, interval=interval)
         except StopIteration as stop:
             # Nothing to wait for, as when SQLAlchemy has just taken the connection from its pool and sets its isolation
             # level. psycopg would let the loop have a turn now and then; cancelled there, the pool would lose it.
             return stop.value
         except (NoAnswerError, asyncio.CancelledError, KeyboardInterrupt):
-            self.pgconn.finish()
+            _give_up(self, gen)
             raise
 
 
