@@ -62,8 +62,8 @@ class Assignment:
             answer = replies[0]
             status, first, at_ms = (_APPENDED, answer, self._cache.now_ms()) if type(answer) is int else answer
             if status == _FULL:
-                # Every tenth time without waiting for whoever makes room: it may have died. A buffer that was found empty
-                # is looked at again at once.
+                # Every tenth time without waiting for whoever makes room: it may have died. A buffer found empty is
+                # looked at again at once.
                 is_patient = attempt % 10 != 9 and not was_empty
                 has_rows = yield from self._folding.make_room(session_id, outgoing, is_patient=is_patient)
                 # Empty twice: it is not that somebody has taken the buffer away meanwhile.

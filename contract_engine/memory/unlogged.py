@@ -52,6 +52,11 @@ class _Waiting(NamedTuple):
     entries: list[Entry]
     elements: list[bytes]
 
+    def follows(self, before: _Waiting) -> bool:
+        """Whether these stood right behind those of ``before`` in one list."""
+        is_one_list = self[:2] == before[:2]
+        return is_one_list and bool(before.entries) and self.entries[0].seq == before.entries[-1].seq + 1
+
 
 class Unlogged:
     """One tenant's messages that wait to be logged."""
@@ -96,6 +101,7 @@ class Unlogged:
         Then the rest still waits.
         """
         count, life, reached = 0, 0, 0
+        before: _Waiting | None = None
         # A process that has appended here need not ask Redis first whether there is something: the log may be away.
         while self.is_begun(session_id) or (yield from self._waiting(session_id)) is not None:
             # The epoch is asked for first and the list read after it: a session erased meanwhile has another epoch
@@ -106,7 +112,8 @@ class Unlogged:
                 found = yield from self._waiting(session_id)
                 if found is None:
                     break
-                is_continued = life == epoch and reached > 0
+                # Another drain may have logged the next ones meanwhile: then there is a gap in the numbers.
+                is_continued = life == epoch and reached > 0 and before is not None and found.follows(before)
                 after = reached if is_continued else found.after if found.epoch == epoch else 0
                 logged = yield from self._log.log_unlogged(
                     session_id, epoch, found.entries, after, is_continued=is_continued
@@ -115,7 +122,7 @@ class Unlogged:
                     left = yield from self._cache.drained(session_id, found.elements)
                     count += len(found.entries)
                     # With none left, what comes to wait now was acknowledged later than all that is logged.
-                    life, reached = epoch, logged if left else 0
+                    life, reached, before = epoch, logged if left else 0, found
             except MemoryServiceError:
                 self._begun.add(session_id)
                 raise

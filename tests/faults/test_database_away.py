@@ -234,6 +234,32 @@ def test_rounds_of_a_drain_follow_each_other(blocking: Away) -> None:
     assert blocking.logged() == [say(1), *talk(1200, start=2, words=0)]
 
 
+def test_rounds_of_two_drains_that_take_turns_keep_the_order(blocking: Away) -> None:
+    """What another drain has logged since our last round comes before our next one, not behind it."""
+    wide = {"max_buffer_messages": 10_000, "max_buffer_tokens": 2_000_000}
+    manager, other = blocking.open(**wide), blocking.open(**wide)
+    manager.append("s", say(1))
+    blocking.kill_database()
+    for start in range(2, 1602, 100):
+        manager.add_messages("s", talk(100, start=start, words=0))
+    blocking.end()
+    ours, theirs = manager._flows._sessions.unlogged, other._flows._sessions.unlogged
+    assert ours is not None
+    assert theirs is not None
+    left: list[int] = []
+
+    def drain_one_round() -> None:
+        left.append(len(blocking.waiting()))
+        with pytest.raises(KeyboardInterrupt):
+            run_between(other, theirs.drain("s"), after=5, action=die)
+        left.append(len(blocking.waiting()))
+
+    run_between(manager, ours.drain("s"), after=4, action=drain_one_round)
+    assert left[0] > left[1] > 500, "each has drained a round, and there is one more"
+    assert blocking.waiting() == []
+    assert blocking.logged() == [say(1), *talk(1600, start=2, words=0)]
+
+
 def test_what_was_logged_meanwhile_comes_between_no_two_rounds(blocking: Away) -> None:
     """Redis is away for one process while messages wait there for another: what it logs comes behind all of them."""
     wide = {"max_buffer_messages": 10_000, "max_buffer_tokens": 2_000_000}
