@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from typing import Any, Self
 
 from memory_contract import DURABLE, SYNC, Backend, assert_caps
+from server_faults import waited_for
 
 
 @contextmanager
@@ -107,5 +108,7 @@ class Readers(Background):
         time.sleep(0.005)
 
     def __exit__(self, *_: object) -> None:
+        # A busy machine may have let the writers finish before anybody could read.
+        waited_for(lambda: self.reads > 10 or bool(self.errors))
         super().__exit__()
         assert self.reads > 10
