@@ -25,7 +25,7 @@ LAYERS = (
     " circuit_breaker",
     "models serializer",
     "summarizers summarizers.request summarizers.sentences summarizers.salience summarizers.form summarizers.units"
-    " summarizers.extractive",
+    " summarizers.notes summarizers.extractive",
     "_effects",
     "_scripts _tables",
     "_layout _log _log_transactions _log_drain intake",

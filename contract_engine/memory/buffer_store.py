@@ -88,7 +88,7 @@ class BufferStore:
         is_shared = config is None
         config, self._flows = _standalone(config, max_messages, max_tokens)
         self._runtime = Runtime(
-            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer()
+            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer(readable=False)
         )
         self._owns_runtime = True
 
@@ -138,7 +138,7 @@ class AsyncBufferStore:
         is_shared = config is None
         config, self._flows = _standalone(config, max_messages, max_tokens)
         self._runtime = AsyncRuntime(
-            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer()
+            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer(readable=False)
         )
         self._owns_runtime = True
 

@@ -136,7 +136,7 @@ class MemoryManager(_Manager):
             self.config,
             breaker=self.circuit_breaker,
             database_breaker=self.database_breaker,
-            summarizer=ExtractiveSummarizer(),
+            summarizer=ExtractiveSummarizer(readable=False),
         )
 
     @once
@@ -268,7 +268,7 @@ class AsyncMemoryManager(_Manager):
             self.config,
             breaker=self.circuit_breaker,
             database_breaker=self.database_breaker,
-            summarizer=ExtractiveSummarizer(),
+            summarizer=ExtractiveSummarizer(readable=False),
         )
 
     @once

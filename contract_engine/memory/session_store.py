@@ -94,7 +94,7 @@ class PostgresSessionStore:
         is_shared = config is None
         config, self._flows = _standalone(config)
         self._runtime = Runtime(
-            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer()
+            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer(readable=False)
         )
         self._owns_runtime = True
 
@@ -154,7 +154,7 @@ class AsyncPostgresSessionStore:
         is_shared = config is None
         config, self._flows = _standalone(config)
         self._runtime = AsyncRuntime(
-            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer()
+            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer(readable=False)
         )
         self._owns_runtime = True
 

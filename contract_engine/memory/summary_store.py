@@ -177,7 +177,7 @@ class SummaryStore:
         is_shared = config is None
         config, self._flows = _standalone(config)
         self._runtime = Runtime(
-            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer()
+            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer(readable=False)
         )
         self._owns_runtime = True
 
@@ -225,7 +225,7 @@ class AsyncSummaryStore:
         is_shared = config is None
         config, self._flows = _standalone(config)
         self._runtime = AsyncRuntime(
-            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer()
+            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer(readable=False)
         )
         self._owns_runtime = True
 

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, nlargest
 
 from contract_engine.memory.summarizers.form import label_text, read, written
+from contract_engine.memory.summarizers.notes import noted, speaker_names
 from contract_engine.memory.summarizers.request import SummaryRequest
 from contract_engine.memory.summarizers.salience import content_stems, salience
 from contract_engine.memory.summarizers.units import Unit, message_units
 
 MAX_CANDIDATES = 3000
 """More units than this are first thinned by salience, so that a fold stays a matter of milliseconds."""
-DAY_TOKENS = 6
-LENGTH_POWER = 0.9
+DAY_TOKENS = 5
+LENGTH_POWER = 0.8
 NO_CONTENT_NOVELTY = 0.1
 REPEAT_PENALTY = 1.2
 REFILLS = 3
@@ -25,14 +26,23 @@ REFILLS = 3
 class ExtractiveSummarizer:
     """Chooses whole sentences and tool facts by salience, novelty and length; needs no model and keeps no state.
 
+    ``readable=False`` shortens English sentences to notes: for a model, not for people. A budget holds about a third
+    more facts then.
+
     The text is the whole state: it is read back exactly, and its sentences compete with the new ones on one scale. A
     text in any other form takes part with its sentences. Equal requests give equal answers.
     """
 
+    def __init__(self, *, readable: bool = True) -> None:
+        self._readable = readable
+
     def summarize(self, request: SummaryRequest) -> str:
         """Return the next summary: chronological, and never above ``max_tokens`` as ``count_tokens`` counts it."""
-        units = read(request.previous) + message_units(request.messages, request.times)
-        selection = _Selection(_candidates(units), request.count_tokens)
+        units, new = read(request.previous), message_units(request.messages, request.times)
+        names = speaker_names([*units, *new])
+        if not self._readable:
+            units, new = list(noted(units, names, again=True)), list(noted(new, names))
+        selection = _Selection(_candidates([*units, *new], names), request.count_tokens)
         text = selection.fill(request.max_tokens)
         return text or _clipped(selection.best(), request.max_tokens, request.count_tokens)
 
@@ -44,15 +54,21 @@ class _Candidate:
     value: float
 
 
-def _candidates(units: Sequence[Unit]) -> list[_Candidate]:
+def _candidates(units: Sequence[Unit], names: frozenset[str]) -> list[_Candidate]:
     found = []
     for unit in dict.fromkeys(units):
         stems = content_stems(unit.text)
-        found.append(_Candidate(unit, tuple(dict.fromkeys(stems)), salience(unit, stems)))
+        found.append(_Candidate(unit, tuple(dict.fromkeys(_news(unit, stems))), salience(unit, stems, names)))
     if len(found) > MAX_CANDIDATES:
         kept = nlargest(MAX_CANDIDATES, range(len(found)), key=lambda index: found[index].value)
         found = [found[index] for index in sorted(kept)]
     return found
+
+
+def _news(unit: Unit, stems: Sequence[str]) -> Sequence[str]:
+    """Return what can be new in a unit: of a tool's facts the values, since their keys are those of all of the kind."""
+    values = [stem for stem in stems if any(map(str.isdigit, stem))] if unit.is_tool else ()
+    return values or stems
 
 
 @dataclass(slots=True)

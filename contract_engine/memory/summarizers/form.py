@@ -17,13 +17,20 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from contract_engine.memory.summarizers.sentences import joined, one_line, plain_lines, sentences
-from contract_engine.memory.summarizers.units import MAX_LABEL_CHARS, MONTHS, Unit, clean_label
+from contract_engine.memory.summarizers.units import (
+    MAX_LABEL_CHARS,
+    MONTHS,
+    SAME_HEAD,
+    Unit,
+    clean_label,
+    has_heads,
+)
 
 MAX_TEXT_CHARS = 128 * 1024
 """What is read of a summary text: far above any budget, so only texts written by others are ever cut."""
 
 _NO_DATE = "no date"
-_HEADER = re.compile(rf"\[(\d{{1,2}} (?:{'|'.join(MONTHS)}) \d{{1,4}}|{_NO_DATE})\]")
+_HEADER = re.compile(rf"\[(?:(\d{{1,2}} (?:{'|'.join(MONTHS)}))(?: (\d{{1,4}}))?|{_NO_DATE})\]")
 _LABELLED = re.compile(rf"([^:]{{1,{MAX_LABEL_CHARS}}}): (.+)")
 _NOBODY = "- "
 
@@ -31,12 +38,14 @@ _NOBODY = "- "
 def written(units: Sequence[Unit]) -> str:
     """Return the text of units in their order."""
     lines: list[str] = []
-    current = ""
+    current = year = ""
     for (day, speaker), said in groupby(units, key=lambda unit: (unit.day, unit.speaker)):
         if day != current:
-            lines.append(f"[{day or _NO_DATE}]")
-            current = day
-        lines.append(label_text(speaker) + joined([unit.text for unit in said]))
+            date, _, its_year = day.rpartition(" ")
+            lines.append(f"[{(date if its_year == year else day) or _NO_DATE}]")
+            current, year = day, its_year or year
+        texts = [unit.text for unit in said]
+        lines.append(label_text(speaker) + joined(_with_short_heads(texts) if has_heads(speaker) else texts))
     return "\n".join(lines)
 
 
@@ -51,19 +60,46 @@ def read(text: str) -> list[Unit]:
     A text in another form (a person's, a model's) gives its sentences, with a speaker where a line names one.
     """
     units: list[Unit] = []
-    day = ""
+    day = year = ""
     for raw in text[:MAX_TEXT_CHARS].splitlines():
         line = one_line(raw)
-        if header := _HEADER.fullmatch(line):
-            day = "" if header[1] == _NO_DATE else header[1]
+        header = _HEADER.fullmatch(line)
+        if header and (not header[1] or (year := header[2] or year)):
+            day = f"{header[1]} {year}" if header[1] else ""
             continue
         ours = _own_line(line)
         if ours is None:
             line = " ".join(plain_lines(line))
             ours = _own_line(line) or ("", line)
         speaker, said = ours
-        units += (Unit(day, speaker, sentence) for sentence in sentences(said))
+        texts = sentences(said)
+        units += (Unit(day, speaker, text) for text in (_with_heads(texts) if has_heads(speaker) else texts))
     return units
+
+
+def _with_short_heads(facts: Sequence[str]) -> list[str]:
+    """Return facts of one line, each of which begins as the one before it with a sign in place of that beginning."""
+    short: list[str] = []
+    before = ""
+    for fact in facts:
+        head, _, rest = fact.partition(", ")
+        short.append(SAME_HEAD + rest if rest and head == before else fact)
+        before = head
+    return short
+
+
+def _with_heads(texts: Sequence[str]) -> list[str]:
+    """Return the facts that ``_with_short_heads`` has shortened."""
+    facts: list[str] = []
+    head = ""
+    for text in texts:
+        if fact := text.lstrip(SAME_HEAD):
+            if fact != text and head:
+                facts.append(f"{head}, {fact}")
+            else:
+                facts.append(fact)
+                head = fact.partition(", ")[0]
+    return facts
 
 
 def _own_line(line: str) -> tuple[str, str] | None:

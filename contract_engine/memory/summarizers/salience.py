@@ -13,7 +13,7 @@ import re
 from functools import lru_cache
 from importlib.resources import files
 
-from contract_engine.memory.summarizers.units import Unit
+from contract_engine.memory.summarizers.units import Unit, fact_of
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+(?:[.,:]\d+)*")
 _CJK_RUN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
@@ -88,6 +88,9 @@ _IDENTIFIER = re.compile(
     r"https?://\S|www\.\w|[\w.+-]+@[\w-]+\.\w|(?<!\w)#?(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[A-Za-z0-9][\w-]{3,}|"
     r"\b\w+_\w+|(?<!\w)[~/]\w+/\w|#\w*\d|\b\d{5,}\b"
 )
+_IDENTIFYING_VALUE = re.compile(
+    r"(?<![\w.-])#?(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[A-Za-z0-9][\w-]{3,}(?![\w-])|\b\d{6,}\b|[\w.+-]+@[\w-]+\.\w"
+)
 _CAPITAL = re.compile(r"(?<=[\w,;] )(?!I\b)[^\W\d_a-z][^\W\d_]*[a-z]?\b|\b[A-Z]{2,}\b")
 _DIGIT = re.compile(r"\d")
 _YEAR = re.compile(r"\b(?:19|20)\d\d\b")
@@ -98,6 +101,8 @@ _MONEY = re.compile(r"[$€£¥]|\d ?(?:元|块|円|万|usd|eur)", re.IGNORECASE
 _CLOCK = re.compile(r"\d{1,2}:\d\d")
 _ISO_DATE = re.compile(r"\b\d{4}-\d\d-\d\d")
 _CJK_QUOTE = re.compile(r"[《「『“\"]")
+_CJK_PLACE = re.compile("酒店|饭店|餐厅|公园|大学|医院|公司|机场|博物馆|[店馆院园寺宫山路街城楼站桥湖]")
+_CJK_LIST = re.compile("、|, ")
 _CJK_QUESTION = re.compile(r"[?？]|吗|呢|什么|哪|多少|几[个点]|か[。？]?$")
 
 
@@ -126,32 +131,36 @@ def content_stems(text: str) -> list[str]:
     return stems
 
 
-def salience(unit: Unit, stems: list[str]) -> float:
-    """Return between 0 and 1 how much the unit is worth; ``stems`` are those of its text."""
+def salience(unit: Unit, stems: list[str], names: frozenset[str] = frozenset()) -> float:
+    """Return between 0 and 1 how much the unit is worth.
+
+    ``stems`` are those of its text; ``names`` are those of the speakers, whose mention is no news.
+    """
     if unit.is_tool:
-        value = _tool_value(unit.text, stems)
+        value = _tool_value(unit, stems)
     elif 3 * len(_CJK.findall(unit.text)) > len(unit.text):
         value = _cjk_value(unit, stems)
     else:
-        value = _prose_value(unit.text, stems)
+        value = _prose_value(unit.text, stems, names)
     if unit.speaker in ("system", "developer"):
         # Instructions are sent again with every call; what they say is seldom news about the conversation.
         value -= 2
     return 1 / (1 + math.exp(-value))
 
 
-def _prose_value(text: str, stems: list[str]) -> float:
+def _prose_value(text: str, stems: list[str], names: frozenset[str]) -> float:
     common = _common_words()
     distinct = set(stems)
     rare = sum(stem not in common and not stem[0].isdigit() for stem in distinct)
     lowered = text.lower().replace("’", "'")
     words = set(_WORD.findall(lowered))
-    value = -3 + 0.35 * min(rare, 6) + 0.05 * min(len(distinct) - rare, 10)
-    value += min(2, sum(word.lower() not in _STOP_WORDS for word in _CAPITAL.findall(text)))
+    value = -3 + 0.35 * min(rare, 6) + 0.15 * min(len(distinct) - rare, 10)
+    capitals = (word.lower() for word in _CAPITAL.findall(text))
+    value += min(2, sum(word not in _STOP_WORDS and word not in names for word in capitals))
     value += sum(weight for weight, listed in _WORD_WEIGHTS if not listed.isdisjoint(words))
     value += 1.2 * bool(_RELATIVE_TIME.search(lowered))
     value += 1.2 * bool(_QUOTE.search(text))
-    value += 1.2 * bool(_IDENTIFIER.search(text))
+    value += 1.5 * bool(_IDENTIFIER.search(text))
     value += 0.8 * bool(_DIGIT.search(text) or not _NUMBERS.isdisjoint(words))
     value += 0.6 * bool(not _DATES.isdisjoint(words) or _YEAR.search(text))
     value += 0.6 * bool(("my" in words and not _KIN.isdisjoint(words)) or _PERSONAL.search(lowered))
@@ -168,16 +177,18 @@ def _cjk_value(unit: Unit, stems: list[str]) -> float:
     value += 2.0 * bool(_DIGIT.search(text))
     value -= 1.2 * bool(_CJK_QUESTION.search(text))
     value += 0.8 * bool(_MONEY.search(text))
+    value += 0.6 * min(3, len(_CJK_PLACE.findall(text)))
+    value += 0.5 * min(3, len(_CJK_LIST.findall(text)))
     value += 0.5 * (unit.speaker == "assistant")
     value += 0.5 * bool(_CJK_QUOTE.search(text))
     value += 0.3 * bool(_IDENTIFIER.search(text))
     return value + 0.1 * min(6, len(set(stems)) / 4)
 
 
-def _tool_value(text: str, stems: list[str]) -> float:
-    value = -4 + min(1.0, len(stems) / 12)
-    value += 2.0 * bool(_IDENTIFIER.search(text))
-    value += 1.5 * bool(_ISO_DATE.search(text))
-    value += 0.8 * bool(_DIGIT.search(text))
-    value += 0.6 * bool(_LIST.search(text))
-    return value + 0.3 * bool(_CLOCK.search(text))
+def _tool_value(unit: Unit, stems: list[str]) -> float:
+    value = -3.5 + min(1.0, len(stems) / 12)
+    value += 2.0 * bool(_IDENTIFYING_VALUE.search(fact_of(unit)))
+    value += 1.5 * bool(_ISO_DATE.search(unit.text))
+    value += 0.8 * bool(_DIGIT.search(unit.text))
+    value += 0.6 * bool(_LIST.search(unit.text))
+    return value + 0.3 * bool(_CLOCK.search(unit.text))

@@ -22,11 +22,13 @@ MAX_FACT_CHARS = 160
 MAX_DEPTH = 8
 MAX_LABEL_CHARS = 40
 CALL_LABEL = "tool call"
+SAME_HEAD = "& "
+"""What a fact begins with in the text of a summary, where the fact before it is about the same object."""
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 _ROLES = frozenset(("user", "assistant", "system", "developer"))
 _NOT_IN_LABEL = re.compile(r"[:\[\]*`]+")
-_NAMING_KEY = re.compile(r"(?:.*_)?(?:id|number|code|name|email)", re.IGNORECASE)
+_NAMING_KEYS = tuple(re.compile(rf"(?:.*_)?(?:{key})", re.IGNORECASE) for key in ("id|number|code", "email", "name"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,17 @@ class Unit:
         return is_tool_label(self.speaker)
 
 
+def has_heads(label: str) -> bool:
+    """Tell whether lines with this label are answers of tools, whose facts begin with what names their object."""
+    return is_tool_label(label) and label != CALL_LABEL
+
+
+def fact_of(unit: Unit) -> str:
+    """Return the text without what names the object it is about, which is repeated with each fact of an object."""
+    _, _, fact = unit.text.partition(", ")
+    return fact if fact and has_heads(unit.speaker) else unit.text
+
+
 def is_tool_label(label: str) -> bool:
     """Tell whether lines with this label are facts of tools."""
     return label == "tool" or label.startswith("tool ")
@@ -55,7 +68,10 @@ def message_units(messages: Sequence[Mapping[str, object]], times: Sequence[floa
     for index, message in enumerate(messages):
         if isinstance(message, Mapping):
             day = _day(message.get("timestamp")) or _day(times[index] if index < len(times) else None)
-            found += (Unit(day, label, text) for label, text in _statements(message, tools=tools))
+            for label, text in _statements(message, tools=tools):
+                told = text.lstrip(SAME_HEAD) if has_heads(label) else text
+                if told:
+                    found.append(Unit(day, label, told))
     return found
 
 
@@ -151,10 +167,7 @@ def _facts(value: object, *, head: str = "", depth: int = 0) -> Iterator[str]:
     if isinstance(value, Mapping):
         simple = {key: item for key, item in value.items() if not _is_empty(item) and _is_small(item)}
         pairs = [f"{key} {_inline(item, depth=depth)}" for key, item in simple.items()]
-        own = next(
-            (f"{key} {_inline(item, depth=depth)}" for key, item in simple.items() if _NAMING_KEY.fullmatch(str(key))),
-            "",
-        )
+        own = _naming_pair(simple)
         yield from _packs(pairs, head=head, again=own)
         for key, item in value.items():
             if key not in simple and not _is_empty(item):
@@ -164,6 +177,15 @@ def _facts(value: object, *, head: str = "", depth: int = 0) -> Iterator[str]:
             yield from _facts(item, head=head, depth=depth + 1)
     elif not _is_empty(value):
         yield from _packs([_inline(value, depth=depth)], head=head)
+
+
+def _naming_pair(simple: Mapping[object, object]) -> str:
+    """Return the pair that tells an object from its like: an id rather than an address, and that rather than a name."""
+    for naming in _NAMING_KEYS:
+        for key, item in simple.items():
+            if naming.fullmatch(str(key)) and isinstance(item, str | int) and len(str(item)) <= MAX_LABEL_CHARS:
+                return f"{key} {_inline(item, depth=0)}"
+    return ""
 
 
 def _packs(pairs: Sequence[str], *, head: str, again: str = "") -> list[str]:
