@@ -3,11 +3,12 @@ PYTHON  ?= python3
 WORKERS ?= 2
 SECONDS ?= 600
 SEED    ?=
+EVAL    ?=
 VENV    := .venv
 RUN     := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults lint bench soak clean
+.PHONY: help demo test test-faults lint bench quality soak clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -28,6 +29,11 @@ lint: $(VENV)/.ready  ## Check style and types
 
 bench: $(VENV)/.ready  ## Measure what each call costs, as a ratio to a PING
 	@$(RUN)/python benchmarks/bench.py
+
+quality: $(VENV)/.ready  ## Measure what summaries keep, with the score in EVAL=DIR
+	@test -f "$(EVAL)/score.py" || { echo "EVAL names a folder with a score.py. Try: make quality EVAL=DIR"; exit 1; }
+	@UV_PROJECT_ENVIRONMENT=$(VENV) $(RUN)/uv sync --quiet --frozen --inexact --extra dev --extra quality
+	@PYTHONPATH=benchmarks $(RUN)/python "$(EVAL)/score.py" retention:summarize
 
 soak: $(VENV)/.ready  ## Harm servers and processes under load for SECONDS=600, with SEED= to repeat a run
 	@$(RUN)/python tests/faults/soak.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))

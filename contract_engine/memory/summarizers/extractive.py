@@ -1,4 +1,4 @@
-"""The built-in summarizer: keeps the sentences that are worth most, word for word."""
+"""The built-in summarizer: keeps what is worth most of what was said."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ REFILLS = 3
 class ExtractiveSummarizer:
     """Chooses whole sentences and tool facts by salience, novelty and length; needs no model and keeps no state.
 
-    ``readable=False`` shortens English sentences to notes: for a model, not for people. A budget holds about a third
-    more facts then.
+    ``readable=False`` shortens English sentences to notes, for a model rather than for people: of long English
+    conversations a budget then answers about an eighth more questions.
 
     The text is the whole state: it is read back exactly, and its sentences compete with the new ones on one scale. A
     text in any other form takes part with its sentences. Equal requests give equal answers.
