@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from contract_engine.memory.summarizers import ExtractiveSummarizer, SummaryRequest
@@ -80,13 +80,14 @@ def test_numbers_and_negations_stay_and_nothing_is_added(text: str, again: bool)
     note = shortened(text, names=NAMES, again=again)
     assert re.findall(r"\d+", note) == re.findall(r"\d+", text)
     for word in ("not", "never", "won't"):
-        assert note.split().count(word) == text.split().count(word)
+        assert re.findall(r"[\w']+", note).count(word) == re.findall(r"[\w']+", text).count(word)
     told = iter(re.findall(r"\w+", text))
     assert all(word in told for word in re.findall(r"\w+", note)), "a note is what was said, in its order"
     assert shortened(note, names=NAMES, again=again) == note
 
 
 @settings(deadline=None)
+@example(contents=["$40"], max_tokens=5)
 @given(
     st.lists(st.lists(st.sampled_from(FILLING.split()), max_size=25).map(" ".join), max_size=6),
     st.integers(0, 60),

@@ -29,7 +29,7 @@ from contract_engine.memory import (
     StoreMisconfiguredError,
     redis_circuit_breaker,
 )
-from contract_engine.memory._effects import Flow, Statement, query, transaction
+from contract_engine.memory._effects import Flow, Statement, Summarize, query, transaction
 from contract_engine.memory.message_log import LogFlows
 
 pytest_plugins = ["memory_fixtures"]
@@ -201,10 +201,62 @@ def test_a_fold_does_not_hide_limits_that_were_set_meanwhile(pair: tuple[MemoryM
     other.set_session_config("s", {"max_buffer_messages": 4})
     one.get_context("s")
     flow = one._flows._sessions.folding.commit("s", state, last_seq=18, text="All of it.", method="extractive")
-    assert one._runtime.run(flow) in (True, False)
+    assert one._runtime.run(flow) is None, "the session has changed by more than an append since it was read"
     for manager_of_two in pair:
         assert manager_of_two.get_session_config("s")["max_buffer_messages"] == 4
         assert manager_of_two.get_context("s")["message_count"] <= 4
+
+
+def test_a_reader_of_the_log_is_not_chased_by_writers_that_are_faster_than_a_fold(
+    pair: tuple[MemoryManager, MemoryManager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis is away for the reader, who folds what exceeds the caps; meanwhile as much again is appended."""
+    reader, writer = pair
+    writer.set_session_config("s", {"max_buffer_messages": 4})
+    writer.circuit_breaker.force_open()
+    reader.circuit_breaker.force_open()
+    writer.add_messages("s", [user(str(number)) for number in range(9)])
+    folds = 0
+    original = reader._runtime._perform
+
+    def perform(effect: Any) -> Any:
+        nonlocal folds
+        if isinstance(effect, Summarize):
+            folds += 1
+            writer.add_messages("s", [user(f"{folds}.{number}") for number in range(9)])
+        return original(effect)
+
+    monkeypatch.setattr(reader._runtime, "_perform", perform)
+    context = reader.get_context("s")
+    assert folds == 1
+    assert (context["last_seq"], context["complete"], context["source"]) == (9, True, "postgres")
+    assert context["watermark"] + context["message_count"] == 9
+    assert context["message_count"] <= 4
+    assert [message["content"] for message in context["buffer_messages"]] == [
+        str(number) for number in range(context["watermark"], 9)
+    ]
+
+
+def test_a_fold_of_what_a_drain_has_moved_meanwhile_changes_nothing(
+    pair: tuple[MemoryManager, MemoryManager],
+) -> None:
+    """What waited goes before what was logged later: a summary of the old order must not be committed."""
+    one, other = pair
+    one.add_messages("s", [user("0"), user("1")])
+    other.database_breaker.force_open()
+    assert other.append("s", user("waits")).durable is False
+    one.circuit_breaker.force_open()
+    one.add_messages("s", [user("later"), user("latest")])
+    state = one._runtime.run(LogFlows(one.config).read_state("s"))
+    assert state is not None
+    assert [row[4]["content"] for row in state.rows] == ["0", "1", "later", "latest"]
+    other.database_breaker.reset()
+    assert other.drain("s") == 1
+    flow = one._flows._sessions.folding.commit("s", state, last_seq=3, text="0, 1, later.", method="extractive")
+    assert one._runtime.run(flow) is None
+    one.circuit_breaker.reset()
+    context = one.get_context("s")
+    assert [message["content"] for message in context["buffer_messages"]] == ["0", "1", "waits", "later", "latest"]
 
 
 def test_what_one_process_could_not_tell_redis_is_told_by_its_next_call(

@@ -160,7 +160,10 @@ def _read_state() -> sa.Select[Any]:
 
 
 def _commit_summary() -> sa.Select[Any]:
-    """Move the watermark and add the version that covers it, or do neither: the version is the compare-and-set."""
+    """Move the watermark and add the version that covers it, or do neither: the revision is the compare-and-set.
+
+    It counts every fold, and a drain that has put what waited before what was logged later.
+    """
     watermark = sa.cast(sa.bindparam("last_seq"), sa.BigInteger)
     expected = sa.cast(sa.bindparam("version"), sa.Integer)
     moved = (
@@ -169,6 +172,7 @@ def _commit_summary() -> sa.Select[Any]:
             this_session(sessions),
             sessions.c.epoch == sa.cast(sa.bindparam("epoch"), sa.BigInteger),
             sessions.c.summary_version == expected,
+            sessions.c.revision == sa.cast(sa.bindparam("revision"), sa.BigInteger),
             sessions.c.watermark <= watermark,
             sessions.c.last_seq >= watermark,
         )

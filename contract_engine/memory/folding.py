@@ -1,7 +1,7 @@
 """Folding: the oldest messages become summary, and nothing is in both parts or in neither.
 
-The commit is a compare-and-set on the summary version: in the log where there is one, else in Redis. Whoever loses the
-race has changed nothing. With a log, a crash between its commit and Redis leaves a copy in Redis that is older, but
+The commit is a compare-and-set on the session's revision: in the log where there is one, else in Redis. Whoever loses
+the race has changed nothing. With a log, a crash between its commit and Redis leaves a copy in Redis that is older, but
 whole, and that the next append finds out of date.
 """
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
 
 from contract_engine.memory._effects import Flow, pause, spawn, summarize
 from contract_engine.memory.config import MemoryConfig
@@ -100,7 +102,9 @@ class Folding:
             if state is None or not state.exceeds_caps:
                 return state
             # The reader is about to put the whole session in place: telling Redis of this step alone would be in vain.
-            yield from self.fold(session_id, state, hard=True, update_cache=self._log is None)
+            folded = yield from self.fold(session_id, state, hard=True, update_cache=self._log is None)
+            if folded is not None and not folded.exceeds_caps:
+                return folded  # not read again: writers may be faster than a fold
         raise ContentionError(session_id, ATTEMPTS)
 
     def fold(
@@ -111,8 +115,10 @@ class Folding:
         hard: bool,
         incoming: Sequence[Outgoing] = (),
         update_cache: bool = True,
-    ) -> Flow[bool]:
-        """Fold what the plan says; False where another fold was first or there was nothing to fold.
+    ) -> Flow[SessionState | None]:
+        """Fold what the plan says, and answer the session as it was read and is folded now.
+
+        None where the session has changed meanwhile by more than an append, or there was nothing to fold.
 
         ``incoming`` is about to be appended and needs room. ``hard``: the caps come before everything else.
         """
@@ -128,7 +134,7 @@ class Folding:
         )
         folded = state.entries[:count]
         if not folded:
-            return False
+            return None
         text = yield from summarize(
             SummaryRequest(
                 previous=state.summary.text,
@@ -160,21 +166,20 @@ class Folding:
         segment: str | None = None,
         metadata: Mapping[str, object] | None = None,
         update_cache: bool = True,
-    ) -> Flow[bool]:
+    ) -> Flow[SessionState | None]:
         """Make ``text`` the summary of messages 1 to ``last_seq`` if the session still stands where ``state`` read it.
 
-        False where it does not: then nothing was written.
+        Answers ``state`` with that summary; None where it does not: then nothing was written.
         """
         tokens = self._counter.count_tokens(text)
         version = state.summary_version + 1
         if self._log is None:
             summary = Summary(version, last_seq, tokens, self._cache.now_ms(), text)
             entry = _history_entry(summary, state.watermark + 1, method, segment, metadata)
-            return (
-                yield from self._cache.commit(
-                    session_id, state, summary, new_revision=state.revision, history_entry=entry
-                )
+            done = yield from self._cache.commit(
+                session_id, state, summary, new_revision=state.revision, history_entry=entry
             )
+            return _summarized(state, summary, state.revision) if done else None
         committed = yield from self._log.commit_summary(
             session_id,
             state,
@@ -186,15 +191,29 @@ class Folding:
             metadata=metadata,
         )
         if committed is None:
-            return False
+            return None
+        summary, revision = committed
         if update_cache:
-            summary, revision = committed
             try:
                 yield from self._cache.commit(session_id, state, summary, new_revision=revision, history_entry=b"")
             except REDIS_TROUBLE as exc:
                 logger.info("session %s: summary %d is in the log, Redis not told: %s", session_id, version, exc)
                 yield from self._distrust(session_id)
-        return True
+        return _summarized(state, summary, revision)
+
+
+def _summarized(state: SessionState, summary: Summary, revision: int) -> SessionState:
+    """Return the session with what the summary covers in its place."""
+    rows = [row for row in state.rows if row[0] > summary.last_seq]
+    return msgspec.structs.replace(
+        state,
+        revision=revision,
+        watermark=summary.last_seq,
+        summary_version=summary.version,
+        summary=summary,
+        rows=rows,
+        buffer_tokens=sum(row[1] for row in rows),
+    )
 
 
 def _history_entry(

@@ -175,6 +175,7 @@ class LogFlows:
                 **self._key(session_id),
                 "epoch": state.epoch,
                 "version": state.summary_version,
+                "revision": state.revision,
                 "first_seq": state.watermark + 1,
                 "last_seq": last_seq,
                 "segment": None if segment is None else encode_text(segment),

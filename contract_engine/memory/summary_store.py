@@ -90,7 +90,7 @@ class SummaryFlows:
                 segment=segment,
                 metadata=metadata,
             )
-            if done:
+            if done is not None:
                 return
         raise ContentionError(session_id, ATTEMPTS)
 
@@ -152,7 +152,7 @@ class SummaryFlows:
             done = yield from self._sessions.folding.commit(
                 session_id, state, last_seq=state.watermark, text="", method="cleared"
             )
-            if done:
+            if done is not None:
                 return
         raise ContentionError(session_id, ATTEMPTS)
 

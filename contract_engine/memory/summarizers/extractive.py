@@ -173,7 +173,7 @@ def _clipped(unit: Unit | None, max_tokens: int, count_tokens: Callable[[str], i
         said = unit.text[:middle].rpartition(" ")[0] or unit.text[:middle]
         clipped = written([Unit(unit.day, unit.speaker, said.rstrip(" ,") + "…")])
         if count_tokens(clipped) <= max_tokens:
-            text, low = clipped, middle + 1
+            text, low = clipped if any(map(str.isalnum, said)) else text, middle + 1
         else:
             high = middle - 1
     return text
