@@ -281,6 +281,8 @@ TIMES = st.lists(st.floats() | st.floats(0, 4e9), max_size=8)
 @given(MESSAGES, TIMES)
 @example([user("A" * 300 + ". Dr. B" + " c" * 300)], [])
 @example([user("see fig. 3; ok; Dr. Who? 12. May (yes.) no. 7 e.g. this… 你好。」再见")], [])
+@example([{"role": "tool", "content": '["",null]'}], [])
+@example([{"role": "tool", "content": "& a, b. a, c. & & d"}, {"role": "tool", "content": "& a, e"}], [])
 def test_text_reads_back_exactly(messages: list[Message], times: list[float]) -> None:
     units = message_units(messages, times)
     text = written(units)

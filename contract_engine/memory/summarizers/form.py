@@ -83,7 +83,7 @@ def _with_short_heads(facts: Sequence[str]) -> list[str]:
     before = ""
     for fact in facts:
         head, _, rest = fact.partition(", ")
-        short.append(SAME_HEAD + rest if rest and head == before else fact)
+        short.append(SAME_HEAD + rest if head and rest and head == before else fact)
         before = head
     return short
 
