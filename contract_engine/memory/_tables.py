@@ -30,6 +30,15 @@ sessions = sa.Table(
     sa.Column("max_buffer_tokens", sa.Integer),
     sa.Column("max_buffer_messages", sa.Integer),
     sa.Column("context", sa.LargeBinary, comment="the orchestrator's own object, JSON in UTF-8"),
+    sa.Column("pinned", sa.ARRAY(sa.Text), comment="ids of the messages that survive folds word for word"),
+    sa.Column("summary_instructions", sa.LargeBinary, comment="what summaries are to keep, UTF-8"),
+    sa.Column(
+        "indexed_seq",
+        sa.BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="every message up to here can be searched",
+    ),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
     sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
 )
@@ -60,5 +69,11 @@ summaries = sa.Table(
     sa.Column("tokens", sa.Integer, nullable=False),
     sa.Column("method", sa.Text, nullable=False, comment="extractive, or supplied by the caller"),
     sa.Column("metadata", sa.LargeBinary, comment="of the caller, JSON in UTF-8"),
+    sa.Column("parent", sa.Integer, comment="the version whose text this one goes on from"),
+    sa.Column("model", sa.Text, comment="the language model that wrote it"),
+    sa.Column("prompt_hash", sa.Text, comment="names the prompt it was asked with"),
+    sa.Column("tokens_in", sa.Integer, comment="read to write this version"),
+    sa.Column("tokens_out", sa.Integer, comment="written by the model"),
+    sa.Column("quarantined_at", sa.DateTime(timezone=True), comment="not to be built on any more"),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
 )
