@@ -39,7 +39,8 @@ LAYERS = (
     "sessions",
     "buffer_store summary_store session_store",
     "_manager_flows",
-    "manager",
+    "_manager_base",
+    "manager async_manager",
 )
 HEIGHT = {name: height for height, line in enumerate(LAYERS) for name in line.split()}
 

@@ -1,5 +1,6 @@
 """Session memory for LLM orchestrators: a word-for-word buffer, rolling summaries, and a log that loses nothing."""
 
+from contract_engine.memory.async_manager import AsyncMemoryManager
 from contract_engine.memory.buffer_store import AsyncBufferStore, BufferStore
 from contract_engine.memory.circuit_breaker import (
     CircuitBreaker,
@@ -22,7 +23,7 @@ from contract_engine.memory.errors import (
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
-from contract_engine.memory.manager import AsyncMemoryManager, MemoryManager
+from contract_engine.memory.manager import MemoryManager
 from contract_engine.memory.models import Receipt
 from contract_engine.memory.serializer import MessageSerializer
 from contract_engine.memory.session_store import AsyncPostgresSessionStore, PostgresSessionStore

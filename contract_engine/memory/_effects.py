@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 import sqlalchemy as sa
 
-from contract_engine.memory.summarizers import SummaryRequest
+from contract_engine.memory.summarizers import Facts, FactsRequest, SummaryRequest
 
 T = TypeVar("T")
 
@@ -101,6 +101,12 @@ class Summarize(msgspec.Struct):
     request: SummaryRequest
 
 
+class WriteFacts(msgspec.Struct):
+    """Have the language model write facts, which takes seconds: only ever in the background. None: nothing to use."""
+
+    request: FactsRequest
+
+
 class Pause(msgspec.Struct):
     """Wait: somebody else is doing what is needed."""
 
@@ -120,7 +126,7 @@ class Spawn(msgspec.Struct):
     name: str
 
 
-Effect = RedisCall | Scan | Query | Transaction | Summarize | Spawn | Pause
+Effect = RedisCall | Scan | Query | Transaction | Summarize | WriteFacts | Spawn | Pause
 Flow = Generator[Effect, Any, T]
 
 
@@ -159,6 +165,11 @@ def transaction(body: Callable[[sa.Connection], T]) -> Flow[T]:
 def summarize(request: SummaryRequest) -> Flow[str]:
     """Answer the summary text."""
     return cast("str", (yield Summarize(request)))
+
+
+def write_facts(request: FactsRequest) -> Flow[Facts | None]:
+    """Answer what the language model wrote; None where it failed, its answer was rejected, or there is no model."""
+    return cast("Facts | None", (yield WriteFacts(request)))
 
 
 def scan(pattern: str) -> Flow[list[bytes]]:

@@ -6,14 +6,14 @@ import asyncio
 import time
 from typing import Any, TypeVar
 
-from contract_engine.memory._effects import Flow, Pause, Query, RedisCall, Scan, Spawn, Summarize
+from contract_engine.memory._effects import Flow, Pause, Query, RedisCall, Scan, Spawn, Summarize, WriteFacts
 from contract_engine.memory._runtime.background import AsyncBackground, Background
 from contract_engine.memory._runtime.database import AsyncDatabase, Database
 from contract_engine.memory._runtime.redis_transport import AsyncRedisTransport, RedisTransport
 from contract_engine.memory.circuit_breaker import CircuitBreaker, redis_circuit_breaker
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import ConfigurationError, MemoryServiceError
-from contract_engine.memory.summarizers import Summarizer
+from contract_engine.memory.summarizers import FactsWriter, Summarizer
 
 T = TypeVar("T")
 
@@ -47,11 +47,13 @@ class Runtime:
         *,
         breaker: CircuitBreaker,
         summarizer: Summarizer,
+        facts_writer: FactsWriter | None = None,
         database_breaker: CircuitBreaker | None = None,
     ) -> None:
         self.breaker = breaker
         self.database_breaker = database_breaker or database_breaker_for(config)
         self._summarizer = summarizer
+        self._facts_writer = facts_writer
         self._redis = RedisTransport(
             config.redis_url, timeout=config.redis_timeout_seconds, pool_size=config.redis_pool_size, breaker=breaker
         )
@@ -92,6 +94,8 @@ class Runtime:
             return self.background.start(lambda: self.run(effect.flow()), effect.name)
         if kind is Summarize:
             return self._summarizer.summarize(effect.request)
+        if kind is WriteFacts:
+            return None if self._facts_writer is None else asyncio.run(self._facts_writer.write(effect.request))
         if kind is Pause:
             return time.sleep(effect.seconds)
         if kind is Scan:
@@ -121,12 +125,14 @@ class AsyncRuntime:
         *,
         breaker: CircuitBreaker,
         summarizer: Summarizer,
+        facts_writer: FactsWriter | None = None,
         database_breaker: CircuitBreaker | None = None,
     ) -> None:
         self.breaker = breaker
         self.database_breaker = database_breaker or database_breaker_for(config)
         self._config = config
         self._summarizer = summarizer
+        self._facts_writer = facts_writer
         self._loop: asyncio.AbstractEventLoop | None = None
         self._redis = self._new_redis()
         self._database = self._new_database()
@@ -189,6 +195,8 @@ class AsyncRuntime:
             return self.background.start(lambda: self.run(effect.flow()), effect.name)
         if kind is Summarize:
             return await asyncio.to_thread(self._summarizer.summarize, effect.request)
+        if kind is WriteFacts:
+            return None if self._facts_writer is None else await self._facts_writer.write(effect.request)
         if kind is Pause:
             return await asyncio.sleep(effect.seconds)
         if kind is Scan:

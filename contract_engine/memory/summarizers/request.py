@@ -1,10 +1,10 @@
-"""What a summarizer is asked, and what it is."""
+"""What a summarizer is asked, and what it is: the built-in one, and one that asks a language model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,4 +27,39 @@ class Summarizer(Protocol):
 
     def summarize(self, request: SummaryRequest) -> str:
         """Return the text of the next summary; an empty text means there is nothing worth keeping."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactsRequest:
+    """What a language model is asked: the facts of ``messages`` as one text of at most ``max_tokens``.
+
+    ``before`` is what the summary says of what came earlier: to understand them by, not to be told again.
+    ``instructions`` are the session's own wishes, empty where it has none. ``times`` are the unix seconds of each
+    message.
+    """
+
+    messages: Sequence[Mapping[str, object]]
+    times: Sequence[float]
+    before: str
+    instructions: str
+    max_tokens: int
+    count_tokens: Callable[[str], int]
+
+
+class Facts(NamedTuple):
+    """What a model wrote and the gate let through; ``tokens_in`` and ``tokens_out`` are what the model was charged."""
+
+    text: str
+    model: str
+    prompt_hash: str
+    tokens_in: int
+    tokens_out: int
+
+
+class FactsWriter(Protocol):
+    """Has a language model write the facts of messages."""
+
+    async def write(self, request: FactsRequest) -> Facts | None:
+        """Return what may become part of a summary; None where the model failed or its answer was rejected."""
         ...
