@@ -34,7 +34,25 @@ def _begin_session() -> Any:
     )
 
 
+def _end_empty_session() -> Any:
+    """Delete the session's row if nothing has been kept under it, in this life of it."""
+    kept = ("summary_trigger_tokens", "max_buffer_tokens", "max_buffer_messages", "context")
+    kept += ("pinned", "summary_instructions")
+    return (
+        sa.delete(sessions)
+        .where(
+            this_session(sessions),
+            sessions.c.epoch == sa.cast(sa.bindparam("epoch"), sa.BigInteger),
+            sessions.c.last_seq == sa.literal_column("0"),
+            sessions.c.summary_version == sa.literal_column("0"),
+            *(sessions.c[name].is_(None) for name in kept),
+        )
+        .returning(sessions.c.epoch)
+    )
+
+
 BEGIN_SESSION = Statement("begin_session", _begin_session)
+END_EMPTY_SESSION = Statement("end_empty_session", _end_empty_session)
 
 
 def log_waiting(

@@ -110,6 +110,10 @@ class LogFlows:
         ((epoch,),) = yield from query(_log_drain.BEGIN_SESSION, self._key(session_id))
         return int(epoch)
 
+    def end_empty_session(self, session_id: str, epoch: int) -> Flow[None]:
+        """Delete the row that :meth:`begin_session` may have made, if nothing is kept under it."""
+        yield from query(_log_drain.END_EMPTY_SESSION, {**self._key(session_id), "epoch": epoch})
+
     def log_unlogged(
         self, session_id: str, epoch: int, waiting: Sequence[Entry], after: int, *, is_continued: bool = False
     ) -> Flow[int | None]:

@@ -111,6 +111,8 @@ class Unlogged:
             try:
                 found = yield from self._waiting(session_id)
                 if found is None:
+                    # Somebody has logged it, or erased the session: then its name is not to stay behind.
+                    yield from self._log.end_empty_session(session_id, epoch)
                     break
                 # Another drain may have logged the next ones meanwhile: then there is a gap in the numbers.
                 is_continued = life == epoch and reached > 0 and before is not None and found.follows(before)
