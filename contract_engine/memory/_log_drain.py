@@ -13,6 +13,7 @@ from contract_engine.memory._effects import Statement
 from contract_engine.memory._log import NEW_EPOCH, insert, milliseconds, session_id, tenant, this_session
 from contract_engine.memory._log_transactions import stored_messages
 from contract_engine.memory._tables import messages, sessions
+from contract_engine.memory.config import SessionLimits
 from contract_engine.memory.serializer import decode_value
 
 
@@ -36,8 +37,7 @@ def _begin_session() -> Any:
 
 def _end_empty_session() -> Any:
     """Delete the session's row if nothing has been kept under it, in this life of it."""
-    kept = ("summary_trigger_tokens", "max_buffer_tokens", "max_buffer_messages", "context")
-    kept += ("pinned", "summary_instructions")
+    kept = (*SessionLimits.__dataclass_fields__, "context", "pinned", "summary_instructions")
     return (
         sa.delete(sessions)
         .where(
