@@ -27,6 +27,25 @@ def test_the_documented_defaults() -> None:
     assert not config.is_durable
 
 
+def test_the_budget_of_a_summary_grows_with_the_root_of_what_is_folded_up_to_its_cap() -> None:
+    config = MemoryConfig()
+    assert [config.summary_budget(folded) for folded in (0, 30, 100, 225, 400, 10**9)] == [
+        800,
+        800,
+        800,
+        1200,
+        1600,
+        1600,
+    ]
+    budgets = [config.summary_budget(folded) for folded in range(1000)]
+    assert budgets == sorted(budgets)
+
+
+def test_whoever_sets_only_the_cap_of_a_summary_gets_it_throughout() -> None:
+    config = MemoryConfig(max_summary_tokens=200)
+    assert {config.summary_budget(folded) for folded in (0, 100, 101, 5000)} == {200}
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         MemoryConfig().tenant = "other"  # type: ignore[misc]  # the point of the test
@@ -41,6 +60,7 @@ def test_urls_are_in_no_repr() -> None:
 
 
 WHOLE = [
+    "summary_tokens",
     "max_summary_tokens",
     "buffer_ttl_seconds",
     "summary_ttl_seconds",

@@ -233,7 +233,22 @@ def test_no_context_ever_holds_more_messages_than_the_cap(manager: MemoryManager
         assert_context(context, talk(number))
         assert context["message_count"] <= 30
     assert context["watermark"] >= 70
-    assert context["summary_tokens"] <= manager.config.max_summary_tokens
+    assert context["summary_tokens"] <= manager.config.summary_budget(context["watermark"])
+
+
+def test_a_summary_may_grow_with_what_is_folded(backend: Backend) -> None:
+    manager = backend.open(summary_tokens=60, max_summary_tokens=90)
+    facts = [{"role": "user", "content": f"Door {n} opens with {n * 31}."} for n in range(1, 401)]
+    tokens = {}
+    for start in range(0, 400, 50):
+        manager.add_messages("s", facts[start : start + 50])
+        context = manager.get_context("s")
+        tokens[context["watermark"]] = context["summary_tokens"]
+        assert context["summary_tokens"] <= manager.config.summary_budget(context["watermark"])
+    assert max(count for folded, count in tokens.items() if folded <= 100) <= 60
+    assert 60 < max(tokens.values()) <= 90
+    assert manager.summary_store.add_summary("s", "Door 900 stays open. " * 40)
+    assert 60 < manager.get_context("s")["summary_tokens"] <= 90
 
 
 def test_no_context_ever_holds_more_tokens_than_the_cap(manager: MemoryManager) -> None:

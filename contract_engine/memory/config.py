@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,6 +16,9 @@ from sqlalchemy.exc import ArgumentError
 from contract_engine.memory.errors import ConfigurationError
 
 HOUR = 3600
+
+GROWTH_MESSAGES = 100
+"""From so many folded messages on, the budget of a summary grows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +85,9 @@ class MemoryConfig:
     ``database_url=None`` is ephemeral mode: Redis alone keeps the messages, and what Redis loses is lost.
     Then a session expires as a whole, ``buffer_ttl_seconds`` after its last write.
 
+    ``summary_tokens`` is what a summary may have at first, ``max_summary_tokens`` what that grows to
+    (:meth:`summary_budget`); a cap below the start is the budget throughout.
+
     The breakers of Redis and PostgreSQL open after the same number of failures. The one of PostgreSQL asks again
     sooner: until then acknowledged messages are in Redis alone.
     """
@@ -90,7 +97,8 @@ class MemoryConfig:
     tenant: str = "default"
     key_prefix: str = "contract"
     limits: SessionLimits = field(default_factory=SessionLimits)
-    max_summary_tokens: int = 800
+    summary_tokens: int = 800
+    max_summary_tokens: int = 1600
     buffer_ttl_seconds: int = 6 * HOUR
     summary_ttl_seconds: int = 24 * HOUR
     max_message_bytes: int = 1024 * 1024
@@ -106,6 +114,7 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         for name in (
+            "summary_tokens",
             "max_summary_tokens",
             "buffer_ttl_seconds",
             "summary_ttl_seconds",
@@ -138,6 +147,15 @@ class MemoryConfig:
     def is_durable(self) -> bool:
         """Whether a database keeps every message; otherwise Redis alone does (ephemeral mode)."""
         return self.database_url is not None
+
+    def summary_budget(self, folded: int) -> int:
+        """Return the tokens that the summary of ``folded`` messages may have.
+
+        ``summary_tokens`` up to 100 messages, from there on ``summary_tokens * sqrt(folded / 100)``, and never above
+        ``max_summary_tokens``. By the root, because what is said later repeats more and more of what was said before.
+        """
+        growth = math.sqrt(max(1, folded / GROWTH_MESSAGES))
+        return min(int(self.summary_tokens * growth), self.max_summary_tokens)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: object) -> MemoryConfig:

@@ -46,7 +46,7 @@ class Folding:
         log: LogFlows | None,
         distrust: Callable[[str], Flow[None]],
     ) -> None:
-        self._max_tokens = config.max_summary_tokens
+        self._summary_budget = config.summary_budget
         self._counter = counter
         self._cache = cache
         self._log = log
@@ -140,7 +140,7 @@ class Folding:
                 previous=state.summary.text,
                 messages=[entry.message for entry in folded],
                 times=[entry.at_ms / 1000 for entry in folded],
-                max_tokens=self._max_tokens,
+                max_tokens=self._summary_budget(folded[-1].seq),
                 count_tokens=self._counter.count_tokens,
             )
         )

@@ -47,7 +47,7 @@ class SummaryFlows:
     def __init__(
         self, config: MemoryConfig, counter: TokenCounter, sessions: Sessions, *, log: LogFlows | None
     ) -> None:
-        self._max_tokens = config.max_summary_tokens
+        self._summary_budget = config.summary_budget
         self._max_bytes = config.max_message_bytes
         self._counter = counter
         self._sessions = sessions
@@ -75,10 +75,11 @@ class SummaryFlows:
                 yield from self._sessions.change_limits(session_id, {})
                 continue
             text = f"{state.summary.text}\n{segment}" if state.summary.text else segment
-            if self._counter.count_tokens(text) > self._max_tokens:
+            budget = self._summary_budget(state.watermark)
+            if self._counter.count_tokens(text) > budget:
                 text = yield from summarize(
                     SummaryRequest(
-                        previous=text, messages=(), max_tokens=self._max_tokens, count_tokens=self._counter.count_tokens
+                        previous=text, messages=(), max_tokens=budget, count_tokens=self._counter.count_tokens
                     )
                 )
             done = yield from self._sessions.folding.commit(
