@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, nlargest
 
@@ -80,11 +80,17 @@ class _Selection:
     chosen: list[int] = field(default_factory=list)
     history: list[int] = field(default_factory=list)
     said: Counter[str] = field(default_factory=Counter)
+    news: defaultdict[str, float] = field(default_factory=lambda: defaultdict(lambda: 1.0))
     tokens: list[int] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tokens = [self.count_tokens(" " + candidate.unit.text) for candidate in self.candidates]
+        self.rates = [
+            candidate.value / max(1, tokens) ** LENGTH_POWER
+            for candidate, tokens in zip(self.candidates, self.tokens, strict=True)
+        ]
         speakers = {candidate.unit.speaker for candidate in self.candidates}
         self.labels = {speaker: self.count_tokens("\n" + label_text(speaker)) for speaker in sorted(speakers)}
 
@@ -133,16 +139,21 @@ class _Selection:
                 days.add(unit.day)
                 insort(self.chosen, index)
                 self.history.append(index)
-                self.said.update(self.candidates[index].stems)
+                self._say(self.candidates[index].stems, 1)
 
     def _gain(self, index: int) -> float:
         """Return value x novelty / length; what the chosen units say already is worth little."""
-        stems, value = self.candidates[index].stems, self.candidates[index].value
+        stems = self.candidates[index].stems
         novelty = NO_CONTENT_NOVELTY
         if stems:
-            novelty = sum(1.0 / (1.0 + REPEAT_PENALTY * self.said[stem]) for stem in stems) / len(stems)
-        length: float = max(1, self.tokens[index]) ** LENGTH_POWER
-        return value * novelty / length
+            novelty = sum(map(self.news.__getitem__, stems)) / len(stems)
+        return self.rates[index] * novelty
+
+    def _say(self, stems: Iterable[str], times: int) -> None:
+        """Note that the stems are said so many times more: the next time each is worth less."""
+        for stem in stems:
+            self.said[stem] += times
+            self.news[stem] = 1.0 / (1.0 + REPEAT_PENALTY * self.said[stem])
 
     def _continues(self, index: int) -> bool:
         """Tell whether the unit would stand on a line that is there anyway."""
@@ -156,7 +167,7 @@ class _Selection:
         while len(self.history) > keep:
             index = self.history.pop()
             self.chosen.remove(index)
-            self.said.subtract(self.candidates[index].stems)
+            self._say(self.candidates[index].stems, -1)
             tokens -= max(1, self.tokens[index])
             if tokens <= 0:
                 return

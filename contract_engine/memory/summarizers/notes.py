@@ -14,6 +14,7 @@ from contract_engine.memory.summarizers.units import Unit
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _MARKS = ".,;:!?…"
+_AROUND_WORDS = "\"'“”‘’([{)]}" + _MARKS
 
 
 def _words(text: str) -> frozenset[str]:
@@ -96,10 +97,11 @@ def noted(units: Iterable[Unit], names: frozenset[str], *, again: bool = False) 
 
 def is_english(text: str) -> bool:
     """Tell whether enough of the words are English function words, and hardly a letter is of another alphabet."""
-    letters = sum(map(str.isalpha, text))
-    if not letters or sum(letter.isalpha() and not letter.isascii() for letter in text) > 0.02 * letters:
-        return False
-    words = [word.lower().replace("’", "'") for word in _WORD.findall(text)]
+    if not text.isascii():
+        letters = [letter for letter in text if letter.isalpha()]
+        if sum(not letter.isascii() for letter in letters) > 0.02 * len(letters):
+            return False
+    words = _WORD.findall(text.lower().replace("’", "'"))
     known = [word for word in words if word in _FUNCTION_WORDS]
     return len(known) >= 0.12 * len(words) and not _ENGLISH_ALONE.isdisjoint(known)
 
@@ -118,8 +120,10 @@ def shortened(text: str, *, names: frozenset[str] = frozenset(), again: bool = F
 def _shortened(text: str, names: frozenset[str], dropped: frozenset[str]) -> str:
     text = _ADDRESSED.sub(lambda match: "" if _is_one_of(match["name"].lower(), names) else match[0], text)
     text = _HEDGE.sub("", _TAIL.sub("", _OPENER.sub("", text) if _OPENER.match(text) else text))
-    words = _CONTRACTED.sub(r"\g<subject>", text).split()
-    bare = [word.strip("\"'“”‘’([{)]}" + _MARKS).lower().replace("’", "'") for word in words]
+    if "'" in text or "’" in text:
+        text = _CONTRACTED.sub(r"\g<subject>", text)
+    words = text.split()
+    bare = [word.strip(_AROUND_WORDS) for word in text.lower().replace("’", "'").split()]
     kept: list[str] = []
     for place, word in enumerate(words):
         if (bare[place] in dropped or _is_auxiliary(bare, place)) and not _is_held(bare, place):

@@ -83,6 +83,11 @@ _RELATIVE_TIME = re.compile(
     r"(?:week|weekend|month|year|night|summer|winter|spring|fall|autumn|\w+day|tues|fri|sat|sun|mon)|since \w+|"
     r"for (?:\w+ )?(?:years|months|weeks|days))\b"
 )
+_RELATIVE_WORDS = _words(
+    "yesterday today tonight tomorrow recently weekend ago last next past this since for"
+)
+"""One of these is in whatever ``_RELATIVE_TIME`` finds."""
+_IN_IDENTIFIERS = re.compile(r"[_@/]|www")
 _QUOTE = re.compile(r"[\"“][^\"”]{2,}[\"”]")
 _IDENTIFIER = re.compile(
     r"https?://\S|www\.\w|[\w.+-]+@[\w-]+\.\w|(?<!\w)#?(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[A-Za-z0-9][\w-]{3,}|"
@@ -121,14 +126,22 @@ def content_stems(text: str) -> list[str]:
     """Return the stems of the words that carry content, in order; Chinese and Japanese as pairs of characters."""
     stems: list[str] = []
     for word in _WORD.findall(text):
-        if _CJK.match(word):
+        if word[0] > "⺀" and _CJK.match(word):
             for run in _CJK_RUN.findall(word):
                 stems += [run[i : i + 2] for i in range(len(run) - 1)] or [run]
-        elif (lowered := word.lower().replace("’", "'")) not in _STOP_WORDS:
-            stem = _stem(lowered.partition("'")[0])
-            if len(stem) > 1 or stem.isdigit():
-                stems.append(stem)
+        elif stem := _content_stem(word):
+            stems.append(stem)
     return stems
+
+
+@lru_cache(maxsize=2**15)
+def _content_stem(word: str) -> str:
+    """Return the stem of a word that carries content, of any other an empty text."""
+    lowered = word.lower().replace("’", "'")
+    if lowered in _STOP_WORDS:
+        return ""
+    stem = _stem(lowered.partition("'")[0])
+    return stem if len(stem) > 1 or stem.isdigit() else ""
 
 
 def salience(unit: Unit, stems: list[str], names: frozenset[str] = frozenset()) -> float:
@@ -138,7 +151,7 @@ def salience(unit: Unit, stems: list[str], names: frozenset[str] = frozenset()) 
     """
     if unit.is_tool:
         value = _tool_value(unit, stems)
-    elif 3 * len(_CJK.findall(unit.text)) > len(unit.text):
+    elif not unit.text.isascii() and 3 * len(_CJK.findall(unit.text)) > len(unit.text):
         value = _cjk_value(unit, stems)
     else:
         value = _prose_value(unit.text, stems, names)
@@ -158,11 +171,13 @@ def _prose_value(text: str, stems: list[str], names: frozenset[str]) -> float:
     capitals = (word.lower() for word in _CAPITAL.findall(text))
     value += min(2, sum(word not in _STOP_WORDS and word not in names for word in capitals))
     value += sum(weight for weight, listed in _WORD_WEIGHTS if not listed.isdisjoint(words))
-    value += 1.2 * bool(_RELATIVE_TIME.search(lowered))
+    has_digit = _DIGIT.search(text)
+    # What is cheap to see goes before the patterns that would be tried at every place of the text.
+    value += 1.2 * bool(not _RELATIVE_WORDS.isdisjoint(words) and _RELATIVE_TIME.search(lowered))
     value += 1.2 * bool(_QUOTE.search(text))
-    value += 1.5 * bool(_IDENTIFIER.search(text))
-    value += 0.8 * bool(_DIGIT.search(text) or not _NUMBERS.isdisjoint(words))
-    value += 0.6 * bool(not _DATES.isdisjoint(words) or _YEAR.search(text))
+    value += 1.5 * bool((has_digit or _IN_IDENTIFIERS.search(text)) and _IDENTIFIER.search(text))
+    value += 0.8 * bool(has_digit or not _NUMBERS.isdisjoint(words))
+    value += 0.6 * bool(not _DATES.isdisjoint(words) or (has_digit and _YEAR.search(text)))
     value += 0.6 * bool(("my" in words and not _KIN.isdisjoint(words)) or _PERSONAL.search(lowered))
     value += 0.5 * bool(_LIST.search(text))
     value -= 0.9 * text.rstrip("\"')").endswith(("?", "？"))
