@@ -24,8 +24,8 @@ LAYERS = (
     "encodings encodings.measurement token_counter exchange swisper_context circuit_guard circuit_control"
     " circuit_breaker",
     "models serializer",
-    "summarizers summarizers.request summarizers.sentences summarizers.salience summarizers.form summarizers.units"
-    " summarizers.notes summarizers.extractive",
+    "summarizers summarizers.request summarizers.sentences summarizers.salience summarizers.facts summarizers.form"
+    " summarizers.units summarizers.notes summarizers.extractive",
     "_effects",
     "_scripts _tables",
     "_layout _log _log_transactions _log_drain intake",

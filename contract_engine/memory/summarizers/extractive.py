@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, nlargest
 
+from contract_engine.memory.summarizers.facts import with_signs
 from contract_engine.memory.summarizers.form import label_text, read, written
 from contract_engine.memory.summarizers.notes import noted, speaker_names
 from contract_engine.memory.summarizers.request import SummaryRequest
 from contract_engine.memory.summarizers.salience import content_stems, salience
-from contract_engine.memory.summarizers.units import Unit, message_units
+from contract_engine.memory.summarizers.units import CALL_LABEL, Unit, message_units
 
 MAX_CANDIDATES = 3000
 """More units than this are first thinned by salience, so that a fold stays a matter of milliseconds."""
-DAY_TOKENS = 5
+DAY_TOKENS = 4
 LENGTH_POWER = 0.8
 NO_CONTENT_NOVELTY = 0.1
-REPEAT_PENALTY = 1.2
+REPEAT_PENALTY = 0.8
 REFILLS = 3
 
 
@@ -87,12 +88,24 @@ class _Selection:
 
     def __post_init__(self) -> None:
         self.tokens = [self.count_tokens(" " + candidate.unit.text) for candidate in self.candidates]
+        for told, indexes in self._tool_lines().items():
+            facts = with_signs([self.candidates[index].unit.text for index in indexes], are_calls=told[1] == CALL_LABEL)
+            for index, fact in zip(indexes, facts, strict=True):
+                self.tokens[index] = self.count_tokens(" " + fact)
         self.rates = [
             candidate.value / max(1, tokens) ** LENGTH_POWER
             for candidate, tokens in zip(self.candidates, self.tokens, strict=True)
         ]
         speakers = {candidate.unit.speaker for candidate in self.candidates}
-        self.labels = {speaker: self.count_tokens("\n" + label_text(speaker)) for speaker in sorted(speakers)}
+        self.labels = {speaker: self.count_tokens(label_text(speaker).rstrip()) for speaker in sorted(speakers)}
+
+    def _tool_lines(self) -> Mapping[tuple[str, str], Sequence[int]]:
+        """Return which candidates are facts of tools that would share a line: each is shorter beside its like."""
+        lines: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+        for index, candidate in enumerate(self.candidates):
+            if candidate.unit.is_tool:
+                lines[candidate.unit.day, candidate.unit.speaker].append(index)
+        return lines
 
     def fill(self, max_tokens: int) -> str:
         """Choose until the text is full, and return it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from contract_engine.memory.summarizers.facts import without_keys
 from contract_engine.memory.summarizers.sentences import one_line, sentences
 from contract_engine.memory.summarizers.units import Unit
 
@@ -88,7 +89,9 @@ def speaker_names(units: Iterable[Unit]) -> frozenset[str]:
 def noted(units: Iterable[Unit], names: frozenset[str], *, again: bool = False) -> Iterator[Unit]:
     """Give the units, the English sentences of people shortened; what is nothing but filling is left out."""
     for unit in units:
-        if unit.is_tool or not is_english(unit.text):
+        if unit.is_tool:
+            yield Unit(unit.day, unit.speaker, without_keys(unit.text))
+        elif not is_english(unit.text):
             yield unit
         else:
             for note in sentences(one_line(shortened(unit.text, names=names, again=again))):

@@ -80,12 +80,11 @@ _WORD_WEIGHTS = (
 
 _RELATIVE_TIME = re.compile(
     r"\b(?:yesterday|today|tonight|tomorrow|recently|weekend|ago|(?:last|next|past|this) (?:\w+ )?"
-    r"(?:week|weekend|month|year|night|summer|winter|spring|fall|autumn|\w+day|tues|fri|sat|sun|mon)|since \w+|"
+    r"(?:week|weekend|month|year|night|summer|winter|spring|fall|autumn|\w+day|tues|fri|sat|sun|mon)|"
+    r"since (?!(?:i|we|you|he|she|they|it|my|our|his|her|their|the|that|this)\b)\w+|"
     r"for (?:\w+ )?(?:years|months|weeks|days))\b"
 )
-_RELATIVE_WORDS = _words(
-    "yesterday today tonight tomorrow recently weekend ago last next past this since for"
-)
+_RELATIVE_WORDS = _words("yesterday today tonight tomorrow recently weekend ago last next past this since for")
 """One of these is in whatever ``_RELATIVE_TIME`` finds."""
 _IN_IDENTIFIERS = re.compile(r"[_@/]|www")
 _QUOTE = re.compile(r"[\"“][^\"”]{2,}[\"”]")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 
-from contract_engine.memory.summarizers.sentences import one_line, plain_lines, sentences
+from contract_engine.memory.summarizers.facts import unsigned
+from contract_engine.memory.summarizers.sentences import MAX_SENTENCE_CHARS, one_line, plain_lines, sentences
 
 MAX_TEXT_CHARS = 64 * 1024
 """What is read of one text; of a longer one the first three quarters of this and the last quarter."""
@@ -18,12 +19,9 @@ MAX_UNITS = 2000
 """What one text gives at most; a text of more has a few letters in each."""
 MAX_ITEMS = 100
 MAX_VALUE_CHARS = 2000
-MAX_FACT_CHARS = 160
 MAX_DEPTH = 8
 MAX_LABEL_CHARS = 40
 CALL_LABEL = "tool call"
-SAME_HEAD = "& "
-"""What a fact begins with in the text of a summary, where the fact before it is about the same object."""
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 _ROLES = frozenset(("user", "assistant", "system", "developer"))
@@ -69,7 +67,7 @@ def message_units(messages: Sequence[Mapping[str, object]], times: Sequence[floa
         if isinstance(message, Mapping):
             day = _day(message.get("timestamp")) or _day(times[index] if index < len(times) else None)
             for label, text in _statements(message, tools=tools):
-                told = text.lstrip(SAME_HEAD) if has_heads(label) else text
+                told = unsigned(text) if is_tool_label(label) else text
                 if told:
                     found.append(Unit(day, label, told))
     return found
@@ -189,11 +187,11 @@ def _naming_pair(simple: Mapping[object, object]) -> str:
 
 
 def _packs(pairs: Sequence[str], *, head: str, again: str = "") -> list[str]:
-    """Join pairs into facts of at most ``MAX_FACT_CHARS``: ``head`` opens the first, and ``again`` too the others."""
+    """Join pairs into facts that are one sentence each: ``head`` opens the first, and ``again`` too the others."""
     packs: list[str] = []
     current: list[str] = []
     for pair in pairs:
-        if current and sum(map(len, current)) + len(pair) > MAX_FACT_CHARS:
+        if current and len(", ".join([head, *current, pair])) > MAX_SENTENCE_CHARS:
             packs.append(", ".join(current))
             current = [again] if again else []
         current.append(pair)
