@@ -30,10 +30,14 @@ lint: $(VENV)/.ready  ## Check style and types
 bench: $(VENV)/.ready  ## Measure what each call costs, as a ratio to a PING
 	@$(RUN)/python benchmarks/bench.py
 
-quality: $(VENV)/.ready  ## Measure what summaries keep, with the score in EVAL=DIR
+quality: $(VENV)/.ready  ## Measure what summaries keep of the shipped conversations, or with the score in EVAL=DIR
+ifeq ($(EVAL),)
+	@$(RUN)/python benchmarks/own_score.py
+else
 	@test -f "$(EVAL)/score.py" || { echo "EVAL names a folder with a score.py. Try: make quality EVAL=DIR"; exit 1; }
 	@UV_PROJECT_ENVIRONMENT=$(VENV) $(RUN)/uv sync --quiet --frozen --inexact --extra dev --extra quality
 	@PYTHONPATH=benchmarks $(RUN)/python "$(EVAL)/score.py" retention:summarize
+endif
 
 soak: $(VENV)/.ready  ## Harm servers and processes under load for SECONDS=600, with SEED= to repeat a run
 	@$(RUN)/python tests/faults/soak.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))

@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 from breaker_scenarios import breaker_closed, breaker_open, redis_away
+from fold_scenarios import fold_of_2000_tokens
 from scenario import CALLS, WIDE, Bench, Scenario, Timer, message, per_call, repeated
 
 from contract_engine.memory import AsyncMemoryManager, TokenCounter
@@ -243,6 +244,7 @@ SCENARIOS = (
     Scenario("growth: read at 30,000 messages", "at 30", 1.1, growth_read),
     Scenario("count a batch of 4,000 tokens", "plain tiktoken", 1.15, count_batch),
     Scenario("count a repeated text", "len()", None, count_repeated),
+    Scenario("fold of 2,000 tokens into a summary of 800", "a loop of about 10 ms", 2.5, fold_of_2000_tokens),
     Scenario("breaker, closed", "the call alone", None, breaker_closed(), most_added=1),
     Scenario(
         "breaker, closed, with a window",

@@ -72,10 +72,10 @@ def test_summaries_of_real_conversations_tell_nothing_else(conversation: Mapping
             assert untold(text, messages, times) == []
 
 
-WORDS = st.sampled_from(
-    """I've Ana's we met Bob in Porto on 3 May at 14:30 and it was really 900 euros, you know: order #W12-9 for
-    ana@example.com; Well, I think that 2024-05-08 is XK_77 (the 12th) "Little Women" 北京 100元 1,250.50 so not""".split()
-)
+SPOKEN = """I've Ana's we met Bob in Porto on 3 May at 14:30 and it was really 900 euros, you know: order #W12-9 for
+    ana@example.com; Well, I think that 2024-05-08 is XK_77 (the 12th) "Little Women" 北京 100元 1,250.50 so
+not"""
+WORDS = st.sampled_from(SPOKEN.split())
 PROSE = st.lists(WORDS, max_size=30).map(" ".join)
 VALUES = st.recursive(
     st.integers(-(10**9), 10**9) | st.booleans() | PROSE,
