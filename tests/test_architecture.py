@@ -25,10 +25,10 @@ LAYERS = (
     " circuit_breaker",
     "models serializer",
     "summarizers summarizers.request summarizers.sentences summarizers.salience summarizers.facts summarizers.form"
-    " summarizers.units summarizers.notes summarizers.extractive",
+    " summarizers.units summarizers.notes summarizers.wishes summarizers.extractive",
     "_effects",
     "_scripts _tables",
-    "_layout _log _log_transactions _log_drain intake",
+    "_layout _log _log_transactions _log_drain _log_pins intake",
     "_runtime _runtime.failures _runtime.redis_steps _runtime.redis_topology _runtime.redis_conversation"
     " _runtime.redis_connections _runtime.redis_routing _runtime.redis_cluster _runtime.redis_sentinel"
     " _runtime.redis_transport _runtime.database_connections _runtime.database _runtime.background _runtime.runner",
@@ -37,7 +37,7 @@ LAYERS = (
     "assignment",
     "unlogged",
     "sessions",
-    "buffer_store summary_store session_store",
+    "buffer_store summary_store session_store pins",
     "_manager_flows",
     "_manager_base",
     "manager async_manager",
@@ -107,6 +107,7 @@ def test_only_the_runtime_touches_clients_and_engines() -> None:
         "_log",
         "_log_transactions",
         "_log_drain",
+        "_log_pins",
         "_tables",
         "_effects",
         "message_log",
@@ -172,6 +173,7 @@ def test_each_script_is_called_with_the_arguments_its_header_states() -> None:
         "drained": _scripts.drained_call(keys, count=0, first=b"", last=b""),
         "forget": _scripts.forget_call(keys),
         "waiting": _scripts.waiting_call(keys, most_messages=1, most_bytes=1),
+        "pin": _scripts.pin_call(keys, epoch=1, revision=1, version=1, ttl=1, summary=b""),
         "discard": _scripts.discard_call(keys, seen=b""),
     }  # fmt: skip
     assert set(calls) == {script.name for script in _scripts.ALL_SCRIPTS}

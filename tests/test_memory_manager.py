@@ -43,6 +43,8 @@ CONTEXT_KEYS = {
     "session_id",
     "buffer_messages",
     "current_summary",
+    "pinned_messages",
+    "pinned_tokens",
     "buffer_info",
     "total_tokens",
     "message_count",

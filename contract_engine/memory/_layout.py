@@ -2,7 +2,9 @@
 
 Everything is JSON text, so ``redis-cli lrange`` shows it to people and the whole list is decoded in one pass.
 ``lua/_header.lua`` describes the header and the placeholder. A message is ``[seq,tokens,at_ms,"id",{...}]``, the
-summary ``[version,last_seq,tokens,at_ms,"text"]``.
+summary ``[version,last_seq,tokens,at_ms,"text"]``, and where a session has pinned messages or wishes for its summaries
+``[version,last_seq,tokens,at_ms,"text",["id",...],[message,...],"instructions"]``. To a reader that does not know the
+longer form it is a miss.
 """
 
 from __future__ import annotations
@@ -97,19 +99,32 @@ def parse_session(replies: list[Any], run: int | None) -> SessionState | None:
 def parse_summary(cached: object, version: int | None) -> Summary:
     """Return the cached summary if it is the version wanted (None: whichever); else ``NO_SUMMARY``.
 
-    With a version above 0 that is a miss: the caller reads the log, or says that the summary is lost.
+    With a version above 0 that is a miss: the caller reads the log, or says that the summary is lost. A version 0 is
+    only there to name what is pinned.
     """
-    if version == 0 or not isinstance(cached, bytes):
+    if not isinstance(cached, bytes):
         return NO_SUMMARY
     try:
         found = decode_value(cached)
     except CorruptDataError:
         return NO_SUMMARY
-    if type(found) is not list or [type(item) for item in found] != [int, int, int, int, str]:
+    if type(found) is not list:
+        return NO_SUMMARY
+    kinds = [type(item) for item in found]
+    if kinds[:5] != _SUMMARY or (kinds[5:] and not (kinds[5:] == _WISHES and _are_pins(found[5], found[6]))):
         return NO_SUMMARY
     if found[0] != version and version is not None:
         return NO_SUMMARY
-    return Summary._make(found)
+    return Summary(*found)
+
+
+_SUMMARY, _WISHES, _ROW = [int, int, int, int, str], [list, list, str], [int, int, int, str, dict]
+
+
+def _are_pins(ids: list[Any], rows: list[Any]) -> bool:
+    return {str}.issuperset(map(type, ids)) and all(
+        type(row) is list and [type(item) for item in row] == _ROW for row in rows
+    )
 
 
 def header_tail(state: SessionState) -> bytes:
@@ -165,8 +180,13 @@ def parse_unlogged(element: bytes) -> Entry:
 
 
 def summary_bytes(summary: Summary) -> bytes:
-    """Return a summary as it is cached; nothing for version 0."""
-    if summary.version == 0:
+    """Return a summary as it is cached; nothing for a version 0 that names nothing pinned."""
+    if summary.version == 0 and summary.is_plain:
         return b""
     head = b"[%d,%d,%d,%d," % (summary.version, summary.last_seq, summary.tokens, summary.at_ms)
-    return head + json_text(summary.text) + b"]"
+    head += json_text(summary.text)
+    if summary.is_plain:
+        return head + b"]"
+    ids = b",".join(map(json_text, summary.pinned_ids))
+    rows = b",".join(map(row_bytes, summary.pinned_rows))
+    return b"%b,[%b],[%b],%b]" % (head, ids, rows, json_text(summary.instructions))

@@ -153,9 +153,34 @@ def _read_state() -> sa.Select[Any]:
             tail.c.at_ms,
             tail.c.message_ids,
             tail.c.bodies,
+            sessions.c.pinned,
+            sessions.c.summary_instructions,
         )
         .select_from(sessions.outerjoin(summaries, current).join(tail, sa.true()))
         .where(this_session(sessions))
+    )
+
+
+def _pinned_rows() -> sa.Select[Any]:
+    """The messages of some ids up to a watermark.
+
+    A statement of its own, for the few sessions that need it: as part of the one above it would make that dearer for
+    all of them by a third. Messages at or below a watermark never change, so the two show one state.
+    """
+    return (
+        sa.select(
+            messages.c.seq,
+            messages.c.tokens,
+            milliseconds(messages.c.created_at),
+            messages.c.message_id,
+            messages.c.body,
+        )
+        .where(
+            this_session(messages),
+            messages.c.message_id == sa.any_(sa.bindparam("message_ids", type_=sa.ARRAY(sa.Text))),
+            messages.c.seq <= sa.cast(sa.bindparam("watermark"), sa.BigInteger),
+        )
+        .order_by(messages.c.seq)
     )
 
 
@@ -252,9 +277,13 @@ def _summary_history() -> sa.Select[Any]:
 APPEND_ONE = Statement("append_one", _append_one, is_hot=True)
 APPEND_MANY = Statement("append_many", _append_many, is_hot=True)
 READ_STATE = Statement("read_state", _read_state)
+PINNED_ROWS = Statement("pinned_rows", _pinned_rows)
 COMMIT_SUMMARY = Statement("commit_summary", _commit_summary)
 SAVE_CONTEXT = Statement("save_context", _save_context)
 LOAD_CONTEXT = Statement("load_context", lambda: sa.select(sessions.c.context).where(this_session(sessions)))
+LOAD_INSTRUCTIONS = Statement(
+    "load_instructions", lambda: sa.select(sessions.c.summary_instructions).where(this_session(sessions))
+)
 HISTORY = Statement("history", _history)
 SUMMARY_HISTORY = Statement("summary_history", _summary_history)
 SUMMARY_COUNT = Statement(
@@ -265,7 +294,7 @@ PING = Statement("ping", lambda: sa.select(sa.literal_column("1")))
 
 
 def state_of_row(row: Sequence[Any], defaults: SessionLimits) -> SessionState:
-    """Build the state from a row of ``READ_STATE``."""
+    """Build the state from a row of ``READ_STATE``; the rows of what is pinned are not in it."""
     epoch, revision, last_seq, watermark, trigger, max_tokens, max_messages, updated_ms = row[:8]
     version, summary_tokens, summary_ms, text = row[8:12]
     own = {
@@ -277,15 +306,20 @@ def state_of_row(row: Sequence[Any], defaults: SessionLimits) -> SessionState:
         (seq, tokens, at_ms, message_id, decode_value(bytes(body)))
         for seq, tokens, at_ms, message_id, body in zip(*(column or () for column in row[12:17]), strict=True)
     ]
+    summary = NO_SUMMARY
+    if version is not None:
+        summary = Summary(version, watermark, summary_tokens, summary_ms, decode_text(bytes(text)))
+    pinned, instructions = row[17:19]
+    if pinned or instructions:
+        wishes = decode_text(bytes(instructions)) if instructions else ""
+        summary = summary._replace(pinned_ids=tuple(pinned or ()), instructions=wishes)
     return SessionState(
         epoch=epoch,
         revision=revision,
         last_seq=last_seq,
         watermark=watermark,
         summary_version=version or 0,
-        summary=Summary(version, watermark, summary_tokens, summary_ms, decode_text(bytes(text)))
-        if version is not None
-        else NO_SUMMARY,
+        summary=summary,
         limits=effective_limits(defaults, own),
         rows=rows,
         buffer_tokens=sum(tokens for _, tokens, _, _, _ in rows),

@@ -24,6 +24,7 @@ from contract_engine.memory.intake import Intake
 from contract_engine.memory.keys import check_session_id
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.models import Receipt
+from contract_engine.memory.pins import PinFlows
 from contract_engine.memory.serializer import decode_value, encode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.session_store import StoreFlows
@@ -51,6 +52,7 @@ class ManagerFlows:
         self._intake = Intake(self.counter, max_message_bytes=config.max_message_bytes)
         self.buffer = BufferFlows(self._sessions, self._intake)
         self.summary = SummaryFlows(config, self.counter, self._sessions, log=self._log)
+        self.pins = PinFlows(config, self.counter, self._sessions, log=self._log)
         self.store = StoreFlows(config, self._intake)
 
     def append(self, session_id: object, message: object, message_id: str | None) -> Flow[Receipt]:

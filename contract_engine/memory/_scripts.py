@@ -34,6 +34,7 @@ NAMES = (
     "forget",
     "install",
     "lease",
+    "pin",
     "release",
     "waiting",
 )
@@ -50,6 +51,7 @@ ALL_SCRIPTS = tuple(map(_load, NAMES))
     FORGET,
     INSTALL,
     LEASE,
+    PIN,
     RELEASE,
     WAITING,
 ) = ALL_SCRIPTS
@@ -228,6 +230,13 @@ def configure_call(
             changes.get("max_buffer_messages", ""),
         ),
         CONFIGURE,
+    )
+
+
+def pin_call(keys: SessionKeys, *, epoch: int, revision: int, version: int, ttl: int, summary: bytes) -> Command:
+    """Change what is pinned in an ephemeral session."""
+    return Command(
+        (4, keys.buffer, keys.summary, keys.history, keys.context, epoch, revision, version, ttl, summary), PIN
     )
 
 

@@ -82,6 +82,22 @@ class AsyncMemoryManager(ManagerBase):
         """See :meth:`MemoryManager.get_session_config`."""
         return await self._runtime.run(self._flows.get_session_config(session_id))
 
+    async def pin(self, session_id: str, message_id: str) -> bool:
+        """See :meth:`MemoryManager.pin`."""
+        return await self._runtime.run(self._flows.pins.pin(session_id, message_id))
+
+    async def unpin(self, session_id: str, message_id: str) -> bool:
+        """See :meth:`MemoryManager.unpin`."""
+        return await self._runtime.run(self._flows.pins.unpin(session_id, message_id))
+
+    async def set_summary_instructions(self, session_id: str, text: str | None) -> None:
+        """See :meth:`MemoryManager.set_summary_instructions`."""
+        await self._runtime.run(self._flows.pins.set_summary_instructions(session_id, text))
+
+    async def get_summary_instructions(self, session_id: str) -> str | None:
+        """See :meth:`MemoryManager.get_summary_instructions`."""
+        return await self._runtime.run(self._flows.pins.get_summary_instructions(session_id))
+
     async def get_memory_stats(self, session_id: str) -> dict[str, Any]:
         """See :meth:`MemoryManager.get_memory_stats`."""
         return await self._runtime.run(self._flows.get_memory_stats(session_id))

@@ -46,11 +46,15 @@ class Folding:
         log: LogFlows | None,
         distrust: Callable[[str], Flow[None]],
     ) -> None:
-        self._summary_budget = config.summary_budget
+        self._budget = config.summary_budget
         self._counter = counter
         self._cache = cache
         self._log = log
         self._distrust = distrust
+
+    def summary_budget(self, state: SessionState) -> int:
+        """Return how many tokens the summary and the pinned messages that it covers may have together."""
+        return self._budget(state.watermark)
 
     def read_truth(self, session_id: str) -> Flow[SessionState | None]:
         """Read the session where it cannot be out of date."""
@@ -135,13 +139,15 @@ class Folding:
         folded = state.entries[:count]
         if not folded:
             return None
+        pinned = sum(row[1] for row in state.rows_pinned(folded[-1].seq)) if state.summary.pinned_ids else 0
         text = yield from summarize(
             SummaryRequest(
                 previous=state.summary.text,
                 messages=[entry.message for entry in folded],
                 times=[entry.at_ms / 1000 for entry in folded],
-                max_tokens=self._summary_budget(folded[-1].seq),
+                max_tokens=max(1, self._budget(folded[-1].seq) - pinned),
                 count_tokens=self._counter.count_tokens,
+                instructions=state.summary_instructions,
             )
         )
         return (
@@ -174,7 +180,7 @@ class Folding:
         tokens = self._counter.count_tokens(text)
         version = state.summary_version + 1
         if self._log is None:
-            summary = Summary(version, last_seq, tokens, self._cache.now_ms(), text)
+            summary = _with_pins(state, Summary(version, last_seq, tokens, self._cache.now_ms(), text))
             entry = _history_entry(summary, state.watermark + 1, method, segment, metadata)
             done = yield from self._cache.commit(
                 session_id, state, summary, new_revision=state.revision, history_entry=entry
@@ -192,7 +198,7 @@ class Folding:
         )
         if committed is None:
             return None
-        summary, revision = committed
+        summary, revision = _with_pins(state, committed[0]), committed[1]
         if update_cache:
             try:
                 yield from self._cache.commit(session_id, state, summary, new_revision=revision, history_entry=b"")
@@ -200,6 +206,15 @@ class Folding:
                 logger.info("session %s: summary %d is in the log, Redis not told: %s", session_id, version, exc)
                 yield from self._distrust(session_id)
         return _summarized(state, summary, revision)
+
+
+def _with_pins(state: SessionState, summary: Summary) -> Summary:
+    """Return the summary with the pinned messages that it covers now, and the session's wishes as they were read."""
+    old = state.summary
+    if old.is_plain:
+        return summary
+    rows = state.rows_pinned(summary.last_seq)
+    return summary._replace(pinned_ids=old.pinned_ids, pinned_rows=rows, instructions=old.instructions)
 
 
 def _summarized(state: SessionState, summary: Summary, revision: int) -> SessionState:

@@ -87,10 +87,12 @@ class MemoryManager(ManagerBase):
         """Return the session's context, in one round trip.
 
         ``buffer_messages``: the messages W+1..N as they were added; ``current_summary``: the text for 1..W or None;
-        ``buffer_info``: see :meth:`BufferStore.get_buffer_info`; ``total_tokens`` of both; ``message_count`` of the
-        buffer; ``summary_tokens``, ``summary_version``, ``watermark`` (W), ``last_seq`` (N); ``source``: ``redis`` or
-        ``postgres``; ``degraded``: Redis is away; ``complete``: summary and messages meet (in ephemeral mode Redis can
-        lose a summary). A session that was never written is empty. The caps of the session hold for every context.
+        ``pinned_messages``: those of 1..W that are pinned, as dicts of ``seq``, ``at`` (unix seconds) and ``message``;
+        ``buffer_info``: see :meth:`BufferStore.get_buffer_info`; ``total_tokens`` of all of these; ``message_count`` of
+        the buffer; ``summary_tokens``, ``pinned_tokens``, ``summary_version``, ``watermark`` (W), ``last_seq`` (N);
+        ``source``: ``redis`` or ``postgres``; ``degraded``: Redis is away; ``complete``: summary and messages meet (in
+        ephemeral mode Redis can lose a summary). A session that was never written is empty. The caps of the session
+        hold for every context.
         """
         return self._runtime.run(self._flows.get_context(session_id))
 
@@ -113,6 +115,32 @@ class MemoryManager(ManagerBase):
     def get_session_config(self, session_id: str) -> dict[str, int]:
         """Return the three limits in force for one session."""
         return self._runtime.run(self._flows.get_session_config(session_id))
+
+    def pin(self, session_id: str, message_id: str) -> bool:
+        """Have a message survive folds word for word: once folded it stands in ``pinned_messages`` of every context.
+
+        ``message_id``: that of its receipt. Always True; pinning it again changes nothing. An id the session does not
+        have (in ephemeral mode: not in the buffer) raises :class:`InvalidInputError`, and so does a message with which
+        more than half of ``max_summary_tokens`` would be pinned. Raises :class:`StoreUnavailableError` where the log is
+        away.
+        """
+        return self._runtime.run(self._flows.pins.pin(session_id, message_id))
+
+    def unpin(self, session_id: str, message_id: str) -> bool:
+        """Let a message be folded like any other; False where it was not pinned."""
+        return self._runtime.run(self._flows.pins.unpin(session_id, message_id))
+
+    def set_summary_instructions(self, session_id: str, text: str | None) -> None:
+        """Say what summaries of this session are to keep, in at most 2,000 characters; None: nothing in particular.
+
+        Begins the session if need be. Holds for the folds that follow. The built-in summarizer prefers sentences with
+        words of it. Raises :class:`StoreUnavailableError` where it cannot be kept.
+        """
+        self._runtime.run(self._flows.pins.set_summary_instructions(session_id, text))
+
+    def get_summary_instructions(self, session_id: str) -> str | None:
+        """Return the text of :meth:`set_summary_instructions`, or None."""
+        return self._runtime.run(self._flows.pins.get_summary_instructions(session_id))
 
     def get_memory_stats(self, session_id: str) -> dict[str, Any]:
         """Return buffer, summary, redis_memory (None while Redis is away), session_config, is_redis_available."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from contract_engine.memory import _log, _log_drain, _log_transactions
+import msgspec
+
+from contract_engine.memory import _log, _log_drain, _log_pins, _log_transactions
 from contract_engine.memory._effects import Flow, query, query_once, transaction
 from contract_engine.memory._runtime.failures import AlreadyStoredError
 from contract_engine.memory.config import MemoryConfig, SessionLimits
@@ -153,9 +155,47 @@ class LogFlows:
         return Placed(tuple(row.seq for row in rows), tuple(row.at_ms for row in rows), epoch, revision)
 
     def read_state(self, session_id: str) -> Flow[SessionState | None]:
-        """Read the session in one statement, so in one consistent view; None where there is none."""
+        """Read the session in one consistent view; None where there is none.
+
+        That takes one statement, and one more where messages are pinned and some of them may have been folded.
+        """
         rows = yield from query(_log.READ_STATE, self._key(session_id))
-        return _log.state_of_row(rows[0], self._limits) if rows else None
+        if not rows:
+            return None
+        state = _log.state_of_row(rows[0], self._limits)
+        ids = state.summary.pinned_ids
+        if not ids or not state.watermark:
+            return state
+        found = yield from query(
+            _log.PINNED_ROWS, {**self._key(session_id), "message_ids": list(ids), "watermark": state.watermark}
+        )
+        pinned = [(*row[:4], decode_value(bytes(row[4]))) for row in found]
+        return msgspec.structs.replace(state, summary=state.summary._replace(pinned_rows=pinned))
+
+    def pin(self, session_id: str, message_id: str, budget: int) -> Flow[_log_pins.Pinning]:
+        """Pin a message in one transaction, if the session has it and there is room; see :mod:`._log_pins`."""
+        return (
+            yield from transaction(
+                lambda connection: _log_pins.pin(connection, self._key(session_id), message_id, budget)
+            )
+        )
+
+    def unpin(self, session_id: str, message_id: str) -> Flow[bool]:
+        """Unpin a message; False where it was not pinned."""
+        return (
+            yield from transaction(lambda connection: _log_pins.unpin(connection, self._key(session_id), message_id))
+        )
+
+    def set_instructions(self, session_id: str, text: str) -> Flow[None]:
+        """Keep what the session wants of its summaries, creating the session if need be; an empty text clears it."""
+        yield from transaction(
+            lambda connection: _log_pins.set_instructions(connection, self._key(session_id), encode_text(text))
+        )
+
+    def load_instructions(self, session_id: str) -> Flow[str]:
+        """Read what the session wants of its summaries, empty where it has said nothing."""
+        rows = yield from query(_log.LOAD_INSTRUCTIONS, self._key(session_id))
+        return decode_text(bytes(rows[0][0])) if rows and rows[0][0] else ""
 
     def commit_summary(
         self,

@@ -63,7 +63,9 @@ class Placed(NamedTuple):
 class Summary(NamedTuple):
     """The summary a session stands on: version 0 with no text covers nothing.
 
-    ``last_seq`` is the watermark: the text covers messages 1 to ``last_seq``.
+    ``last_seq`` is the watermark: the text covers messages 1 to ``last_seq``. ``pinned_ids`` are the messages that
+    survive folds, in the order of pinning; ``pinned_rows`` those of them that the text covers, in the shape of
+    :class:`Entry` and in order of their numbers. ``instructions`` are the session's own wishes for its summaries.
     """
 
     version: int
@@ -71,6 +73,19 @@ class Summary(NamedTuple):
     tokens: int
     at_ms: int
     text: str
+    pinned_ids: Sequence[str] = ()
+    pinned_rows: Sequence[Sequence[Any]] = ()
+    instructions: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing but the text: no message is pinned and nothing is asked of summaries."""
+        return not (self.pinned_ids or self.instructions)
+
+    @property
+    def pinned_tokens(self) -> int:
+        """The tokens of the pinned messages that the text covers."""
+        return sum(row[1] for row in self.pinned_rows)
 
 
 NO_SUMMARY = Summary(0, 0, 0, 0, "")
@@ -123,6 +138,16 @@ class SessionState(msgspec.Struct, frozen=True):
         return self.summary.version == self.summary_version and self.summary.last_seq == self.watermark
 
     @property
+    def summary_instructions(self) -> str:
+        """What the session wants its summaries to keep, empty where it has said nothing."""
+        return self.summary.instructions
+
+    def rows_pinned(self, up_to: int) -> list[Sequence[Any]]:
+        """Return the pinned messages 1 to ``up_to``, those behind the watermark included."""
+        ids = self.summary.pinned_ids
+        return [*self.summary.pinned_rows, *(row for row in self.rows if row[0] <= up_to and row[3] in ids)]
+
+    @property
     def exceeds_caps(self) -> bool:
         """Whether the messages are more than a context may hold; the newest one alone never is."""
         if len(self.rows) <= 1:
@@ -144,15 +169,19 @@ class SessionState(msgspec.Struct, frozen=True):
 
     def as_context(self, session_id: str, *, source: str, degraded: bool) -> dict[str, Any]:
         """Return the dict that ``get_context`` answers; its keys are described there."""
-        messages = self.messages
+        messages, summary = self.messages, self.summary
+        pinned = summary.pinned_rows
+        pinned_tokens = summary.pinned_tokens if pinned else 0
         return {
             "session_id": session_id,
             "buffer_messages": messages,
-            "current_summary": self.summary.text or None,
+            "current_summary": summary.text or None,
+            "pinned_messages": [{"seq": row[0], "at": row[2] / 1000, "message": row[4]} for row in pinned],
             "buffer_info": self.buffer_info(),
-            "total_tokens": self.buffer_tokens + self.summary.tokens,
+            "total_tokens": self.buffer_tokens + summary.tokens + pinned_tokens,
             "message_count": len(messages),
-            "summary_tokens": self.summary.tokens,
+            "summary_tokens": summary.tokens,
+            "pinned_tokens": pinned_tokens,
             "summary_version": self.summary_version,
             "watermark": self.watermark,
             "last_seq": self.last_seq,

@@ -219,6 +219,21 @@ class SessionCache:
         )
         return bool(done)
 
+    def pin(self, session_id: str, state: SessionState, summary: Summary) -> Flow[bool]:
+        """Change what is pinned where there is no log; False where the session has moved on since ``state``."""
+        (done,) = yield from redis_call_once(
+            _scripts.pin_call(
+                self.keys(session_id),
+                epoch=state.epoch,
+                revision=state.revision,
+                version=state.summary_version,
+                ttl=self._buffer_ttl,
+                summary=summary_bytes(summary._replace(version=max(1, state.summary_version))),
+            ),
+            again=None,
+        )
+        return bool(done)
+
     def configure(self, session_id: str, changes: Mapping[str, int]) -> Flow[None]:
         """Set limits where there is no log, beginning the session if need be."""
         now_ms = self.now_ms()

@@ -47,7 +47,6 @@ class SummaryFlows:
     def __init__(
         self, config: MemoryConfig, counter: TokenCounter, sessions: Sessions, *, log: LogFlows | None
     ) -> None:
-        self._summary_budget = config.summary_budget
         self._max_bytes = config.max_message_bytes
         self._counter = counter
         self._sessions = sessions
@@ -75,11 +74,15 @@ class SummaryFlows:
                 yield from self._sessions.change_limits(session_id, {})
                 continue
             text = f"{state.summary.text}\n{segment}" if state.summary.text else segment
-            budget = self._summary_budget(state.watermark)
-            if self._counter.count_tokens(text) > budget:
+            most = max(1, self._sessions.folding.summary_budget(state) - state.summary.pinned_tokens)
+            if self._counter.count_tokens(text) > most:
                 text = yield from summarize(
                     SummaryRequest(
-                        previous=text, messages=(), max_tokens=budget, count_tokens=self._counter.count_tokens
+                        previous=text,
+                        messages=(),
+                        max_tokens=most,
+                        count_tokens=self._counter.count_tokens,
+                        instructions=state.summary_instructions,
                     )
                 )
             done = yield from self._sessions.folding.commit(

@@ -14,6 +14,7 @@ from contract_engine.memory.summarizers.notes import noted, speaker_names
 from contract_engine.memory.summarizers.request import SummaryRequest
 from contract_engine.memory.summarizers.salience import content_stems, salience
 from contract_engine.memory.summarizers.units import CALL_LABEL, Unit, message_units
+from contract_engine.memory.summarizers.wishes import Wishes
 
 MAX_CANDIDATES = 3000
 """More units than this are first thinned by salience, so that a fold stays a matter of milliseconds."""
@@ -43,7 +44,8 @@ class ExtractiveSummarizer:
         names = speaker_names([*units, *new])
         if not self._readable:
             units, new = list(noted(units, names, again=True)), list(noted(new, names))
-        selection = _Selection(_candidates([*units, *new], names), request.count_tokens)
+        wishes = Wishes(request.instructions)
+        selection = _Selection(_candidates([*units, *new], names, wishes), request.count_tokens)
         text = selection.fill(request.max_tokens)
         return text or _clipped(selection.best(), request.max_tokens, request.count_tokens)
 
@@ -55,11 +57,12 @@ class _Candidate:
     value: float
 
 
-def _candidates(units: Sequence[Unit], names: frozenset[str]) -> list[_Candidate]:
+def _candidates(units: Sequence[Unit], names: frozenset[str], wishes: Wishes) -> list[_Candidate]:
     found = []
     for unit in dict.fromkeys(units):
         stems = content_stems(unit.text)
-        found.append(_Candidate(unit, tuple(dict.fromkeys(_news(unit, stems))), salience(unit, stems, names)))
+        value = salience(unit, stems, names) + wishes.bonus(stems)
+        found.append(_Candidate(unit, tuple(dict.fromkeys(_news(unit, stems))), value))
     if len(found) > MAX_CANDIDATES:
         kept = nlargest(MAX_CANDIDATES, range(len(found)), key=lambda index: found[index].value)
         found = [found[index] for index in sorted(kept)]

@@ -12,7 +12,8 @@ class SummaryRequest:
     """One fold: ``previous`` and ``messages`` are to become one text of at most ``max_tokens``.
 
     ``previous`` is the text of the summary so far, empty at first. ``times`` are the unix seconds of each message, or
-    empty; a message's own ``timestamp`` comes before them.
+    empty; a message's own ``timestamp`` comes before them. ``instructions`` are the session's own wishes, empty where
+    it has none.
     """
 
     previous: str
@@ -20,6 +21,7 @@ class SummaryRequest:
     max_tokens: int
     count_tokens: Callable[[str], int]
     times: Sequence[float] = ()
+    instructions: str = ""
 
 
 class Summarizer(Protocol):

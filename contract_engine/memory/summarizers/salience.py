@@ -117,6 +117,11 @@ def _common_words() -> frozenset[str]:
     return frozenset(listed) | frozenset(map(_stem, listed))
 
 
+def is_common(stem: str) -> bool:
+    """Tell whether the stem is one that many unrelated conversations share."""
+    return stem in _common_words()
+
+
 def _stem(word: str) -> str:
     return _SUFFIX.sub("", word)
 
