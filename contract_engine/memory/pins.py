@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from contract_engine.memory._effects import Flow, summarize
 from contract_engine.memory.config import MemoryConfig
-from contract_engine.memory.errors import ContentionError, InvalidInputError, StoreUnavailableError
+from contract_engine.memory.errors import ContentionError, InvalidInputError, MemoryServiceError
 from contract_engine.memory.folding import ATTEMPTS
 from contract_engine.memory.keys import check_message_id, check_session_id
 from contract_engine.memory.message_log import LogFlows
@@ -52,7 +52,7 @@ class PinFlows:
             yield from self._shorten(checked, state, answer.summary_tokens)
         raise ContentionError(checked, ATTEMPTS)
 
-    def _log_waiting(self, session_id: str) -> Flow[StoreUnavailableError | None]:
+    def _log_waiting(self, session_id: str) -> Flow[MemoryServiceError | None]:
         """Log what waits in Redis; answers why it cannot be asked, where it is away."""
         try:
             if self._sessions.unlogged is not None:

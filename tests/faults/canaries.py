@@ -23,11 +23,15 @@ def fill(manager: MemoryManager, session_id: str, canary: str) -> None:
         message = {"role": "user", "content": f"I said {canary} {number}.", f"{canary}": [canary]}
         manager.append(session_id, message, message_id=f"{canary}-{number}")
         manager.wait_for_folds()
+        if number == 0:
+            assert manager.pin(session_id, f"{canary}-0")
+    manager.set_summary_instructions(session_id, f"Keep what {canary} says.")
     assert manager.summary_store.add_summary(session_id, f"About {canary}.", {canary: canary})
     assert manager.save_context(session_id, {"session_id": session_id, "note": canary})
     context = manager.get_context(session_id)
     assert canary in context["current_summary"]
     assert canary in str(context["buffer_messages"])
+    assert canary in str(context["pinned_messages"])
 
 
 class Search:

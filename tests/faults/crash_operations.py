@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from crash_matrix import Fault, Interposition
 from memory_contract import say, talk
 
-from contract_engine.memory import ConfigurationError, MemoryConfig, MemoryManager, StoreUnavailableError
+from contract_engine.memory import InvalidInputError, MemoryConfig, MemoryManager, StoreUnavailableError
 from contract_engine.memory.config import SessionLimits
 from contract_engine.memory.token_counter import TokenCounter
 
@@ -44,6 +44,9 @@ class Does(StrEnum):
     ADD_SUMMARY = "add a summary"
     SAVE_CONTEXT = "save the context object"
     SET_LIMITS = "set limits"
+    PIN = "pin the last message"
+    UNPIN = "unpin a message"
+    SET_INSTRUCTIONS = "set instructions"
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class Operation:
     """Appends the last message of the session once more, under the id it has."""
 
     @property
+    def refers_to_last(self) -> bool:
+        """Whether it takes the id of the last message of the session."""
+        return self.does is Does.PIN
+
+    @property
     def name(self) -> str:
         return f"{self.method} ({self.note})" if self.note else self.method
 
@@ -79,6 +87,7 @@ class Operation:
         if method == "close" and not hasattr(target, "close"):
             method = "aclose"
         arguments = (say(count),) if self.is_repeat else self.arguments
+        arguments = (f"id{count}",) if self.refers_to_last else arguments
         message_id = f"id{count}" if self.is_repeat else self.message_id
         keywords = {} if message_id is None else {"message_id": message_id}
         return getattr(target, method)(*([session_id] if self.takes_session else []), *arguments, **keywords)
@@ -88,6 +97,9 @@ NEW = 900
 """The first number of the messages that operations add."""
 NEW_LIMITS = {"max_buffer_messages": 4}
 NEW_CONTEXT = {"session_id": "s", "note": "new"}
+NEW_INSTRUCTIONS = "Keep the numbers."
+PINNED = "id2"
+"""Pinned in one of the states, where it has been folded."""
 NEW_SUMMARY = "The caller adds a fact."
 
 _ONE = (say(NEW),)
@@ -107,6 +119,10 @@ OPERATIONS = (
     Operation("load_context"),
     Operation("set_session_config", (NEW_LIMITS,), Does.SET_LIMITS),
     Operation("get_session_config"),
+    Operation("pin", (), Does.PIN),
+    Operation("unpin", (PINNED,), Does.UNPIN),
+    Operation("set_summary_instructions", (NEW_INSTRUCTIONS,), Does.SET_INSTRUCTIONS),
+    Operation("get_summary_instructions"),
     Operation("get_memory_stats"),
     Operation("clear_session_memory", (), Does.CLEAR),
     Operation("unlogged_sessions", takes_session=False, needs_log=True),
@@ -196,7 +212,7 @@ class Nursery:
 def _be_child(errand: Errand) -> int:
     with MemoryManager(config=MemoryConfig(**errand.settings, limits=LIMITS)) as manager:
         interposition = Interposition(manager, errand.fault, away=errand.away)
-        with suppress(StoreUnavailableError, ConfigurationError):
+        with suppress(StoreUnavailableError, InvalidInputError):
             BY_NAME[errand.operation].call(manager, errand.session_id, errand.count)
         manager.wait_for_folds()
     return UNTOUCHED + len(interposition.effects)

@@ -15,11 +15,21 @@ from typing import Any
 import psycopg
 import redis
 from crash_matrix import DATABASE, REDIS, Interposition, stores_messages
-from crash_operations import LIMITS, NEW_CONTEXT, NEW_LIMITS, NEW_SUMMARY, PATIENT, Does, Operation
+from crash_operations import (
+    LIMITS,
+    NEW_CONTEXT,
+    NEW_INSTRUCTIONS,
+    NEW_LIMITS,
+    NEW_SUMMARY,
+    PATIENT,
+    PINNED,
+    Does,
+    Operation,
+)
 from crash_outcomes import Messages, Outcome, assert_reads, is_read, numbers
 from memory_contract import Backend, say
 
-from contract_engine.memory import ConfigurationError, MemoryManager, StoreUnavailableError
+from contract_engine.memory import ConfigurationError, InvalidInputError, MemoryManager, StoreUnavailableError
 from contract_engine.memory._tables import metadata
 from contract_engine.memory.keys import SessionKeys
 
@@ -27,6 +37,7 @@ NEXT = 950
 """The number of the message that is added after the fault."""
 
 OLD_CONTEXT = {"session_id": "s", "note": "old"}
+OLD_INSTRUCTIONS = "Keep the details."
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,17 @@ def _leased(stage: Stage, session_id: str) -> tuple[int, int]:
     return 7, 7
 
 
+def _pinned(stage: Stage, session_id: str) -> tuple[int, int]:
+    """A message is pinned that has been folded, and the session has said what it wants of its summaries."""
+    stage.say(session_id, 2)
+    stage.maker.pin(session_id, PINNED)
+    stage.maker.set_summary_instructions(session_id, OLD_INSTRUCTIONS)
+    stage.maker.get_context(session_id)
+    stage.say(session_id, 18, start=3)
+    stage.maker.wait_for_folds()
+    return 20, 20
+
+
 def _unlogged(before: int, *, evicted: bool = False) -> State:
     def wait(stage: Stage, session_id: str) -> tuple[int, int]:
         stage.say(session_id, before)
@@ -123,6 +145,7 @@ STATES: dict[str, State] = {
     "at a cap": _at_cap,
     "folded": _said(20),
     "evicted": _evicted,
+    "pinned": _pinned,
     "dead fold": _leased,
 }
 DURABLE_STATES: dict[str, State] = STATES | {
@@ -282,6 +305,7 @@ class Stage:
                 assert context["degraded"] is False
         self.assert_summaries(session.id)
         self._assert_limits(session, operation, outcome)
+        self._assert_pins(session, operation, outcome)
         assert self.checker.clear_session_memory(session.id)
         assert self.raw.exists(*self.keys(session.id)) == 0
         for table in metadata.tables:
@@ -292,6 +316,9 @@ class Stage:
         if isinstance(error, ConfigurationError):
             assert operation.needs_log
             assert not self.is_durable
+        elif isinstance(error, InvalidInputError):
+            assert operation.refers_to_last
+            assert not session.knows_last
         elif error is not None:
             assert isinstance(error, StoreUnavailableError), repr(error)
         elif isinstance(value, Mapping) and "buffer_messages" in value:
@@ -406,6 +433,30 @@ class Stage:
         if operation.does is Does.CLEAR_SUMMARIES and acknowledged:
             assert current == ""
             assert history == []
+
+    def _assert_pins(self, session: Session, operation: Operation, outcome: Outcome) -> None:
+        """Hold what is pinned, and what the session wants of its summaries, against what was asked for."""
+        acknowledged = outcome.is_acknowledged(operation)
+        state = self.checker._runtime.run(self.checker._flows._sessions.folding.read_truth(session.id))
+        pinned = [] if state is None else list(state.summary.pinned_ids)
+        wishes = self.checker.get_summary_instructions(session.id)
+        is_pinned = session.state == "pinned"
+        old_pinned, old_wishes = [PINNED] if is_pinned else [], OLD_INSTRUCTIONS if is_pinned else None
+        new_pinned, new_wishes = old_pinned, old_wishes
+        if operation.does is Does.PIN:
+            new_pinned = [*old_pinned, f"id{len(session.said)}"]
+        elif operation.does is Does.UNPIN:
+            new_pinned = []
+        elif operation.does is Does.SET_INSTRUCTIONS:
+            new_wishes = NEW_INSTRUCTIONS
+        elif operation.does in (Does.CLEAR, Does.CLEAR_LOG):
+            new_pinned, new_wishes = [], None
+        assert pinned == new_pinned or (not acknowledged and pinned == old_pinned)
+        assert wishes == new_wishes or (not acknowledged and wishes == old_wishes)
+        context = self.checker.get_context(session.id)
+        covered = [one["seq"] for one in context["pinned_messages"]]
+        assert covered == sorted(seq for name in pinned if (seq := int(name[2:])) <= context["watermark"])
+        assert all(one["message"] == say(one["seq"]) for one in context["pinned_messages"])
 
     def _assert_limits(self, session: Session, operation: Operation, outcome: Outcome) -> None:
         limits = self.checker.get_session_config(session.id)

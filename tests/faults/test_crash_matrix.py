@@ -90,6 +90,8 @@ NEEDS = {
     DATABASE: (
         "save_context",
         "set_session_config",
+        "unpin",
+        "set_summary_instructions",
         "summary_store.add_summary",
         "summary_store.clear_summaries",
         *(operation.method for operation in WRITING if operation.store == "session_store"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psycopg
 import pytest
@@ -29,7 +29,7 @@ from memory_contract import (
 from typer.testing import CliRunner
 
 from contract_engine.cli.app import app
-from contract_engine.memory import MemoryManager
+from contract_engine.memory import InvalidInputError, MemoryManager
 
 pytest_plugins = ("memory_fixtures",)
 
@@ -71,6 +71,8 @@ def test_nothing_is_left(backend: Backend, search: Search) -> None:
         assert search.columns(canary) >= {
             *(f"{table}.session_id" for table in TABLES),
             "memory_sessions.context",
+            "memory_sessions.pinned",
+            "memory_sessions.summary_instructions",
             "memory_messages.message_id",
             "memory_messages.body",
             "memory_summaries.text",
@@ -82,7 +84,9 @@ def test_nothing_is_left(backend: Backend, search: Search) -> None:
     for reader in (manager, other):
         context = reader.get_context(canary)
         assert (context["buffer_messages"], context["current_summary"], context["last_seq"]) == ([], None, 0)
+        assert context["pinned_messages"] == []
         assert reader.load_context(canary) is None
+        assert reader.get_summary_instructions(canary) is None
     search.assert_erased(canary)
 
 
@@ -234,6 +238,12 @@ def test_twenty_writers_and_a_fold(blocking: Backend, raw: redis.Redis, search_b
 
 Action = Callable[[MemoryManager, str], object]
 
+
+def pin(manager: MemoryManager, _new: str) -> None:
+    with suppress(InvalidInputError):  # the message is gone
+        manager.pin("s", manager.append("s", {"role": "user", "content": "Later, too."}).message_id)
+
+
 WORK: dict[str, Action] = {
     "rebuild": lambda manager, new: manager.get_context("s"),
     "append": lambda manager, new: manager.append("s", {"role": "user", "content": new}, message_id="new"),
@@ -241,6 +251,8 @@ WORK: dict[str, Action] = {
     "turn": lambda manager, new: manager.add_and_get_context("s", {"role": "user", "content": new}),
     "fold": lambda manager, new: manager._runtime.run(manager._flows._sessions.folding.fold_when_due("s")),
     "summary": lambda manager, new: manager.summary_store.add_summary("s", new),
+    "pin": pin,
+    "instructions": lambda manager, new: manager.set_summary_instructions("s", new),
     "limits": lambda manager, new: manager.set_session_config("s", {"max_buffer_messages": 4}),
 }
 UNLOGGED = ("unlogged", "unlogged and evicted")
