@@ -13,5 +13,5 @@ from memory_contract import DURABLE, EPHEMERAL
 @pytest.fixture(scope="module", params=[DURABLE, EPHEMERAL])
 def stage(request: pytest.FixtureRequest, redis_url: str, database_url: str) -> Iterator[Stage]:
     """One for all tests of a mode: it keeps a template of each state."""
-    with stage_of(request.param, redis_url, database_url, f"matrix-{request.param}") as found:
+    with stage_of(request.param, redis_url, database_url, f"{request.module.__name__}-{request.param}") as found:
         yield found
