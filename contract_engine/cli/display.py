@@ -136,12 +136,15 @@ def verdict(report: SessionReport) -> Text:
 
 
 def session_view(context: Mapping[str, Any], *, full: bool) -> RenderableType:
-    """Show one session: its summary, then the messages of its buffer."""
+    """Show one session: its summary, then the pinned messages that this covers and the messages of its buffer."""
     heading = _facts()
     heading.add_row("session", Text(printable(context["session_id"])))
     heading.add_row("messages", coverage(context))
     heading.add_row("buffer", buffer_bars(context["buffer_info"]))
     heading.add_row("tokens", f"{context['total_tokens']:,} in the context, summary included")
+    pinned = [(one["seq"], one["message"]) for one in context["pinned_messages"]]
+    if pinned:
+        heading.add_row("pinned", f"{len(pinned)} of the folded messages, {context['pinned_tokens']:,} tokens")
     if context["degraded"]:
         heading.add_row("degraded", Text("Redis is away; this was read from PostgreSQL", style="yellow"))
     if not context["complete"]:
@@ -152,7 +155,7 @@ def session_view(context: Mapping[str, Any], *, full: bool) -> RenderableType:
     messages = Table("seq", "role", "content", box=None, header_style="dim", padding=(0, 1), pad_edge=False)
     messages.columns[0].justify = "right"
     messages.columns[2].overflow = "fold"  # arguments of calls are long words
-    for seq, message in enumerate(context["buffer_messages"], start=context["watermark"] + 1):
+    for seq, message in [*pinned, *enumerate(context["buffer_messages"], start=context["watermark"] + 1)]:
         role = shortened(str(message.get("role", "")), 16)
         messages.add_row(str(seq), Text(role, style=_ROLE_STYLES.get(role, "")), message_text(message, full=full))
     return Group(*parts, messages)
