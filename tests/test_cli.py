@@ -291,6 +291,20 @@ def test_show_gives_the_context(command: Command, chats: str) -> None:
         assert f" {seq}  " in seen
 
 
+def test_show_tells_what_is_pinned(durable: Command, redis_url: str, database_url: str, tenant: str) -> None:
+    config = MemoryConfig(redis_url=redis_url, database_url=database_url, tenant=tenant)
+    with MemoryManager(max_buffer_messages=6, config=config) as manager:
+        manager.append("s", {"role": "user", "content": "My passport is C01X."}, message_id="passport")
+        manager.pin("s", "passport")
+        for number in range(12):
+            manager.append("s", {"role": "user", "content": f"Message {number}."})
+            manager.wait_for_folds()
+    seen = durable("show", "s").out
+    assert "1 of the folded messages" in seen
+    assert seen.index(" 1  user") < seen.index("13  user")
+    assert durable("show", "s", "--json").json["pinned_messages"][0]["message"]["content"] == "My passport is C01X."
+
+
 def test_show_keeps_the_terminal_safe(durable: Command, tmp_path: Path) -> None:
     content = "[bold]not markup[/bold] \x1b[31mred\x07 \u202eback"
     blocks = [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": "data:"}}]

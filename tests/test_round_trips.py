@@ -101,8 +101,16 @@ def test_each_call_is_one_round_trip_to_redis(
         assert cost(lambda: manager.append("s", {"role": "user", "content": "b"}, message_id="known")) == 1
         assert cost(lambda: manager.append("s", {"role": "user", "content": "b"}, message_id="known")) == 1
         assert cost(lambda: manager.buffer_store.get_messages("s")) == 1
-        assert proxy.connections == 1
         assert manager.get_context("s")["message_count"] == 12
+        # The pinned messages come with the summary.
+        manager.pin("s", "known")
+        manager.set_session_config("s", {"max_buffer_messages": 4})
+        manager.add_messages("s", [{"role": "user", "content": "c"}] * 4)
+        manager.wait_for_folds()
+        manager.get_context("s")  # rebuilds the copy where there is a log
+        assert cost(lambda: manager.get_context("s")) == 1
+        assert len(manager.get_context("s")["pinned_messages"]) == 1
+        assert proxy.connections == 1
 
 
 def test_an_unknown_script_costs_one_more_round_trip_once(proxy: CountingProxy, redis_url: str, tenant: str) -> None:
