@@ -52,9 +52,9 @@ class Folding:
         self._log = log
         self._distrust = distrust
 
-    def summary_budget(self, state: SessionState) -> int:
-        """Return how many tokens the summary and the pinned messages that it covers may have together."""
-        return self._budget(state.watermark)
+    def summary_budget(self, last_seq: int) -> int:
+        """Return how many tokens a summary of messages 1 to ``last_seq`` and the pinned ones of them may have."""
+        return self._budget(last_seq)
 
     def read_truth(self, session_id: str) -> Flow[SessionState | None]:
         """Read the session where it cannot be out of date."""
@@ -145,7 +145,7 @@ class Folding:
                 previous=state.summary.text,
                 messages=[entry.message for entry in folded],
                 times=[entry.at_ms / 1000 for entry in folded],
-                max_tokens=max(1, self._budget(folded[-1].seq) - pinned),
+                max_tokens=max(1, self.summary_budget(folded[-1].seq) - pinned),
                 count_tokens=self._counter.count_tokens,
                 instructions=state.summary_instructions,
             )

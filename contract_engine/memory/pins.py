@@ -41,7 +41,7 @@ class PinFlows:
             state = yield from self._log.read_state(checked)
             if state is None:
                 raise trouble or _unknown(wanted)
-            budget = self._folding.summary_budget(state)
+            budget = self._folding.summary_budget(state.watermark)
             answer = yield from self._log.pin(checked, wanted, budget)
             if not answer.is_known:  # but where Redis is away it may be one of those that wait there
                 raise trouble or _unknown(wanted)
@@ -118,7 +118,7 @@ class PinFlows:
             raise _unknown(message_id)
         pinned = [*summary.pinned_rows, *state.rows]
         ids = [*summary.pinned_ids, message_id]
-        _check_room(sum(row[1] for row in pinned if row[3] in ids), self._folding.summary_budget(state))
+        _check_room(sum(row[1] for row in pinned if row[3] in ids), self._folding.summary_budget(state.watermark))
         return summary._replace(pinned_ids=ids)
 
 

@@ -74,7 +74,7 @@ class SummaryFlows:
                 yield from self._sessions.change_limits(session_id, {})
                 continue
             text = f"{state.summary.text}\n{segment}" if state.summary.text else segment
-            most = max(1, self._sessions.folding.summary_budget(state) - state.summary.pinned_tokens)
+            most = max(1, self._sessions.folding.summary_budget(state.watermark) - state.summary.pinned_tokens)
             if self._counter.count_tokens(text) > most:
                 text = yield from summarize(
                     SummaryRequest(
