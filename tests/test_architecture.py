@@ -21,7 +21,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "migrations" not in p
 LAYERS = (
     "errors",
     "config keys untold call_window circuit_state circuit_settings circuit_listeners circuit_timer circuit_probes",
-    "encodings encodings.measurement token_counter exchange swisper_context circuit_guard circuit_control"
+    "encodings encodings.measurement token_counter exchange mending swisper_context circuit_guard circuit_control"
     " circuit_breaker",
     "models serializer",
     "summarizers summarizers.request summarizers.sentences summarizers.salience summarizers.facts summarizers.form"
@@ -37,6 +37,7 @@ LAYERS = (
     "assignment",
     "unlogged",
     "sessions",
+    "contexts",
     "buffer_store summary_store session_store pins",
     "_manager_flows",
     "_manager_base",

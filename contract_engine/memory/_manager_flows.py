@@ -12,6 +12,7 @@ from contract_engine.memory._runtime.redis_topology import deployment
 from contract_engine.memory.buffer_store import BufferFlows
 from contract_engine.memory.circuit_breaker import CircuitBreaker
 from contract_engine.memory.config import MemoryConfig, check_limit_changes
+from contract_engine.memory.contexts import Contexts
 from contract_engine.memory.errors import (
     ConfigurationError,
     ContentionError,
@@ -49,6 +50,7 @@ class ManagerFlows:
         # Of several servers others may be there, or may have taken over.
         is_away = breaker.turns_away if deployment(config.redis_url) is None else None
         self._sessions = Sessions(config, self.counter, log=self._log, is_away=is_away)
+        self._contexts = Contexts(self._sessions, self.counter)
         self._intake = Intake(self.counter, max_message_bytes=config.max_message_bytes)
         self.buffer = BufferFlows(self._sessions, self._intake)
         self.summary = SummaryFlows(config, self.counter, self._sessions, log=self._log)
@@ -80,11 +82,12 @@ class ManagerFlows:
         outgoing = self._intake.message(message, message_id)
         loaded = (yield from self._sessions.append(checked, (outgoing,), read=True)).loaded
         assert loaded is not None, "the session was asked for"
-        return loaded.as_context(checked)
+        return (yield from self._contexts.context(checked, loaded))
 
     def get_context(self, session_id: object) -> Flow[dict[str, Any]]:
         checked = check_session_id(session_id)
-        return (yield from self._sessions.load(checked)).as_context(checked)
+        loaded = yield from self._sessions.load(checked)
+        return (yield from self._contexts.context(checked, loaded))
 
     def save_context(self, session_id: object, context: object) -> Flow[bool]:
         checked = check_session_id(session_id)

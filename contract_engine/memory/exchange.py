@@ -6,11 +6,12 @@ takes whole groups. Messages come from callers: any field may be missing or of a
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-_NO_ID = ("no id",)
+NO_ID = ("no id",)
+"""The key of every call and result that has no id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +31,15 @@ def exchange_groups(messages: Sequence[object]) -> list[Group]:
     a second time joins its call's group while it directly follows it. Calls are OpenAI ``tool_calls``, the older
     ``function_call`` (answered by role ``function`` with the same name) and Anthropic ``tool_use`` blocks.
     """
-    stops, repeats, open_calls = _links(messages)
+    links = link(messages)
     groups: list[Group] = []
     start = 0
     while start < len(messages):
         stop = index = start
         is_open = False
-        while index < stop or stop == start or repeats.get(index, -1) >= start:
-            stop = max(stop, stops[index])
-            is_open = is_open or index in open_calls
+        while index < stop or stop == start or links.repeats.get(index, -1) >= start:
+            stop = max(stop, links.stops[index])
+            is_open = is_open or index in links.open_calls
             index += 1
         groups.append(Group(start, stop, is_open))
         start = stop
@@ -55,6 +56,7 @@ def plan_fold(
     cap_tokens: int | None = None,
     cap_messages: int | None = None,
     young_messages: int = 8,
+    added: Callable[[int], tuple[int, int]] | None = None,
 ) -> int:
     """Return how many of the oldest messages to fold; 0 is nothing.
 
@@ -62,7 +64,8 @@ def plan_fold(
     group with an open call stays while fewer than ``young_messages`` messages follow its first one, and holds back
     all after it: ``hard`` overrules that, and splits a group if nothing else helps, until what remains is within the
     caps (``None``: no such cap) or is the newest message alone. A rest does not begin with a result whose call is
-    gone if folding that result too avoids it. ``tokens[i]`` belongs to ``messages[i]``.
+    gone if folding that result too avoids it. ``tokens[i]`` belongs to ``messages[i]``. ``added`` tells how many
+    messages and tokens are shown besides the rest from a message on; they count towards the caps.
     """
     newest = len(messages) - 1
     if newest < 1:
@@ -75,6 +78,16 @@ def plan_fold(
             message_limit is None or len(messages) - start <= message_limit
         )
 
+    def within_caps(start: int) -> bool:
+        if not within(start, cap_tokens, cap_messages):
+            return False
+        more_messages, more_tokens = added(start) if added is not None else (0, 0)
+        return not more_messages or within(
+            start,
+            None if cap_tokens is None else cap_tokens - more_tokens,
+            None if cap_messages is None else cap_messages - more_messages,
+        )
+
     count = 0
     for group in groups:
         if within(count, target_tokens, target_messages):
@@ -84,80 +97,132 @@ def plan_fold(
         count = group.stop
     if hard:
         for group in groups:
-            if within(count, cap_tokens, cap_messages):
+            if within_caps(count):
                 break
             count = max(count, group.stop)
-        while count < newest and not within(count, cap_tokens, cap_messages):
+        while count < newest and not within_caps(count):
             count += 1
     return _past_orphans(messages, count) if count else 0
 
 
-def _links(messages: Sequence[object]) -> tuple[list[int], dict[int, int], set[int]]:
-    """Return where the group of each message stops at least, the repeated results, and the messages with open calls.
+class Links(NamedTuple):
+    """Which message answers which; everything is an index into the messages, a key names one call.
 
-    A repeated result is given with the index of the call it answers again. An id used for a second call means the
-    later one from then on; a result without an id answers the latest call without one.
+    ``stops``: where the group of each message stops at least. ``repeats``: results given again, with the call they
+    answer again. ``answers``: for each message with calls, the index of the result of each call that has one.
+    ``open_calls``: for each message with calls that have no result, these calls. ``orphans``: for each message with
+    results that answer nothing before them, or what has its answer already, these results. ``replaced``: where the id
+    of a message's call was used again; of no message (-1) where it was free.
     """
-    stops = [index + 1 for index in range(len(messages))]
-    repeats: dict[int, int] = {}
-    unanswered: Counter[int] = Counter()
+
+    stops: list[int]
+    repeats: dict[int, int]
+    answers: dict[int, dict[Hashable, list[int]]]
+    open_calls: dict[int, list[Hashable]]
+    orphans: dict[int, list[Hashable]]
+    replaced: dict[tuple[int, Hashable], int]
+
+
+def link(messages: Sequence[object]) -> Links:
+    """Find the call of every result.
+
+    An id used for a second call means the later one from then on; a result without an id answers the latest call
+    without one. One id in several results of one message is one answer.
+    """
+    links = Links([index + 1 for index in range(len(messages))], {}, {}, {}, {}, {})
     asked: dict[Hashable, int] = {}
     answered: dict[Hashable, int] = {}
     nameless: list[int] = []
     for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
+        if (type(message) is not dict and not isinstance(message, Mapping)) or not has_exchanges((message,)):
             continue
-        for key in _results(message):
+        for key in once_each(results_of(message)):
             if key in asked:
                 call = answered[key] = asked.pop(key)
-            elif key == _NO_ID and nameless:
+            elif key == NO_ID and nameless:
                 call = nameless.pop()
             else:
                 if key in answered:
-                    repeats[index] = max(repeats.get(index, -1), answered[key])
+                    links.repeats[index] = max(links.repeats.get(index, -1), answered[key])
+                links.orphans.setdefault(index, []).append(key)
                 continue
-            stops[call] = index + 1
-            unanswered[call] -= 1
+            links.stops[call] = index + 1
+            links.answers.setdefault(call, {}).setdefault(key, []).append(index)
+            links.open_calls[call].remove(key)
+            if not links.open_calls[call]:
+                del links.open_calls[call]
         # The same id may be told twice, as a tool_use block and in tool_calls: that is one call.
-        for key, count in Counter(_calls(message)).items():
-            if key == _NO_ID:
-                nameless += [index] * count
-                unanswered[index] += count
+        for key in once_each(calls_of(message)):
+            if key == NO_ID:
+                nameless.append(index)
             else:
+                links.replaced[asked.get(key, -1), key] = index
                 asked[key] = index
-                unanswered[index] += 1
-    return stops, repeats, {index for index, count in unanswered.items() if count}
+            links.open_calls.setdefault(index, []).append(key)
+    return links
 
 
-def _calls(message: Mapping[object, object]) -> Iterator[Hashable]:
+def has_exchanges(messages: Iterable[Mapping[str, object]]) -> bool:
+    """Whether there may be calls or results among the messages. Made for the many conversations that have none."""
+    for message in messages:
+        if (
+            "tool_calls" in message
+            or "function_call" in message
+            or type(message.get("content")) is not str
+            or message.get("role") in ("tool", "function")
+        ):
+            return True
+    return False
+
+
+def once_each(keys: list[Hashable]) -> list[Hashable]:
+    """Return the keys in their order, each id once; what has no id counts every time."""
+    if len(keys) < 2:
+        return keys
+    found: list[Hashable] = []
+    for key in keys:
+        if key == NO_ID or key not in found:
+            found.append(key)
+    return found
+
+
+def calls_of(message: Mapping[Any, object]) -> list[Hashable]:
     """Name every call a message makes."""
-    for call in _entries(message.get("tool_calls")):
-        yield _key("id", call.get("id"))
-    for block in _entries(message.get("content")):
-        if block.get("type") == "tool_use":
-            yield _key("id", block.get("id"))
+    calls = message.get("tool_calls")
+    keys = [_key("id", call.get("id")) for call in entries_of(calls)] if calls else []
+    content = message.get("content")
+    if type(content) is not str:
+        keys += [_key("id", block.get("id")) for block in entries_of(content) if block.get("type") == "tool_use"]
     legacy = message.get("function_call")
-    if isinstance(legacy, Mapping):
-        yield _key("function", legacy.get("name"))
+    if legacy is not None and isinstance(legacy, Mapping):
+        keys.append(_key("function", legacy.get("name")))
+    return keys
 
 
-def _results(message: Mapping[object, object]) -> Iterator[Hashable]:
+def results_of(message: Mapping[Any, object]) -> list[Hashable]:
     """Name every call a message answers."""
-    if message.get("role") == "tool":
-        yield _key("id", message.get("tool_call_id"))
-    elif message.get("role") == "function":
-        yield _key("function", message.get("name"))
-    for block in _entries(message.get("content")):
-        if block.get("type") == "tool_result":
-            yield _key("id", block.get("tool_use_id"))
+    keys: list[Hashable] = []
+    role = message.get("role")
+    if role == "tool":
+        keys.append(_key("id", message.get("tool_call_id")))
+    elif role == "function":
+        keys.append(_key("function", message.get("name")))
+    content = message.get("content")
+    if type(content) is not str:
+        blocks = entries_of(content)
+        keys += [_key("id", block.get("tool_use_id")) for block in blocks if block.get("type") == "tool_result"]
+    return keys
 
 
-def _entries(value: object) -> list[Mapping[object, object]]:
-    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list | tuple) else []
+def entries_of(value: object) -> list[Mapping[str, object]]:
+    """Return the objects in a list, none where it is no list."""
+    if type(value) is list or isinstance(value, tuple):
+        return [entry for entry in value if type(entry) is dict or isinstance(entry, Mapping)]
+    return []
 
 
 def _key(kind: str, value: object) -> Hashable:
-    return (kind, value) if isinstance(value, str | int) else _NO_ID
+    return (kind, value) if isinstance(value, str | int) else NO_ID
 
 
 def _rests(tokens: Sequence[int]) -> list[int]:
@@ -177,6 +242,6 @@ def _past_orphans(messages: Sequence[object], count: int) -> int:
 
 
 def _is_bare_result(message: object) -> bool:
-    return (
-        isinstance(message, Mapping) and any(True for _ in _results(message)) and not any(True for _ in _calls(message))
-    )
+    if not isinstance(message, Mapping):
+        return False
+    return bool(results_of(message)) and not calls_of(message)

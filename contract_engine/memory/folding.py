@@ -17,8 +17,9 @@ from contract_engine.memory._effects import Flow, pause, spawn, summarize
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import ContentionError, MemoryServiceError
 from contract_engine.memory.exchange import plan_fold
+from contract_engine.memory.mending import mend
 from contract_engine.memory.message_log import LogFlows
-from contract_engine.memory.models import Outgoing, SessionState, Summary
+from contract_engine.memory.models import Message, Outgoing, SessionState, Summary
 from contract_engine.memory.serializer import encode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE, SessionCache, new_ticket
 from contract_engine.memory.summarizers import SummaryRequest
@@ -111,6 +112,13 @@ class Folding:
                 return folded  # not read again: writers may be faster than a fold
         raise ContentionError(session_id, ATTEMPTS)
 
+    def added_to(self, messages: Sequence[Message]) -> tuple[int, int]:
+        """Return how many messages and tokens a context of these shows besides them."""
+        mended = mend(messages)
+        if mended is None:
+            return 0, 0
+        return len(mended.added), self._counter.count_batch_tokens(mended.messages[at] for at in mended.added)
+
     def fold(
         self,
         session_id: str,
@@ -119,22 +127,26 @@ class Folding:
         hard: bool,
         incoming: Sequence[Outgoing] = (),
         update_cache: bool = True,
+        is_kept: bool = True,
     ) -> Flow[SessionState | None]:
         """Fold what the plan says, and answer the session as it was read and is folded now.
 
         None where the session has changed meanwhile by more than an append, or there was nothing to fold.
 
         ``incoming`` is about to be appended and needs room. ``hard``: the caps come before everything else.
+        ``is_kept``: unless it is, nothing is written, and the answer is what the session would be.
         """
         limits = state.limits
+        messages = [*state.messages, *(message.message for message in incoming)]
         count = plan_fold(
-            [*state.messages, *(message.message for message in incoming)],
+            messages,
             [*(row[1] for row in state.rows), *(message.tokens for message in incoming)],
             target_tokens=limits.summary_trigger_tokens // 2,
             target_messages=limits.max_buffer_messages // 2,
             cap_tokens=limits.max_buffer_tokens,
             cap_messages=limits.max_buffer_messages,
             hard=hard,
+            added=lambda start: self.added_to(messages[start:]),
         )
         folded = state.entries[:count]
         if not folded:
@@ -150,6 +162,10 @@ class Folding:
                 instructions=state.summary_instructions,
             )
         )
+        if not is_kept:
+            tokens = self._counter.count_tokens(text)
+            summary = Summary(state.summary_version, folded[-1].seq, tokens, self._cache.now_ms(), text)
+            return _summarized(state, summary, state.revision)
         return (
             yield from self.commit(
                 session_id,

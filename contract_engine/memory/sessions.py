@@ -73,6 +73,7 @@ class Sessions:
         self._assign_settings = self.cache.assign_settings(at_cap)
         self._untold = Untold()
         alone = self.folding if log is None else Folding(config, counter, self.cache, log=None, distrust=self.distrust)
+        self._folding_alone = alone
         self._assignment = Assignment(self.cache, alone, self._assign_command)
         self.unlogged = None if log is None else Unlogged(config, self.cache, alone, log)
 
@@ -298,6 +299,18 @@ class Sessions:
             yield from self.cache.forget(session_id)
         except REDIS_TROUBLE as exc:
             logger.info("session %s: keys left to expire: %s", session_id, exc)
+
+    def fold_further(self, session_id: str, state: SessionState) -> Flow[SessionState | None]:
+        """Fold until the context is within the caps with all it shows, where the messages alone are.
+
+        None where the session has changed meanwhile. Where nothing can be written now, the fold is for this answer.
+        """
+        folding = self._folding_alone if state.is_unlogged else self.folding
+        try:
+            return (yield from folding.fold(session_id, state, hard=True))
+        except (*LOG_TROUBLE, *REDIS_TROUBLE) as exc:
+            logger.info("session %s: folded for one answer, not kept: %s", session_id, exc)
+            return (yield from folding.fold(session_id, state, hard=True, is_kept=False))
 
     def change_limits(self, session_id: str, changes: Mapping[str, int]) -> Flow[SessionLimits]:
         """Set the session's limits for every process; what exceeds new caps is folded before the next read."""
