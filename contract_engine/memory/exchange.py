@@ -111,8 +111,7 @@ class Links(NamedTuple):
     ``stops``: where the group of each message stops at least. ``repeats``: results given again, with the call they
     answer again. ``answers``: for each message with calls, the index of the result of each call that has one.
     ``open_calls``: for each message with calls that have no result, these calls. ``orphans``: for each message with
-    results that answer nothing before them, or what has its answer already, these results. ``replaced``: where the id
-    of a message's call was used again; of no message (-1) where it was free.
+    results that answer nothing before them, or what has its answer already, these results.
     """
 
     stops: list[int]
@@ -120,7 +119,6 @@ class Links(NamedTuple):
     answers: dict[int, dict[Hashable, list[int]]]
     open_calls: dict[int, list[Hashable]]
     orphans: dict[int, list[Hashable]]
-    replaced: dict[tuple[int, Hashable], int]
 
 
 def link(messages: Sequence[object]) -> Links:
@@ -129,7 +127,7 @@ def link(messages: Sequence[object]) -> Links:
     An id used for a second call means the later one from then on; a result without an id answers the latest call
     without one. One id in several results of one message is one answer.
     """
-    links = Links([index + 1 for index in range(len(messages))], {}, {}, {}, {}, {})
+    links = Links([index + 1 for index in range(len(messages))], {}, {}, {}, {})
     asked: dict[Hashable, int] = {}
     answered: dict[Hashable, int] = {}
     nameless: list[int] = []
@@ -156,7 +154,6 @@ def link(messages: Sequence[object]) -> Links:
             if key == NO_ID:
                 nameless.append(index)
             else:
-                links.replaced[asked.get(key, -1), key] = index
                 asked[key] = index
             links.open_calls.setdefault(index, []).append(key)
     return links

@@ -29,7 +29,7 @@ class Mended(NamedTuple):
 def mend(messages: Sequence[dict[str, Any]], *, is_newest_closed: bool = False) -> Mended | None:
     """Return the messages with every result after its call and every call answered; None where they are so already.
 
-    A call without result gets one directly behind the last result of the same message, or behind its message. The
+    A call without result gets one behind the last result of the same message, and before the next calls. The
     newest call is left open as long as nothing but results of its message follows (``is_newest_closed``: it is not). A
     result whose call is not there gets one directly before it; so does a second answer to a call, which an API takes
     for an answer to nothing. What stands between a call and its result stays there.
@@ -44,8 +44,7 @@ def mend(messages: Sequence[dict[str, Any]], *, is_newest_closed: bool = False) 
     after: dict[int, list[dict[str, Any]]] = {}
     for index, keys in links.open_calls.items():
         if index != newest:
-            for place, closed in _places(links, index, keys).items():
-                after.setdefault(place, []).extend(_results(messages[index], closed))
+            after.setdefault(_place(messages, links, index), []).extend(_results(messages[index], keys))
     found: list[dict[str, Any]] = []
     added: list[int] = []
     for index, message in enumerate(messages):
@@ -79,14 +78,14 @@ def _is_result_alone(message: Mapping[str, object]) -> bool:
     )
 
 
-def _places(links: Links, index: int, keys: Sequence[Hashable]) -> dict[int, list[Hashable]]:
-    """Return behind which messages the open calls of one message are closed: before their ids are used again."""
-    last = max((at for places in links.answers.get(index, {}).values() for at in places), default=index)
-    places: dict[int, list[Hashable]] = {}
-    for key in keys:
-        again = links.replaced.get((index, key), last + 1)
-        places.setdefault(max(index, min(last, again - 1)), []).append(key)
-    return places
+def _place(messages: Sequence[Mapping[str, object]], links: Links, index: int) -> int:
+    """Return behind which message the open calls of one message are closed: its last result before the next calls.
+
+    Behind those an id may mean another call.
+    """
+    again = next((at for at in range(index + 1, len(messages)) if calls_of(messages[at])), len(messages))
+    results = (at for places in links.answers.get(index, {}).values() for at in places)
+    return max((at for at in results if at < again), default=index)
 
 
 def _results(message: Mapping[str, object], keys: Sequence[Hashable]) -> list[dict[str, Any]]:
