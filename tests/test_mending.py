@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_contract import Backend, logged
+from memory_contract import DURABLE, SYNC, Backend, logged
+from server_faults import Outage, waited_for
+from servers import PrivateServers
 from tool_traffic import (
     TRAFFIC,
     Message,
@@ -249,3 +252,26 @@ def test_a_late_answer_comes_back_to_its_call(backend: Backend) -> None:
     context = manager.add_and_get_context("s", tool_result("a"))
     assert context["buffer_messages"] == [*stored, tool_result("a")]
     assert "synthetic" not in context
+
+
+def test_with_the_log_away_the_fold_is_for_one_answer(
+    private_servers: PrivateServers, redis_url: str, tenant: str
+) -> None:
+    servers = private_servers(redis=False)
+    with closing(Outage(servers, Backend(SYNC, DURABLE, redis_url, servers.database_url, tenant))) as outage:
+        manager = outage.open(max_buffer_messages=4)
+        stored = [tool_calls("a", "b"), said("user", "One."), said("user", "Two.")]
+        for message in stored:
+            manager.append("s", message)
+        outage.kill_database()
+        context = manager.get_context("s")
+        assert_mended(context, stored, manager)
+        assert (context["watermark"] > 0, context["summary_version"]) == (True, 0)
+        assert manager.buffer_store.get_messages("s") == stored, "nothing was folded in earnest"
+        # What is acknowledged meanwhile waits in Redis, and is folded there.
+        stored.append(said("user", "Three."))
+        assert_mended(manager.add_and_get_context("s", stored[-1]), stored, manager)
+        outage.restart_database()
+        assert waited_for(lambda: not manager.get_context("s")["degraded"])
+        assert_mended(manager.get_context("s"), stored, manager)
+        assert [message for _, message in logged(servers.database_url, tenant, "s")] == stored
