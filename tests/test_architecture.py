@@ -26,6 +26,8 @@ LAYERS = (
     "models serializer",
     "summarizers summarizers.request summarizers.sentences summarizers.salience summarizers.facts summarizers.form"
     " summarizers.units summarizers.notes summarizers.wishes summarizers.extractive",
+    "packaging packaging.parts packaging.turns packaging.notes packaging.budget packaging.merging packaging.openai_chat"
+    " packaging.anthropic_messages packaging.gemini_contents packaging.langchain_json packaging.package",
     "_effects",
     "_scripts _tables",
     "_layout _log _log_transactions _log_drain _log_pins intake",

@@ -18,6 +18,7 @@ from contract_engine.memory.errors import (
     InvalidInputError,
     MemoryServiceError,
     MessageConflictError,
+    PackageTooLargeError,
     RedisUnavailableError,
     SerializationError,
     StoreMisconfiguredError,
@@ -25,6 +26,7 @@ from contract_engine.memory.errors import (
 )
 from contract_engine.memory.manager import MemoryManager
 from contract_engine.memory.models import Receipt
+from contract_engine.memory.packaging import to_messages
 from contract_engine.memory.serializer import MessageSerializer
 from contract_engine.memory.session_store import AsyncPostgresSessionStore, PostgresSessionStore
 from contract_engine.memory.summary_store import AsyncSummaryStore, SummaryStore
@@ -50,6 +52,7 @@ __all__ = [
     "MemoryServiceError",
     "MessageConflictError",
     "MessageSerializer",
+    "PackageTooLargeError",
     "PostgresSessionStore",
     "Receipt",
     "RedisCircuitBreaker",
@@ -63,6 +66,7 @@ __all__ = [
     "TokenCounter",
     "memory_manager",
     "redis_circuit_breaker",
+    "to_messages",
 ]
 
 memory_manager = MemoryManager()

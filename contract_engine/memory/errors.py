@@ -36,6 +36,15 @@ class MessageConflictError(InvalidInputError):
         self.message_id = message_id
 
 
+class PackageTooLargeError(InvalidInputError):
+    """What a package must hold costs ``needed`` tokens, and ``max_tokens`` is less."""
+
+    def __init__(self, needed: int, max_tokens: int) -> None:
+        super().__init__("max_tokens", f"{max_tokens} is too little: {needed} are needed for what has to stay")
+        self.needed = needed
+        self.max_tokens = max_tokens
+
+
 class StoreUnavailableError(MemoryServiceError, ConnectionError):
     """A server could not do the work now. Nothing was acknowledged; the same call may be sent again."""
 
