@@ -55,21 +55,19 @@ IDS = st.sampled_from(["a", "b", "c", None])
 SEVERAL = st.lists(IDS, min_size=1, max_size=3)
 NAMES = st.sampled_from(["f", "g", None])
 WORDS = st.sampled_from(["user", "assistant", "system"]).map(said)
-TRAFFIC = st.lists(
-    st.one_of(
-        WORDS,
-        SEVERAL.map(lambda ids: tool_calls(*ids)),
-        IDS.map(tool_result),
-        SEVERAL.map(lambda ids: tool_uses(*ids)),
-        st.builds(lambda ids, text: tool_results(*ids, text=text), SEVERAL, st.sampled_from([None, "And?"])),
-        NAMES.map(function_call),
-        NAMES.map(function_result),
-        st.builds(lambda ids, more: tool_calls(*ids) | tool_uses(*more), SEVERAL, SEVERAL),
-        st.builds(lambda one, more: tool_result(one) | {"content": tool_results(*more)["content"]}, IDS, SEVERAL),
-        st.builds(lambda one, ids: tool_result(one) | {"tool_calls": tool_calls(*ids)["tool_calls"]}, IDS, SEVERAL),
-    ),
-    max_size=24,
+MESSAGES = st.one_of(
+    WORDS,
+    SEVERAL.map(lambda ids: tool_calls(*ids)),
+    IDS.map(tool_result),
+    SEVERAL.map(lambda ids: tool_uses(*ids)),
+    st.builds(lambda ids, text: tool_results(*ids, text=text), SEVERAL, st.sampled_from([None, "And?"])),
+    NAMES.map(function_call),
+    NAMES.map(function_result),
+    st.builds(lambda ids, more: tool_calls(*ids) | tool_uses(*more), SEVERAL, SEVERAL),
+    st.builds(lambda one, more: tool_result(one) | {"content": tool_results(*more)["content"]}, IDS, SEVERAL),
+    st.builds(lambda one, ids: tool_result(one) | {"tool_calls": tool_calls(*ids)["tool_calls"]}, IDS, SEVERAL),
 )
+TRAFFIC = st.lists(MESSAGES, max_size=24)
 """Messages with few ids, so that calls are answered, answered twice, forgotten, and their ids used again."""
 
 

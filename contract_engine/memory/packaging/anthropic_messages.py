@@ -84,7 +84,7 @@ def _media(part: Media) -> dict[str, Any]:
     is_taken = part.mime in _IMAGES if kind == "image" else part.mime == "application/pdf"
     if part.data and is_taken:
         return {"type": kind, "source": {"type": "base64", "media_type": part.mime, "data": part.data}}
-    if part.url.startswith(("https://", "http://")):
+    if part.is_on_the_web:
         return {"type": kind, "source": {"type": "url", "url": part.url}}
     return _text(part.marked.text)
 

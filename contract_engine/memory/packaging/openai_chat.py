@@ -55,7 +55,7 @@ def _block(part: Part) -> dict[str, Any] | None:
         return {"type": "text", "text": part.text}
     if not isinstance(part, Media):
         return None
-    if part.kind == "image" and (part.data or part.url):
+    if part.kind == "image" and (part.mime.startswith("image/") if part.data else part.is_on_the_web):
         image = {"url": part.data_url if part.data else part.url}
         return {"type": "image_url", "image_url": image | ({"detail": part.detail} if part.detail else {})}
     if part.kind == "audio" and part.data and part.mime in _AUDIO_FORMATS:

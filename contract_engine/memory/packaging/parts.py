@@ -39,6 +39,11 @@ class Media(NamedTuple):
         return Text(f"[{self.kind} left out: {self.url or self.name or self.mime or 'no address'}]")
 
     @property
+    def is_on_the_web(self) -> bool:
+        """Whether a provider can fetch it."""
+        return self.url.startswith(("https://", "http://"))
+
+    @property
     def data_url(self) -> str:
         """Its data as a URL."""
         return f"data:{self.mime};base64,{self.data}"

@@ -26,6 +26,13 @@ _NOT_IN_NAME = re.compile(r"[^A-Za-z0-9_-]")
 _NOT_IN_ROLE = re.compile(r"[^\w -]")
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
+
+
 class Call(NamedTuple):
     """A call and its result. ``arguments`` is what ``arguments_text`` says; ``signature`` is Gemini's, if any."""
 
@@ -53,16 +60,17 @@ def turns_of(messages: Sequence[dict[str, Any]]) -> list[Turn]:
     Results stand with their calls wherever they were stored. Ids are kept where every provider takes them and no
     earlier call has the same. A role system or one that is not known becomes a user's turn that names it.
     """
-    mended = mend(messages, is_newest_closed=True)
-    held = messages if mended is None else mended.messages
-    links = link(held)
+    held, links = messages, link(messages)
+    if (links.open_calls or links.orphans) and (mended := mend(messages, is_newest_closed=True)) is not None:
+        held = mended.messages
+        links = link(held)
     ids = _Ids()
     taken: Counter[int] = Counter()
     turns: list[Turn] = []
     for index, message in enumerate(held):
         calls: list[Call] = []
         answers = links.answers.get(index, {})
-        for key, told in told_calls(message) if calls_of(message) else ():
+        for key, told in told_calls(message) if answers else ():
             at = answers[key].pop(0)
             result, is_error = _result(held[at], key, taken[at])
             taken[at] += key == NO_ID
@@ -73,11 +81,11 @@ def turns_of(messages: Sequence[dict[str, Any]]) -> list[Turn]:
 
 def _said(message: Mapping[str, Any], calls: list[Call]) -> list[Turn]:
     role = message.get("role")
-    is_result = role in ("tool", "function")
-    parts = [] if is_result else _words(message)
+    speaker = ASSISTANT if isinstance(role, str) and role in _ASSISTANTS else USER
+    parts = [] if role in ("tool", "function") else _words(message)
     if not parts and not calls:
-        return [] if results_of(message) else [Turn(ASSISTANT if role in _ASSISTANTS else USER, [EMPTY], [])]
-    if isinstance(role, str) and role in _ASSISTANTS:
+        return [] if results_of(message) else [Turn(speaker, [EMPTY], [])]
+    if speaker == ASSISTANT:
         return [Turn(ASSISTANT, parts, calls)]
     turns = [Turn(USER, [*_label(role), *parts], [], _name(message))] if parts else []
     return [*turns, Turn(ASSISTANT, [], calls)] if calls else turns
@@ -141,7 +149,7 @@ def _arguments(given: object) -> tuple[dict[str, Any], str]:
     if given is None or given == "":
         return {}, "{}"
     if isinstance(given, str):
-        decoded = _decoded(given)
+        decoded = {} if given == "{}" else _decoded(given)
         return (decoded, given) if isinstance(decoded, dict) else _wrapped(given if decoded is None else decoded)
     if isinstance(given, Mapping):
         return dict(given), json_text(given)
@@ -156,16 +164,12 @@ def _wrapped(value: object) -> tuple[dict[str, Any], str]:
 def _decoded(text: str) -> object:
     """Return what a JSON text says; None where it is none that can be sent on."""
     try:
-        found: object = json.loads(text, parse_constant=_refuse)
+        found: object = _DECODER.decode(text)
         if "\\u" in text:
             json_text(found).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError):
         return None
     return found
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
 
 
 def _signature(told: Mapping[str, Any]) -> str:
