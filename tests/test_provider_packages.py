@@ -429,7 +429,7 @@ def test_what_was_sent_is_the_beginning_of_what_is_sent_next(messages: list[Mess
     if waits or is_open:
         return  # results that come later go to their calls, and until then a note stands for them
     assert first is None or first.messages is not None
-    notes = {"summary": "They spoke of tea.", "pinned_messages": [noted(1, said())]}
+    notes: dict[str, Any] = {"summary": "They spoke of tea.", "pinned_messages": [noted(1, said())]}
     for provider in PROVIDERS:
         before = pieces(to_messages(context(*messages[:cut], **notes), provider, system="Be kind."))
         after = pieces(to_messages(context(*messages, **notes), provider, system="Be kind."))
@@ -610,7 +610,7 @@ BREAK: dict[str, Callable[[dict[str, Any]], object]] = {
     ),
     "ends with calls": lambda package: _list(package).__delitem__(slice(_call_at(package) + 1, None)),
     "an unknown role": lambda package: _list(package)[-1].update(role="critic", type="critic"),
-    "an empty content": lambda package: (_set(package, -1, "content", ""), _set(package, -1, "parts", [])),
+    "an empty content": lambda package: _list(package)[-1].get("data", _list(package)[-1]).update(content="", parts=[]),
     "arguments that are no object": _broken_arguments,
     "no JSON": lambda package: _set(package, -1, "content", {1, 2}),
 }
