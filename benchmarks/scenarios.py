@@ -13,9 +13,9 @@ from typing import Any
 import psycopg
 from breaker_scenarios import breaker_closed, breaker_open, redis_away
 from fold_scenarios import fold_of_2000_tokens
-from scenario import CALLS, WIDE, Bench, Scenario, Timer, message, per_call, repeated
+from scenario import CALLS, WIDE, Bench, Scenario, Timer, fixed_loop, message, per_call, repeated
 
-from contract_engine.memory import AsyncMemoryManager, TokenCounter
+from contract_engine.memory import AsyncMemoryManager, TokenCounter, to_messages
 from contract_engine.memory._log import APPEND_ONE
 from contract_engine.memory._scripts import APPEND
 from contract_engine.memory.encodings import encodings
@@ -179,6 +179,24 @@ def count_repeated(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
     yield lambda: repeated(lambda: counter.count_tokens(text)), lambda: repeated(lambda: len(text))
 
 
+def package(provider: str) -> Callable[[Bench], Any]:
+    """Make the scenario of packaging 30 messages, of which 18 are calls of tools and their results."""
+
+    @contextmanager
+    def prepare(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+        messages: list[dict[str, Any]] = []
+        for number in range(6):
+            ids = (f"call_{number}_a", f"call_{number}_b")
+            calls = [{"id": one, "function": {"name": "look_up", "arguments": '{"q": "Rome"}'}} for one in ids]
+            results = [{"role": "tool", "tool_call_id": one, "content": "two rooms are left"} for one in ids]
+            question, answer = bench.fresh(2)
+            messages += [question, {"role": "assistant", "content": None, "tool_calls": calls}, *results, answer]
+        context = {"current_summary": " ".join(one["content"] for one in bench.fresh(20)), "buffer_messages": messages}
+        yield lambda: per_call([lambda: to_messages(context, provider, max_tokens=8000)] * CALLS), fixed_loop
+
+    return prepare
+
+
 @contextmanager
 def imports(_: Bench) -> Iterator[tuple[Timer, Timer]]:
     def timer(code: str) -> Timer:
@@ -245,6 +263,10 @@ SCENARIOS = (
     Scenario("count a batch of 4,000 tokens", "plain tiktoken", 1.15, count_batch),
     Scenario("count a repeated text", "len()", None, count_repeated),
     Scenario("fold of 2,000 tokens into a summary of 800", "a loop of about 10 ms", 2.5, fold_of_2000_tokens),
+    *(
+        Scenario(f"to_messages, 30 messages, {provider}", "10,000 multiplications", 2.0, package(provider))
+        for provider in ("openai", "anthropic", "gemini", "langchain-json")
+    ),
     Scenario("breaker, closed", "the call alone", None, breaker_closed(), most_added=1),
     Scenario(
         "breaker, closed, with a window",
