@@ -305,6 +305,18 @@ def test_show_tells_what_is_pinned(durable: Command, redis_url: str, database_ur
     assert durable("show", "s", "--json").json["pinned_messages"][0]["message"]["content"] == "My passport is C01X."
 
 
+def test_a_call_that_was_never_answered_is_replayed_and_shown(command: Command, tmp_path: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
+    messages = [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "user", "content": "Never mind."},
+    ]
+    assert command("replay", write(tmp_path / "chats.jsonl", {"id": "open", "messages": messages})).code == 0
+    lines = command("show", "open").out.splitlines()
+    rows = [line.split()[:2] for line in lines[lines.index(next(line for line in lines if "seq" in line)) + 1 :]]
+    assert [row for row in rows if row][:3] == [["1", "assistant"], ["tool", "[synthetic:"], ["2", "user"]]
+
+
 def test_show_keeps_the_terminal_safe(durable: Command, tmp_path: Path) -> None:
     content = "[bold]not markup[/bold] \x1b[31mred\x07 \u202eback"
     blocks = [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": "data:"}}]

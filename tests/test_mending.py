@@ -84,9 +84,9 @@ class TestCallsWithoutResult:
     )
     def test_results_that_are_still_gathered_are_waited_for(self, messages: list[Message]) -> None:
         assert mend(messages) is None
-        closed = mend(messages, is_newest_closed=True)
+        closed = mend(messages, is_all=True)
         assert closed is not None
-        assert faults([*closed.messages, said()]) == []
+        assert faults([*closed.messages, said()], is_all=True) == []
 
     @pytest.mark.parametrize("later", [said(), said("assistant"), tool_calls("x"), tool_results("a", text="Hurry")])
     def test_any_other_message_ends_the_waiting(self, later: Message) -> None:
@@ -120,6 +120,14 @@ class TestResultsWithoutCall:
         assert mend([tool_calls("a"), said(), tool_result("a"), said()]) is None
 
 
+def test_calls_and_results_without_id_are_left_alone_until_they_are_packaged() -> None:
+    messages = [tool_result(None), tool_calls(None), said(), function_call(None), said()]
+    assert mend(messages) is None
+    found = mend(messages, is_all=True)
+    assert found is not None
+    assert found.added == [0, 3, 6]
+
+
 def test_conversations_without_tools_are_left_alone() -> None:
     assert mend([]) is None
     assert mend([said(), said("assistant"), {"content": None}, {"role": "user", "content": [{"type": "text"}]}]) is None
@@ -128,15 +136,14 @@ def test_conversations_without_tools_are_left_alone() -> None:
 @settings(deadline=None, max_examples=300)
 @given(TRAFFIC)
 def test_every_conversation_is_mended_and_keeps_its_messages(messages: list[Message]) -> None:
-    for is_newest_closed in (False, True):
-        found = mend(messages, is_newest_closed=is_newest_closed)
-        if found is None:
-            assert faults(messages if not is_newest_closed else [*messages, said()]) == []
-            continue
-        assert faults(found.messages if not is_newest_closed else [*found.messages, said()]) == []
-        assert [one for at, one in enumerate(found.messages) if at not in found.added] == messages
-        assert all(found.messages[at]["synthetic"] is True for at in found.added)
-        assert mend(found.messages, is_newest_closed=is_newest_closed) is None
+    for is_all in (False, True):
+        found = mend(messages, is_all=is_all)
+        shown = messages if found is None else found.messages
+        assert faults([*shown, said()] if is_all else shown, is_all=is_all) == []
+        if found is not None:
+            assert [one for at, one in enumerate(found.messages) if at not in found.added] == messages
+            assert all(found.messages[at]["synthetic"] is True for at in found.added)
+            assert mend(found.messages, is_all=is_all) is None
 
 
 @settings(deadline=None, max_examples=300)

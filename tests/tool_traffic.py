@@ -88,19 +88,19 @@ def keys_of(message: Message) -> tuple[list[Hashable], list[Hashable]]:
     return _once(results), _once(calls)
 
 
-def faults(messages: Sequence[Message]) -> list[str]:
-    """Say what is wrong with the calls and results of a context."""
+def faults(messages: Sequence[Message], *, is_all: bool = False) -> list[str]:
+    """Say what is wrong with the calls and results of a context; ``is_all``: also with those that have no id."""
     found = []
     waiting: list[tuple[Hashable, int]] = []
     for index, message in enumerate(messages):
         results, calls = keys_of(message)
-        for key in results:
+        for key in results if is_all else filter(None, results):
             match = [one for one in waiting if one[0] == key]
             if not match:
                 found.append(f"message {index} answers {key!r}, which nobody asked")
             else:
                 waiting.remove(match[-1])
-        for key in calls:
+        for key in calls if is_all else filter(None, calls):
             if key is not None and any(one[0] == key for one in waiting):
                 found.append(f"message {index} uses the id {key!r} of a call that waits")
             waiting.append((key, index))

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from contract_engine.cli.doctor import Finding, State, worst
 from contract_engine.cli.report import SessionReport
+from contract_engine.memory.mending import SYNTHETIC
 
 BAR_CELLS = 16
 SUMMARY_LINES = 4
@@ -155,9 +156,14 @@ def session_view(context: Mapping[str, Any], *, full: bool) -> RenderableType:
     messages = Table("seq", "role", "content", box=None, header_style="dim", padding=(0, 1), pad_edge=False)
     messages.columns[0].justify = "right"
     messages.columns[2].overflow = "fold"  # arguments of calls are long words
-    for seq, message in [*pinned, *enumerate(context["buffer_messages"], start=context["watermark"] + 1)]:
+    rows = [(str(seq), message) for seq, message in pinned]
+    synthetic, seq = set(context.get(SYNTHETIC, ())), context["watermark"]
+    for at, message in enumerate(context["buffer_messages"]):
+        seq += at not in synthetic
+        rows.append(("" if at in synthetic else str(seq), message))
+    for number, message in rows:
         role = shortened(str(message.get("role", "")), 16)
-        messages.add_row(str(seq), Text(role, style=_ROLE_STYLES.get(role, "")), message_text(message, full=full))
+        messages.add_row(number, Text(role, style=_ROLE_STYLES.get(role, "")), message_text(message, full=full))
     return Group(*parts, messages)
 
 

@@ -14,6 +14,7 @@ from contract_engine.cli import display
 from contract_engine.cli.conversations import Conversation
 from contract_engine.cli.report import SessionReport
 from contract_engine.memory import InvalidInputError, MemoryManager, StoreUnavailableError
+from contract_engine.memory.mending import SYNTHETIC, stored
 from contract_engine.memory.models import Message
 
 FOLD_SECONDS = 30.0
@@ -101,13 +102,14 @@ def violations(context: Mapping[str, Any], sent: Sequence[Message]) -> list[str]
     info = context["buffer_info"]
     if last_seq != len(sent):
         found.append(f"{len(sent)} messages were acknowledged, the context ends at {last_seq}")
-    if context["buffer_messages"] != list(sent[watermark:]):
+    if stored(context) != list(sent[watermark:]):
         found.append(f"messages {watermark + 1}..{last_seq} are not the ones that were sent")
     if not context["complete"]:
         found.append(f"the summary of messages 1..{watermark} is lost")
-    if info["message_count"] > info["max_messages"]:
+    count = info["message_count"] - len(context.get(SYNTHETIC, ()))
+    if info["message_count"] > info["max_messages"] and count > 1:
         found.append(f"{info['message_count']} messages, the cap is {info['max_messages']}")
-    if info["total_tokens"] > info["max_tokens"] and info["message_count"] > 1:
+    if info["total_tokens"] > info["max_tokens"] and count > 1:
         found.append(f"{info['total_tokens']} tokens, the cap is {info['max_tokens']}")
     return found
 

@@ -7,7 +7,7 @@ from typing import Any
 from contract_engine.memory._effects import Flow
 from contract_engine.memory.errors import ContentionError
 from contract_engine.memory.folding import ATTEMPTS
-from contract_engine.memory.mending import mend
+from contract_engine.memory.mending import SYNTHETIC, mend
 from contract_engine.memory.models import Loaded
 from contract_engine.memory.sessions import Sessions
 from contract_engine.memory.token_counter import TokenCounter
@@ -40,7 +40,7 @@ class Contexts:
                 context["total_tokens"] += tokens
                 context["buffer_info"]["message_count"] = len(mended.messages)
                 context["buffer_info"]["total_tokens"] += tokens
-                context["synthetic"] = mended.added
+                context[SYNTHETIC] = mended.added
                 return context
             folded = yield from self._sessions.fold_further(session_id, state)
             if folded is None:

@@ -26,25 +26,30 @@ class Mended(NamedTuple):
     added: list[int]
 
 
-def mend(messages: Sequence[dict[str, Any]], *, is_newest_closed: bool = False) -> Mended | None:
+def mend(messages: Sequence[dict[str, Any]], *, is_all: bool = False) -> Mended | None:
     """Return the messages with every result after its call and every call answered; None where they are so already.
 
-    A call without result gets one behind the last result of the same message, and before the next calls. The
-    newest call is left open as long as nothing but results of its message follows (``is_newest_closed``: it is not). A
-    result whose call is not there gets one directly before it; so does a second answer to a call, which an API takes
-    for an answer to nothing. What stands between a call and its result stays there.
+    A call without result gets one behind the last result of the same message, and before the next calls. The newest
+    call is left open as long as nothing but results of its message follows. A result whose call is not there gets one
+    directly before it; so does a second answer to a call, which an API takes for an answer to nothing. What stands
+    between a call and its result stays there. Calls and results without id, which no API takes as they are, are left
+    alone. ``is_all``: these are completed too, and the newest call is closed.
     """
     if not has_exchanges(messages):
         return None
     links = link(messages)
     if not links.open_calls and not links.orphans:
         return None
-    newest = -1 if is_newest_closed else _newest_call(messages, links)
-    before = {index: _calls(messages, index, keys) for index, keys in links.orphans.items()}
+    newest = -1 if is_all else _newest_call(messages, links)
+    before: dict[int, dict[str, Any]] = {}
+    for index, keys in links.orphans.items():
+        if wanted := [key for key in keys if is_all or key != NO_ID]:
+            before[index] = _calls(messages, index, wanted)
     after: dict[int, list[dict[str, Any]]] = {}
     for index, keys in links.open_calls.items():
-        if index != newest:
-            after.setdefault(_place(messages, links, index), []).extend(_results(messages[index], keys))
+        wanted = [key for key in keys if is_all or key != NO_ID]
+        if wanted and index != newest:
+            after.setdefault(_place(messages, links, index), []).extend(_results(messages[index], wanted))
     found: list[dict[str, Any]] = []
     added: list[int] = []
     for index, message in enumerate(messages):
@@ -56,6 +61,12 @@ def mend(messages: Sequence[dict[str, Any]], *, is_newest_closed: bool = False) 
             added.append(len(found))
             found.append(closing)
     return Mended(found, added) if added else None
+
+
+def stored(context: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the messages of a context that somebody wrote: W+1..N."""
+    added = frozenset(context.get(SYNTHETIC, ()))
+    return [message for at, message in enumerate(context["buffer_messages"]) if at not in added]
 
 
 def _newest_call(messages: Sequence[dict[str, Any]], links: Links) -> int:

@@ -61,7 +61,7 @@ def turns_of(messages: Sequence[dict[str, Any]]) -> list[Turn]:
     earlier call has the same. A role system or one that is not known becomes a user's turn that names it.
     """
     held, links = messages, link(messages)
-    if (links.open_calls or links.orphans) and (mended := mend(messages, is_newest_closed=True)) is not None:
+    if (links.open_calls or links.orphans) and (mended := mend(messages, is_all=True)) is not None:
         held = mended.messages
         links = link(held)
     ids = _Ids()
