@@ -103,3 +103,12 @@ def test_summaries_of_any_conversation_tell_nothing_else(
     times = [MAY_8 + 86400 * number for number in range(len(messages))]
     for text in folded(messages, readable=readable, max_tokens=max_tokens, step=3):
         assert untold(text, messages, times) == []
+
+
+def test_marks_inside_a_word_stay_and_long_names_end_with_a_word() -> None:
+    messages = [
+        {"role": "user", "name": "Mr Darrell Samson of Sackville and Preston-Chezzetcook", "content": "Ask Chris`OGER."}
+    ]
+    (text,) = folded(messages, readable=True, max_tokens=60)
+    assert text == "8 May 2023\nMr Darrell Samson of Sackville and: Ask Chris`OGER."
+    assert untold(text, messages, [MAY_8]) == []

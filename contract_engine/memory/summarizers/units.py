@@ -75,8 +75,11 @@ def message_units(messages: Sequence[Mapping[str, object]], times: Sequence[floa
 
 def clean_label(text: str) -> str:
     """Return ``text`` as it can stand before a colon at the beginning of a line."""
-    label = " ".join(_NOT_IN_LABEL.sub(" ", one_line(text)).split())[:MAX_LABEL_CHARS]
-    return label.lstrip("- ").rstrip()
+    label = " ".join(_NOT_IN_LABEL.sub(" ", one_line(text)).split()).lstrip("- ")
+    if len(label) > MAX_LABEL_CHARS:
+        # Half a name would be one that nobody has.
+        label = label[: MAX_LABEL_CHARS + 1].rpartition(" ")[0] or label[:MAX_LABEL_CHARS]
+    return label.rstrip()
 
 
 def _statements(message: Mapping[str, object], *, tools: dict[str, str]) -> Iterator[tuple[str, str]]:
