@@ -30,6 +30,7 @@ from contract_engine.memory import (
 )
 from contract_engine.memory._effects import Flow, Query, RedisCall, Transaction
 from contract_engine.memory.keys import SessionKeys, session_keys
+from contract_engine.memory.summarizers import FactsWriter
 
 T = TypeVar("T")
 
@@ -80,6 +81,7 @@ class Backend:
         summary_trigger_tokens: int | None = None,
         max_buffer_tokens: int | None = None,
         max_buffer_messages: int | None = None,
+        facts_writer: FactsWriter | None = None,
         **settings: Any,
     ) -> MemoryManager:
         """Open one more manager: to the servers it is another process."""
@@ -90,6 +92,7 @@ class Backend:
             max_buffer_tokens,
             max_buffer_messages=max_buffer_messages,
             config=self.config(**settings),
+            facts_writer=facts_writer,
         )
         return cast("MemoryManager", self._keep(manager))
 

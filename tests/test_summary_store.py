@@ -26,6 +26,13 @@ def test_there_is_none_at_first(summaries: SummaryStore) -> None:
     assert summaries.get_summary_history("s") == []
     assert summaries.get_summary_stats("s") == {
         "summary_count": 0,
+        "by_method": {},
+        "quarantined": 0,
+        "current_version": 0,
+        "method": None,
+        "model": None,
+        "first_seq": None,
+        "last_seq": None,
         "current_summary_length": 0,
         "redis_ttl": None,
         "last_updated": None,
@@ -147,8 +154,10 @@ def test_stats(summaries: SummaryStore) -> None:
     summaries.add_summary("s", "One fact.")
     summaries.add_summary("s", "Another fact.")
     stats = summaries.get_summary_stats("s")
-    assert set(stats) == {"summary_count", "current_summary_length", "redis_ttl", "last_updated"}
     assert stats["summary_count"] == 2
+    assert stats["by_method"] == {"supplied": 2}
+    assert (stats["current_version"], stats["method"], stats["model"]) == (2, "supplied", None)
+    assert (stats["first_seq"], stats["last_seq"]) == (1, 0), "no message"
     assert stats["current_summary_length"] == len(summaries.get_current_summary("s") or "")
     assert stats["last_updated"] > 1.7e9
 
@@ -206,6 +215,35 @@ def test_what_was_summarised_stays_covered_after_clearing(manager: MemoryManager
 
 
 # -- inside a manager
+
+
+def test_versions_say_where_they_come_from(manager: MemoryManager) -> None:
+    manager.set_session_config("s", {"max_buffer_messages": 4})
+    manager.add_messages("s", talk(4))
+    manager.wait_for_folds()
+    manager.summary_store.add_summary("s", "The user is called Ana.")
+    manager.add_messages("s", talk(3, start=5))
+    manager.wait_for_folds()
+    first, *history = manager.summary_store.get_summary_history("s", 100)
+    assert first["parent"] is None
+    assert [entry["parent"] for entry in history] == list(range(1, len(history) + 1))
+    told = manager.token_counter
+    read = [told.count_message_tokens(message) for message in talk(7)]
+    before = 0
+    for entry in [first, *history]:
+        assert (entry["model"], entry["prompt_hash"], entry["tokens_out"], entry["quarantined_at"]) == (None,) * 4
+        if entry["method"] == "extractive":
+            assert entry["tokens_in"] == before + sum(read[entry["first_seq"] - 1 : entry["last_seq"]])
+        else:
+            assert entry["tokens_in"] is None
+        before = entry["tokens"]
+    stats = manager.summary_store.get_summary_stats("s")
+    assert stats["by_method"] == {"extractive": len(history), "supplied": 1}
+    newest = history[-1]
+    assert stats["current_version"] == newest["version"]
+    assert [stats[name] for name in ("method", "first_seq", "last_seq")] == [
+        newest[name] for name in ("method", "first_seq", "last_seq")
+    ]
 
 
 def test_folds_write_versions_that_meet(manager: MemoryManager) -> None:

@@ -107,6 +107,12 @@ class WriteFacts(msgspec.Struct):
     request: FactsRequest
 
 
+class Compute(msgspec.Struct):
+    """Spend processor time on ``work``, which the asyncio runtime does outside the event loop. Answers what it does."""
+
+    work: Callable[[], Any]
+
+
 class Pause(msgspec.Struct):
     """Wait: somebody else is doing what is needed."""
 
@@ -120,13 +126,17 @@ class Scan(msgspec.Struct):
 
 
 class Spawn(msgspec.Struct):
-    """Run another flow in the background. Its errors are logged with ``name`` and end there."""
+    """Run another flow in the background. Its errors are logged with ``name`` and end there.
+
+    ``is_slow``: it waits for a language model, and must not keep folds waiting.
+    """
 
     flow: Callable[[], Flow[None]]
     name: str
+    is_slow: bool = False
 
 
-Effect = RedisCall | Scan | Query | Transaction | Summarize | WriteFacts | Spawn | Pause
+Effect = RedisCall | Scan | Query | Transaction | Summarize | WriteFacts | Compute | Spawn | Pause
 Flow = Generator[Effect, Any, T]
 
 
@@ -172,6 +182,11 @@ def write_facts(request: FactsRequest) -> Flow[Facts | None]:
     return cast("Facts | None", (yield WriteFacts(request)))
 
 
+def compute(work: Callable[[], T]) -> Flow[T]:
+    """Answer what ``work`` returns."""
+    return cast("T", (yield Compute(work)))
+
+
 def scan(pattern: str) -> Flow[list[bytes]]:
     """Answer the keys that match a glob."""
     return cast("list[bytes]", (yield Scan(pattern)))
@@ -182,6 +197,6 @@ def pause(seconds: float) -> Flow[None]:
     yield Pause(seconds)
 
 
-def spawn(flow: Callable[[], Flow[None]], name: str) -> Flow[None]:
+def spawn(flow: Callable[[], Flow[None]], name: str, *, is_slow: bool = False) -> Flow[None]:
     """Start a flow in the background and go on."""
-    yield Spawn(flow, name)
+    yield Spawn(flow, name, is_slow)

@@ -216,8 +216,14 @@ def _commit_summary() -> sa.Select[Any]:
         sa.bindparam("tokens", type_=sa.Integer),
         sa.bindparam("method", type_=sa.Text),
         sa.bindparam("metadata", type_=sa.LargeBinary),
+        sa.bindparam("parent", type_=sa.Integer),
+        sa.bindparam("model", type_=sa.Text),
+        sa.bindparam("prompt_hash", type_=sa.Text),
+        sa.bindparam("tokens_in", type_=sa.Integer),
+        sa.bindparam("tokens_out", type_=sa.Integer),
     )
     names = ["version", "first_seq", "last_seq", "segment", "text", "tokens", "method", "metadata"]
+    names += ["parent", "model", "prompt_hash", "tokens_in", "tokens_out"]
     added = (
         insert(summaries)
         .from_select(["tenant", "session_id", *names], row)
@@ -267,6 +273,12 @@ def _summary_history() -> sa.Select[Any]:
             summaries.c.method,
             summaries.c.metadata,
             milliseconds(summaries.c.created_at),
+            summaries.c.parent,
+            summaries.c.model,
+            summaries.c.prompt_hash,
+            summaries.c.tokens_in,
+            summaries.c.tokens_out,
+            milliseconds(summaries.c.quarantined_at),
         )
         .where(this_session(summaries), summaries.c.method != _CLEARED_LITERAL)
         .order_by(summaries.c.version.desc())
@@ -286,10 +298,6 @@ LOAD_INSTRUCTIONS = Statement(
 )
 HISTORY = Statement("history", _history)
 SUMMARY_HISTORY = Statement("summary_history", _summary_history)
-SUMMARY_COUNT = Statement(
-    "summary_count",
-    lambda: sa.select(sa.func.count()).where(this_session(summaries), summaries.c.method != _CLEARED_LITERAL),
-)
 PING = Statement("ping", lambda: sa.select(sa.literal_column("1")))
 
 

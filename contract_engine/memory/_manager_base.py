@@ -100,7 +100,9 @@ class ManagerBase:
 
     @once
     def _flows(self) -> ManagerFlows:
-        return ManagerFlows(self.config, self.circuit_breaker, self.database_breaker)
+        return ManagerFlows(
+            self.config, self.circuit_breaker, self.database_breaker, refines=self._facts_writer is not None
+        )
 
     @property
     def token_counter(self) -> TokenCounter:

@@ -41,7 +41,16 @@ logger = logging.getLogger(__name__)
 class ManagerFlows:
     """What a manager offers; its shells add nothing but a colour."""
 
-    def __init__(self, config: MemoryConfig, breaker: CircuitBreaker, database_breaker: CircuitBreaker) -> None:
+    def __init__(
+        self,
+        config: MemoryConfig,
+        breaker: CircuitBreaker,
+        database_breaker: CircuitBreaker,
+        *,
+        refines: bool = False,
+    ) -> None:
+        if refines and not config.is_durable:
+            raise ConfigurationError("facts_writer", "a model reads messages from the log; set DATABASE_URL")
         self.config = config
         self.counter = TokenCounter(config.model)
         self._breaker = breaker
@@ -49,7 +58,7 @@ class ManagerFlows:
         self._log = LogFlows(config) if config.is_durable else None
         # Of several servers others may be there, or may have taken over.
         is_away = breaker.turns_away if deployment(config.redis_url) is None else None
-        self._sessions = Sessions(config, self.counter, log=self._log, is_away=is_away)
+        self._sessions = Sessions(config, self.counter, log=self._log, is_away=is_away, refines=refines)
         self._contexts = Contexts(self._sessions, self.counter)
         self._intake = Intake(self.counter, max_message_bytes=config.max_message_bytes)
         self.buffer = BufferFlows(self._sessions, self._intake)

@@ -19,7 +19,7 @@ from contract_engine.memory.errors import ContentionError, MemoryServiceError
 from contract_engine.memory.exchange import plan_fold
 from contract_engine.memory.mending import mend
 from contract_engine.memory.message_log import LogFlows
-from contract_engine.memory.models import Message, Outgoing, SessionState, Summary
+from contract_engine.memory.models import Message, Origin, Outgoing, SessionState, Summary
 from contract_engine.memory.serializer import encode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE, SessionCache, new_ticket
 from contract_engine.memory.summarizers import SummaryRequest
@@ -31,12 +31,18 @@ ATTEMPTS = 400
 """How often a call goes round when others keep changing its session; in each round somebody makes progress."""
 
 
+EXTRACTIVE = "extractive"
+"""Method of the versions that folds write."""
+
 PAUSE_SECONDS = 0.005
 """How long a writer waits for the room that another one is making: a fold takes about this long."""
 
 
 class Folding:
-    """Folds the sessions of one tenant. ``log`` is None in ephemeral mode."""
+    """Folds the sessions of one tenant. ``log`` is None in ephemeral mode.
+
+    ``folded``, where it is set, is run after every fold and must not take time: it spawns what does.
+    """
 
     def __init__(
         self,
@@ -52,6 +58,7 @@ class Folding:
         self._cache = cache
         self._log = log
         self._distrust = distrust
+        self.folded: Callable[[str], Flow[None]] | None = None
 
     def summary_budget(self, last_seq: int) -> int:
         """Return how many tokens a summary of messages 1 to ``last_seq`` and the pinned ones of them may have."""
@@ -165,17 +172,20 @@ class Folding:
         if not is_kept:
             tokens = self._counter.count_tokens(text)
             summary = Summary(state.summary_version, folded[-1].seq, tokens, self._cache.now_ms(), text)
+            summary = _with_pins(state, summary)
             return _summarized(state, summary, state.revision)
-        return (
-            yield from self.commit(
-                session_id,
-                state,
-                last_seq=folded[-1].seq,
-                text=text,
-                method="extractive",
-                update_cache=update_cache,
-            )
+        done = yield from self.commit(
+            session_id,
+            state,
+            last_seq=folded[-1].seq,
+            text=text,
+            method=EXTRACTIVE,
+            origin=state.origin(tokens_in=state.summary.tokens + sum(entry.tokens for entry in folded)),
+            update_cache=update_cache,
         )
+        if done is not None and self.folded is not None:
+            yield from self.folded(session_id)
+        return done
 
     def commit(
         self,
@@ -185,19 +195,22 @@ class Folding:
         last_seq: int,
         text: str,
         method: str,
+        origin: Origin | None = None,
         segment: str | None = None,
         metadata: Mapping[str, object] | None = None,
         update_cache: bool = True,
     ) -> Flow[SessionState | None]:
         """Make ``text`` the summary of messages 1 to ``last_seq`` if the session still stands where ``state`` read it.
 
-        Answers ``state`` with that summary; None where it does not: then nothing was written.
+        Answers ``state`` with that summary; None where it does not: then nothing was written. ``origin`` is given where
+        the text does not go on from that of the current version.
         """
         tokens = self._counter.count_tokens(text)
         version = state.summary_version + 1
+        origin = origin or state.origin()
         if self._log is None:
             summary = _with_pins(state, Summary(version, last_seq, tokens, self._cache.now_ms(), text))
-            entry = _history_entry(summary, state.watermark + 1, method, segment, metadata)
+            entry = _history_entry(summary, origin, method, segment, metadata)
             done = yield from self._cache.commit(
                 session_id, state, summary, new_revision=state.revision, history_entry=entry
             )
@@ -209,6 +222,7 @@ class Folding:
             text=text,
             tokens=tokens,
             method=method,
+            origin=origin,
             segment=segment,
             metadata=metadata,
         )
@@ -248,16 +262,17 @@ def _summarized(state: SessionState, summary: Summary, revision: int) -> Session
 
 
 def _history_entry(
-    summary: Summary, first_seq: int, method: str, segment: str | None, metadata: Mapping[str, object] | None
+    summary: Summary, origin: Origin, method: str, segment: str | None, metadata: Mapping[str, object] | None
 ) -> bytes:
     entry = {
         "text": summary.text if segment is None else segment,
         "timestamp": summary.at_ms / 1000,
         "metadata": metadata,
         "version": summary.version,
-        "first_seq": first_seq,
         "last_seq": summary.last_seq,
         "tokens": summary.tokens,
         "method": method,
+        **origin._asdict(),
+        "quarantined_at": None,
     }
     return encode_value(entry, field="metadata", max_bytes=2**62)

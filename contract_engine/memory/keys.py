@@ -67,6 +67,13 @@ def check_limit(limit: object, *, least: int = 0) -> int:
     return min(limit, 2**31 - 1)
 
 
+def check_version(version: object) -> int:
+    """Return a version if it is a whole number from 1."""
+    if isinstance(version, bool) or not isinstance(version, int) or not 0 < version < 2**31:
+        raise InvalidInputError("version", f"expected a whole number from 1, got {version!r}")
+    return version
+
+
 def _check_id(field: str, value: object) -> str:
     if not isinstance(value, str):
         raise InvalidInputError(field, f"expected a text, got {type(value).__name__}")

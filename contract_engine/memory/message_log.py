@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from contract_engine.memory import _log, _log_drain, _log_pins, _log_transactions
+from contract_engine.memory import _log, _log_drain, _log_pins, _log_summaries, _log_transactions
 from contract_engine.memory._effects import Flow, query, query_once, transaction
 from contract_engine.memory._runtime.failures import AlreadyStoredError
 from contract_engine.memory.config import MemoryConfig, SessionLimits
@@ -17,7 +17,17 @@ from contract_engine.memory.errors import (
     MessageConflictError,
     PoolExhaustedError,
 )
-from contract_engine.memory.models import Entry, Message, Outgoing, Placed, SessionState, Summary
+from contract_engine.memory.models import (
+    Entry,
+    Message,
+    Origin,
+    Outgoing,
+    Placed,
+    SessionState,
+    Source,
+    Summary,
+    empty_session,
+)
 from contract_engine.memory.serializer import decode_text, decode_value, encode_text, encode_value
 
 LOG_TROUBLE = (DatabaseUnavailableError, PoolExhaustedError)
@@ -206,6 +216,7 @@ class LogFlows:
         text: str,
         tokens: int,
         method: str,
+        origin: Origin,
         segment: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Flow[tuple[Summary, int] | None]:
@@ -220,7 +231,7 @@ class LogFlows:
                 "epoch": state.epoch,
                 "version": state.summary_version,
                 "revision": state.revision,
-                "first_seq": state.watermark + 1,
+                **origin._asdict(),
                 "last_seq": last_seq,
                 "segment": None if segment is None else encode_text(segment),
                 "text": encode_text(text),
@@ -254,14 +265,77 @@ class LogFlows:
                 "last_seq": last_seq,
                 "tokens": tokens,
                 "method": method,
+                "parent": parent,
+                "model": model,
+                "prompt_hash": prompt_hash,
+                "tokens_in": tokens_in,
+                "tokens_out": tokens_out,
+                "quarantined_at": None if quarantined_ms is None else quarantined_ms / 1000,
             }
-            for version, first_seq, last_seq, text, tokens, method, metadata, at_ms in reversed(rows)
-        ]
+            for (
+                version, first_seq, last_seq, text, tokens, method, metadata, at_ms,
+                parent, model, prompt_hash, tokens_in, tokens_out, quarantined_ms,
+            ) in reversed(rows)
+        ]  # fmt: skip
 
-    def summary_count(self, session_id: str) -> Flow[int]:
-        """Count the summary versions."""
-        ((count,),) = yield from query(_log.SUMMARY_COUNT, self._key(session_id))
-        return int(count)
+    def summary_stats(self, session_id: str) -> Flow[dict[str, Any]]:
+        """Count the summary versions by method, and say where the current one comes from."""
+        rows = yield from query(_log_summaries.SUMMARY_STATS, self._key(session_id))
+        counts = {row[0]: row[1] for row in rows if row[0] != _log.CLEARED}
+        version, method, model, first_seq, last_seq = max(
+            ((row[3], row[0], *row[4:7]) for row in rows), default=(0, None, None, None, None)
+        )
+        return {
+            "summary_count": sum(counts.values()),
+            "by_method": counts,
+            "quarantined": sum(row[2] for row in rows),
+            "current_version": version,
+            "method": method,
+            "model": model,
+            "first_seq": first_seq,
+            "last_seq": last_seq,
+        }
+
+    def read_source(self, session_id: str, base_version: int | None) -> Flow[Source | None]:
+        """Read in one statement what the next version can be written from; see ``READ_SOURCE``.
+
+        None where there is no such session.
+        """
+        rows = yield from query(_log_summaries.READ_SOURCE, {**self._key(session_id), "base_version": base_version})
+        if not rows:
+            return None
+        epoch, revision, last_seq, watermark, version, instructions, base, base_last_seq, base_text = rows[0][:9]
+        added = zip(*(column or () for column in rows[0][9:11]), strict=True)
+        return Source(
+            state=msgspec.structs.replace(
+                empty_session(self._limits, Summary(version, watermark, 0, 0, "")),
+                epoch=epoch,
+                revision=revision,
+                last_seq=last_seq,
+            ),
+            instructions="" if instructions is None else decode_text(bytes(instructions)),
+            base=base or 0,
+            base_last_seq=base_last_seq or 0,
+            base_text="" if base_text is None else decode_text(bytes(base_text)),
+            added=tuple((number, decode_text(bytes(text))) for number, text in added),
+        )
+
+    def read_span(self, session_id: str, after: int, last_seq: int, limit: int) -> Flow[list[Entry]]:
+        """Read the oldest messages above ``after`` up to ``last_seq``; their ids are left out."""
+        rows = yield from query(
+            _log_summaries.READ_SPAN, {**self._key(session_id), "after": after, "last_seq": last_seq, "limit": limit}
+        )
+        return [Entry(seq, tokens, at_ms, "", decode_value(bytes(body))) for seq, tokens, at_ms, body in rows]
+
+    def quarantine(self, session_id: str, version: int, *, dry_run: bool) -> Flow[_log_summaries.Derived | None]:
+        """Mark a version and all that derives from it in one transaction; None where there is no such version."""
+        return (
+            yield from transaction(
+                lambda connection: _log_summaries.quarantine(
+                    connection, self._key(session_id), version, dry_run=dry_run
+                )
+            )
+        )
 
     def clear_summaries(self, session_id: str) -> Flow[None]:
         """Delete every summary version in one transaction."""

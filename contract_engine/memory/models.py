@@ -91,6 +91,22 @@ class Summary(NamedTuple):
 NO_SUMMARY = Summary(0, 0, 0, 0, "")
 
 
+class Origin(NamedTuple):
+    """Where a summary version comes from.
+
+    ``parent``: the version whose text it goes on from, None for none; ``first_seq``: the first message it adds to that.
+    ``tokens_in`` were read to write it. Of a language model besides: its name, which prompt it was asked with, and the
+    tokens it wrote.
+    """
+
+    parent: int | None
+    first_seq: int
+    model: str | None = None
+    prompt_hash: str | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+
+
 class SessionState(msgspec.Struct, frozen=True):
     """One consistent view of a session: the summary of 1..W and the messages W+1..N, word for word.
 
@@ -159,6 +175,10 @@ class SessionState(msgspec.Struct, frozen=True):
         """Whether there is a session to commit to, and not just a summary that outlived its buffer."""
         return self.epoch != 0
 
+    def origin(self, *, tokens_in: int | None = None) -> Origin:
+        """Return the origin of a version that goes on from the current one."""
+        return Origin(self.summary.version or None, self.watermark + 1, tokens_in=tokens_in)
+
     @property
     def is_fold_due(self) -> bool:
         """Whether enough has gathered for a fold in the background."""
@@ -217,3 +237,19 @@ class Loaded(NamedTuple):
     def as_context(self, session_id: str) -> dict[str, Any]:
         """Return the dict that ``get_context`` answers."""
         return self.state.as_context(session_id, source=self.source, degraded=self.degraded)
+
+
+class Source(NamedTuple):
+    """What the next version of a summary can be written from.
+
+    ``state`` is where the session stands, without messages and without the text of its summary. ``base`` is the version
+    to go on from, 0 for none, with its text of messages 1 to ``base_last_seq``; ``added`` are the versions and texts
+    that callers have added since. ``instructions`` are the session's own wishes for its summary.
+    """
+
+    state: SessionState
+    instructions: str
+    base: int
+    base_last_seq: int
+    base_text: str
+    added: tuple[tuple[int, str], ...]

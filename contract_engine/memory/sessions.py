@@ -22,6 +22,7 @@ from contract_engine.memory.folding import ATTEMPTS, Folding
 from contract_engine.memory.keys import SessionKeys
 from contract_engine.memory.message_log import LOG_TROUBLE, LogFlows
 from contract_engine.memory.models import Loaded, Outgoing, Placed, Receipt, SessionState, empty_session
+from contract_engine.memory.refining import Refining
 from contract_engine.memory.session_cache import REDIS_TROUBLE, WAITING, SessionCache, new_ticket
 from contract_engine.memory.token_counter import TokenCounter
 from contract_engine.memory.unlogged import Unlogged
@@ -54,6 +55,7 @@ class Sessions:
     """One tenant's sessions, as flows. ``log`` is None in ephemeral mode; ids and messages have been checked.
 
     ``is_away`` says whether a call to Redis would be rejected without being tried: with a log, none is made then.
+    ``refines``: there is a language model, which refines what is folded.
     """
 
     def __init__(
@@ -64,9 +66,14 @@ class Sessions:
         log: LogFlows | None,
         at_cap: str = "fold",
         is_away: Callable[[], bool] | None = None,
+        refines: bool = False,
     ) -> None:
         self.cache = SessionCache(config)
         self.folding = Folding(config, counter, self.cache, log=log, distrust=self.distrust)
+        self.refining = None if log is None else Refining(config, counter, self.folding, log)
+        self.refines = refines
+        if self.refining is not None and refines:
+            self.folding.folded = self.refining.spawn
         self._log = log
         self._is_away = is_away or (lambda: False)
         self._limits = config.limits

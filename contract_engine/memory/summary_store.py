@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -16,8 +17,11 @@ from contract_engine.memory.errors import (
     StoreUnavailableError,
 )
 from contract_engine.memory.folding import ATTEMPTS
-from contract_engine.memory.keys import check_limit, check_session_id
+from contract_engine.memory.keys import check_limit, check_session_id, check_version
 from contract_engine.memory.message_log import LogFlows
+from contract_engine.memory.models import Origin
+from contract_engine.memory.rebuilding import Rebuilding
+from contract_engine.memory.refining import Progress
 from contract_engine.memory.serializer import decode_value, encode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.sessions import Sessions
@@ -35,10 +39,26 @@ def _readable_entries(found: object, session_id: str) -> list[dict[str, Any]]:
         except CorruptDataError:
             entry = None
         if isinstance(entry, dict) and "text" in entry:
-            entries.append(entry)
+            entries.append(_NO_ORIGIN | entry)
         else:
             logger.warning("session %s: a summary in the history cannot be read; it is left out", session_id)
     return entries
+
+
+# What was written before versions said where they come from does not say so.
+_NO_ORIGIN: dict[str, Any] = dict.fromkeys((*Origin._fields, "quarantined_at"))
+
+
+def _stats_of(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the log would say of these versions, where there is none."""
+    newest = entries[-1] if entries else {}
+    return {
+        "summary_count": len(entries),
+        "by_method": dict(Counter(str(entry.get("method")) for entry in entries)),
+        "quarantined": 0,
+        "current_version": newest.get("version", 0),
+        **{name: newest.get(name) for name in ("method", "model", "first_seq", "last_seq")},
+    }
 
 
 class SummaryFlows:
@@ -51,6 +71,7 @@ class SummaryFlows:
         self._counter = counter
         self._sessions = sessions
         self._log = log
+        self._rebuilding = Rebuilding(config, counter, sessions, log=log)
 
     def add_summary(self, session_id: str, text: object, metadata: object) -> Flow[bool]:
         check_session_id(session_id)
@@ -116,16 +137,17 @@ class SummaryFlows:
         keys = self._sessions.cache.keys(session_id)
         summary = (yield from self._sessions.load(session_id)).state.summary
         ttl: int | None = None
+        entries: list[dict[str, Any]] = []
         try:
-            ttl, length = yield from redis_call(Command(("TTL", keys.summary)), Command(("LLEN", keys.history)))
-            count = length if isinstance(length, int) else 0
+            history = (Command(("LRANGE", keys.history, 0, -1)),) if self._log is None else ()
+            ttl, *found = yield from redis_call(Command(("TTL", keys.summary)), *history)
+            entries = _readable_entries(found[0], session_id) if found else []
         except REDIS_TROUBLE:
             if self._log is None:
                 raise
-        if self._log is not None:
-            count = yield from self._log.summary_count(session_id)
+        stats = _stats_of(entries) if self._log is None else (yield from self._log.summary_stats(session_id))
         return {
-            "summary_count": count,
+            **stats,
             "current_summary_length": len(summary.text),
             "redis_ttl": ttl if ttl is not None and ttl >= 0 else None,
             "last_updated": summary.at_ms / 1000 if summary.at_ms else None,
@@ -144,6 +166,18 @@ class SummaryFlows:
         except (StoreUnavailableError, ContentionError):
             return False
         return True
+
+    def quarantine(self, session_id: str, version: object, *, dry_run: bool) -> Flow[dict[str, Any]]:
+        check_session_id(session_id)
+        return (yield from self._rebuilding.quarantine(session_id, check_version(version), dry_run=dry_run))
+
+    def resummarize(
+        self, session_id: str, *, use_model: bool, dry_run: bool, progress: Progress | None
+    ) -> Flow[dict[str, Any]]:
+        check_session_id(session_id)
+        return (
+            yield from self._rebuilding.resummarize(session_id, use_model=use_model, dry_run=dry_run, progress=progress)
+        )
 
     def _clear_alone(self, session_id: str) -> Flow[None]:
         for _ in range(ATTEMPTS):
@@ -203,18 +237,51 @@ class SummaryStore:
     def get_summary_history(self, session_id: str, limit: int = 10) -> list[dict[str, Any]]:
         """Return the newest versions, oldest first, as dicts.
 
-        ``text`` is what a caller added, or the whole summary where a fold wrote it; ``timestamp`` in unix seconds;
-        ``metadata`` of the caller; besides ``version``, ``first_seq``, ``last_seq``, ``tokens``, ``method``.
+        ``text`` is what a caller or a model added, or the whole summary where a fold wrote it; ``timestamp`` in unix
+        seconds; ``metadata`` of the caller; ``version``; ``parent``, the version whose text it goes on from, and
+        ``first_seq`` to ``last_seq``, the messages it adds to that; ``tokens`` of the whole; ``method`` (``extractive``
+        by a fold, ``model``, ``supplied`` by a caller, ``rebuilt``); ``model``, ``prompt_hash``, ``tokens_in`` read to
+        write it, ``tokens_out`` written by the model; ``quarantined_at`` in unix seconds, None if it is in order.
         """
         return self._runtime.run(self._flows.get_summary_history(session_id, limit))
 
     def get_summary_stats(self, session_id: str) -> dict[str, Any]:
-        """Return summary_count, current_summary_length (characters), redis_ttl (s), last_updated (unix s)."""
+        """Return the figures of the versions, and where the current one comes from.
+
+        ``summary_count``, ``by_method`` (versions of each), ``quarantined`` (versions); ``current_version`` with its
+        ``method``, ``model``, ``first_seq``, ``last_seq`` as in :meth:`get_summary_history`;
+        ``current_summary_length`` (characters), ``redis_ttl`` (seconds), ``last_updated`` (unix seconds).
+        """
         return self._runtime.run(self._flows.get_summary_stats(session_id))
 
     def clear_summaries(self, session_id: str) -> bool:
         """Delete every version; what they covered stays covered, by an empty summary."""
         return self._runtime.run(self._flows.clear_summaries(session_id))
+
+    def quarantine(self, session_id: str, version: int, *, dry_run: bool = False) -> dict[str, Any]:
+        """Take a poisoned version, and all that derives from it, out of use; needs a database.
+
+        Where the current version is among them, the built-in summarizer writes the summary again, from the newest
+        version before them that is in order and the messages since; the watermark stays. The history goes on showing
+        them, marked. Returns ``versions`` (all that are out of use now), ``is_current``, ``parent`` (what the new one
+        goes on from), ``rebuilt`` (its version, None where none was needed) and ``dry_run``: then nothing was changed.
+        May be repeated, and has to be after an error: until it returns, the current text may still be the poisoned one.
+        """
+        return self._runtime.run(self._flows.quarantine(session_id, version, dry_run=dry_run))
+
+    def resummarize(
+        self, session_id: str, *, use_model: bool = False, dry_run: bool = False, progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """Write the summary again from the messages in the log, and what callers added; needs a database.
+
+        By the built-in summarizer, or with ``use_model`` by the ``facts_writer`` of the manager, which may take
+        minutes; what was cleared is read again too. Returns ``version`` (None where nothing was written, and
+        ``reason`` says why), ``method``, ``model``, ``last_seq``, ``tokens``, ``tokens_in``, ``tokens_out``, ``text``
+        and ``dry_run``: then nothing was changed. ``progress`` is told the messages done, and of how many. Where the
+        model fails nothing is changed.
+        """
+        flow = self._flows.resummarize(session_id, use_model=use_model, dry_run=dry_run, progress=progress)
+        return self._runtime.run(flow)
 
     def close(self) -> None:
         """Close what this store opened itself."""
@@ -259,6 +326,17 @@ class AsyncSummaryStore:
     async def clear_summaries(self, session_id: str) -> bool:
         """See :meth:`SummaryStore.clear_summaries`."""
         return await self._runtime.run(self._flows.clear_summaries(session_id))
+
+    async def quarantine(self, session_id: str, version: int, *, dry_run: bool = False) -> dict[str, Any]:
+        """See :meth:`SummaryStore.quarantine`."""
+        return await self._runtime.run(self._flows.quarantine(session_id, version, dry_run=dry_run))
+
+    async def resummarize(
+        self, session_id: str, *, use_model: bool = False, dry_run: bool = False, progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """See :meth:`SummaryStore.resummarize`."""
+        flow = self._flows.resummarize(session_id, use_model=use_model, dry_run=dry_run, progress=progress)
+        return await self._runtime.run(flow)
 
     async def aclose(self) -> None:
         """Close what this store opened itself."""

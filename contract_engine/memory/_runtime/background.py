@@ -1,4 +1,7 @@
-"""Work that nobody waits for: folds that are due but not urgent."""
+"""Work that nobody waits for: folds that are due but not urgent, and what a language model makes of them.
+
+A fold takes milliseconds and a model seconds, so that the two never wait in one queue.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -18,9 +22,18 @@ logger = logging.getLogger(__name__)
 WORKERS = 2
 """Threads for background folds. A fold is mostly waiting for two servers; more threads would only queue elsewhere."""
 
+SLOW_WORKERS = 4
+"""How many things wait for a language model at once."""
+
+GENERATIONS = 2
+"""A fold starts what refines it, and that starts nothing."""
+
 
 class Background:
-    """A few threads, started when there is something to do. What is running when the program ends is finished."""
+    """A few threads, started when there is something to do. What is running when the program ends is finished.
+
+    ``is_closing``: no model is to be asked any more; what is refined now is refined after the next fold.
+    """
 
     def __init__(self) -> None:
         self._forget()
@@ -28,16 +41,19 @@ class Background:
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None
+        self._executors: dict[bool, ThreadPoolExecutor] = {}
         self._running: set[Future[None]] = set()
+        self.is_closing = False
 
-    def start(self, work: Callable[[], None], name: str) -> None:
+    def start(self, work: Callable[[], None], name: str, *, is_slow: bool = False) -> None:
         """Run ``work`` soon; its failure is logged and ends there."""
         with self._lock:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="contract-memory")
+            if is_slow not in self._executors:
+                self._executors[is_slow] = ThreadPoolExecutor(
+                    SLOW_WORKERS if is_slow else WORKERS, thread_name_prefix="contract-memory"
+                )
             try:
-                future = self._executor.submit(work)
+                future = self._executors[is_slow].submit(work)
             except RuntimeError:  # the interpreter is ending; the next process finds it due again
                 logger.info("%s is left for later: the program is ending", name)
                 return
@@ -49,30 +65,46 @@ class Background:
         _log_failure(future.exception(), name)
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is running; False if the time was up before."""
-        with self._lock:
-            running = set(self._running)
-        return not wait(running, timeout).not_done
+        """Wait until nothing is running that was running, or was started by that; False if the time was up before."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for _ in range(GENERATIONS):
+            with self._lock:
+                running = set(self._running)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if wait(running, left).not_done:
+                return False
+        return True
 
     def close(self) -> None:
         """Finish what is running and end the threads; a later start begins anew."""
-        with self._lock:
-            executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown(wait=True)
+        self.is_closing = True
+        try:
+            for is_slow in (False, True):  # a fold that ends may have something refined
+                with self._lock:
+                    executor = self._executors.pop(is_slow, None)
+                if executor is not None:
+                    executor.shutdown(wait=True)
+        finally:
+            self.is_closing = False
 
 
 class AsyncBackground:
-    """Tasks of the running loop, kept alive until they are done."""
+    """Tasks of the running loop, kept alive until they are done. ``is_closing``: see :class:`Background`."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[None]] = set()
+        self._slow = asyncio.Semaphore(SLOW_WORKERS)
+        self.is_closing = False
 
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]], name: str, *, is_slow: bool = False) -> None:
         """Run ``work`` soon; its failure is logged and ends there."""
-        task = asyncio.get_running_loop().create_task(work(), name=name)
+        task = asyncio.get_running_loop().create_task(self._in_turn(work) if is_slow else work(), name=name)
         self._running.add(task)
         task.add_done_callback(self._finish)
+
+    async def _in_turn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        async with self._slow:
+            await work()
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
@@ -80,9 +112,22 @@ class AsyncBackground:
             _log_failure(task.exception(), task.get_name())
 
     async def join(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is running; False if the time was up before."""
-        running = set(self._running)
-        return not running or not (await asyncio.wait(running, timeout=timeout))[1]
+        """See :meth:`Background.join`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for _ in range(GENERATIONS):
+            running = set(self._running)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if running and (await asyncio.wait(running, timeout=left))[1]:
+                return False
+        return True
+
+    async def close(self) -> None:
+        """Finish what is running."""
+        self.is_closing = True
+        try:
+            await self.join()
+        finally:
+            self.is_closing = False
 
 
 def _log_failure(exc: BaseException | None, name: str) -> None:

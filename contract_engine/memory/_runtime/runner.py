@@ -6,7 +6,17 @@ import asyncio
 import time
 from typing import Any, TypeVar
 
-from contract_engine.memory._effects import Flow, Pause, Query, RedisCall, Scan, Spawn, Summarize, WriteFacts
+from contract_engine.memory._effects import (
+    Compute,
+    Flow,
+    Pause,
+    Query,
+    RedisCall,
+    Scan,
+    Spawn,
+    Summarize,
+    WriteFacts,
+)
 from contract_engine.memory._runtime.background import AsyncBackground, Background
 from contract_engine.memory._runtime.database import AsyncDatabase, Database
 from contract_engine.memory._runtime.redis_transport import AsyncRedisTransport, RedisTransport
@@ -91,11 +101,15 @@ class Runtime:
         if kind is RedisCall:
             return self._redis.call(effect)
         if kind is Spawn:
-            return self.background.start(lambda: self.run(effect.flow()), effect.name)
+            return self.background.start(lambda: self.run(effect.flow()), effect.name, is_slow=effect.is_slow)
         if kind is Summarize:
             return self._summarizer.summarize(effect.request)
         if kind is WriteFacts:
-            return None if self._facts_writer is None else asyncio.run(self._facts_writer.write(effect.request))
+            if self._facts_writer is None or self.background.is_closing:
+                return None
+            return asyncio.run(self._facts_writer.write(effect.request))
+        if kind is Compute:
+            return effect.work()
         if kind is Pause:
             return time.sleep(effect.seconds)
         if kind is Scan:
@@ -192,11 +206,15 @@ class AsyncRuntime:
         if kind is RedisCall:
             return await self._redis.call(effect)
         if kind is Spawn:
-            return self.background.start(lambda: self.run(effect.flow()), effect.name)
+            return self.background.start(lambda: self.run(effect.flow()), effect.name, is_slow=effect.is_slow)
         if kind is Summarize:
             return await asyncio.to_thread(self._summarizer.summarize, effect.request)
         if kind is WriteFacts:
-            return None if self._facts_writer is None else await self._facts_writer.write(effect.request)
+            if self._facts_writer is None or self.background.is_closing:
+                return None
+            return await self._facts_writer.write(effect.request)
+        if kind is Compute:
+            return await asyncio.to_thread(effect.work)
         if kind is Pause:
             return await asyncio.sleep(effect.seconds)
         if kind is Scan:
@@ -209,7 +227,7 @@ class AsyncRuntime:
 
     async def close(self) -> None:
         """Finish background work and close every connection; a later call opens them again."""
-        await self.background.join()
+        await self.background.close()
         await self._redis.close()
         if self._database is not None:
             await self._database.close()

@@ -56,6 +56,18 @@ def written(units: Sequence[Unit]) -> str:
     return "\n".join(lines)
 
 
+def appended(text: str, segment: str) -> str:
+    """Return ``text`` and ``segment`` as one text that gives the units of both; each stays as it is.
+
+    What begins without a date would else be read as of the last day of ``text``.
+    """
+    if not text or not segment:
+        return text or segment
+    before, behind = read(text), read(segment)
+    is_dated = before and behind and before[-1].day and not behind[0].day
+    return f"{text}\n{_NO_DATE}\n{segment}" if is_dated else f"{text}\n{segment}"
+
+
 def _short(texts: Sequence[str], speaker: str) -> Sequence[str]:
     return with_signs(texts, are_calls=speaker == CALL_LABEL) if is_tool_label(speaker) else texts
 
