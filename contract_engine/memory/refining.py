@@ -184,7 +184,7 @@ def whole_groups(span: list[Entry]) -> list[Entry]:
     if len(span) < SPAN:
         return span
     last = exchange_groups([entry.message for entry in span])[-1]
-    return span[: last.start] or span
+    return (span[: last.start] or span) if last.is_open else span
 
 
 class AtWork:
