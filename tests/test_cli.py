@@ -385,6 +385,113 @@ def test_stats(command: Command, chats: str) -> None:
     assert f"policy {facts['redis_memory']['maxmemory_policy']}" in seen
 
 
+def test_summaries_shows_where_versions_come_from(command: Command, chats: str) -> None:
+    command("replay", chats)
+    shown = command("summaries", "long")
+    assert shown.code == 0
+    lines = shown.out.splitlines()
+    assert lines[0].split() == ["version", "when", "by", "messages", "tokens", "parent"]
+    told = command("summaries", "long", "--json").json
+    versions = told["versions"]
+    assert len(lines) == 1 + len(versions) == 1 + told["summary_count"]
+    assert told["watermark"] == versions[-1]["last_seq"]
+    for line, entry in zip(lines[1:], versions, strict=True):
+        words = line.split()
+        assert words[0] == str(entry["version"])
+        assert words[3:5] == ["extractive", f"{entry['first_seq']}..{entry['last_seq']}"]
+        assert words[6:] == ([] if entry["parent"] is None else [str(entry["parent"])])
+    assert versions[-1]["text"] not in shown.out
+    texts = command("summaries", "long", "--text", "--limit", "1").out
+    assert "".join(versions[-1]["text"].split()) in "".join(texts.split())
+    assert f"{len(versions) - 1} older versions; --limit {len(versions)} shows them." in texts
+
+
+def test_summaries_of_a_session_that_was_never_folded(command: Command, chats: str) -> None:
+    command("replay", chats)
+    shown = command("summaries", "short")
+    assert (shown.code, shown.out) == (0, "No summary yet: all 13 messages stand word for word.\n")
+    assert command("summaries", "short", "--json").json["versions"] == []
+
+
+@pytest.mark.parametrize("name", ["summaries", "resummarize", "quarantine"])
+def test_commands_of_summaries_name_a_session_there_is_not(durable: Command, chats: str, name: str) -> None:
+    durable("replay", chats)
+    answer = durable(name, "nobody", *(["1"] if name == "quarantine" else []))
+    assert (answer.code, answer.out) == (1, "")
+    assert "There is no session 'nobody' of tenant" in answer.err
+    assert "The latest are: short, long." in answer.err
+
+
+def test_resummarize_writes_a_version_from_the_log(durable: Command, chats: str) -> None:
+    durable("replay", chats)
+    before = durable("summaries", "long", "--json").json
+    planned = durable("resummarize", "long", "--dry-run")
+    assert planned.code == 0
+    assert f"Would write version {before['summary_count'] + 1}, of messages 1..{before['watermark']}" in planned.out
+    assert durable("summaries", "long", "--json").json == before | {
+        "redis_ttl": durable("summaries", "long", "--json").json["redis_ttl"]
+    }
+    done = durable("resummarize", "long", "--json")
+    assert done.code == 0
+    after = durable("summaries", "long", "--json").json
+    newest = after["versions"][-1]
+    assert (newest["version"], newest["method"], newest["parent"]) == (done.json["version"], "rebuilt", None)
+    assert newest["text"] == done.json["text"] == durable("show", "long", "--json").json["current_summary"]
+    assert "".join(done.json["text"].split()) in "".join(planned.out.split())
+    again = durable("resummarize", "long")
+    assert f"Wrote version {newest['version'] + 1}, of messages 1..{before['watermark']} by the built-in" in again.out
+
+
+def test_resummarize_says_why_it_did_nothing(durable: Command, chats: str, redis_url: str) -> None:
+    durable("replay", chats)
+    answer = durable("resummarize", "short")
+    assert (answer.code, answer.out) == (1, "")
+    assert "Nothing was changed: nothing is folded yet." in answer.err
+    answer = durable("resummarize", "short", "--base-url", "http://localhost:1/v1")
+    assert answer.code == 2
+    assert "--model" in answer.err
+    answer = durable("resummarize", "short", "--model", "m", "--api-key-variable", "NO_SUCH_VARIABLE")
+    assert answer.code == 2
+    assert "NO_SUCH_VARIABLE" in answer.err
+
+
+def test_quarantine_takes_versions_out_of_use(durable: Command, chats: str) -> None:
+    durable("replay", chats, "--max-buffer-messages", "8")
+    before = durable("summaries", "long", "--json").json
+    count = before["summary_count"]
+    assert count > 2
+    derived = ", ".join(map(str, range(2, count + 1)))
+    planned = durable("quarantine", "long", "2", "--dry-run")
+    assert planned.code == 0
+    assert f"Would be out of use: versions {derived}." in planned.out
+    assert "from version 1 and the messages since" in planned.out
+    assert durable("summaries", "long", "--json").json["quarantined"] == 0
+    done = durable("quarantine", "long", "2")
+    assert done.code == 0
+    assert f"Out of use: versions {derived}." in done.out
+    assert f"written again as version {count + 1}, from version 1" in done.out
+    told = durable("summaries", "long", "--json").json
+    assert (told["quarantined"], told["watermark"]) == (count - 1, before["watermark"])
+    assert "quarantined" in durable("summaries", "long").out
+    again = durable("quarantine", "long", "2", "--json").json
+    assert (again["rebuilt"], again["is_current"]) == (None, False)
+    unknown = durable("quarantine", "long", "99")
+    assert (unknown.code, unknown.out) == (1, "")
+    assert f"no summary version 99: it has 1 to {count + 1}" in unknown.err
+    assert durable("quarantine", "long", "0").code == 2
+
+
+@pytest.mark.parametrize("arguments", [("resummarize", "long"), ("quarantine", "long", "1")])
+def test_without_a_database_nothing_can_be_rebuilt(
+    redis_url: str, tenant: str, chats: str, arguments: tuple[str, ...]
+) -> None:
+    servers = ("--redis-url", redis_url, "--tenant", tenant)
+    assert run("replay", chats, *servers).code == 0
+    answer = run(*arguments, *servers)
+    assert (answer.code, answer.out) == (2, "")
+    assert "DATABASE_URL" in answer.err
+
+
 def test_clear_asks_first(command: Command, chats: str) -> None:
     command("replay", chats, "--limit", "1")
     for reply, words in (("n\n", "Nothing was changed."), ("", "nobody there to ask, give --yes")):
@@ -426,7 +533,7 @@ def test_without_redis_everything_goes_on(database_url: str, tenant: str, dead_p
     assert "Redis" in run("stats", "long", *address).err
 
 
-@pytest.mark.parametrize("name", ["show", "stats", "clear", "replay"])
+@pytest.mark.parametrize("name", ["show", "stats", "clear", "replay", "summaries", "resummarize"])
 def test_dead_servers_are_told_in_one_line(name: str, dead_port: int, chats: str) -> None:
     address = (
         "--redis-url",
@@ -769,7 +876,7 @@ def test_help_is_cheap_and_tells_the_exit_codes() -> None:
     assert loaded == "[]"
     words = " ".join(" ".join(text).split())
     assert "Exit codes: 0 done. 1 the answer is no" in words
-    for name in ("demo", "replay", "show", "stats", "clear", "migrate", "doctor"):
+    for name in ("demo", "replay", "show", "stats", "summaries", "clear", "migrate", "doctor"):
         assert f" {name} " in words
     assert "1 if there are warnings, 2 if anything fails" in " ".join(run("doctor", "--help").out.split())
 

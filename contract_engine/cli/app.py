@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from contract_engine import demo as shipped
-from contract_engine.cli import display, doctor, probes
+from contract_engine.cli import display, doctor, probes, summaries
 from contract_engine.cli.conversations import Conversation, conversation_of, read_conversations
 from contract_engine.cli.drain import drain_sessions
 from contract_engine.cli.options import AsJson, DatabaseUrl, Ephemeral, Full, Limit, RedisUrl, Session, Tenant, Yes
@@ -190,6 +190,11 @@ def stats(
         display.print_json({name: context[name] for name in names} | found)
     else:
         display.output().print(display.stats_view(found, context))
+
+
+app.command()(summaries.summaries)
+app.command()(summaries.resummarize)
+app.command()(summaries.quarantine)
 
 
 @app.command()

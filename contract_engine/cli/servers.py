@@ -23,6 +23,7 @@ from contract_engine.embedded import EmbeddedServers
 from contract_engine.memory import MemoryManager
 from contract_engine.memory.config import MemoryConfig, psycopg_url
 from contract_engine.memory.errors import ConfigurationError
+from contract_engine.memory.summarizers import FactsWriter
 
 HOME_VARIABLE = "CONTRACT_MEMORY_HOME"
 ADDRESS_VARIABLES = ("REDIS_URL", "REDIS_HOST", "DATABASE_URL", "POSTGRES_HOST")
@@ -94,12 +95,17 @@ def chosen_servers(
 
 @contextmanager
 def chosen_manager(
-    choice: Choice, console: Console, *, temporary: bool = False, **settings: Any
+    choice: Choice,
+    console: Console,
+    *,
+    temporary: bool = False,
+    facts_writer: FactsWriter | None = None,
+    **settings: Any,
 ) -> Iterator[MemoryManager]:
     """Yield a manager on the :func:`chosen_servers`; it is closed before they are stopped."""
     with (
         chosen_servers(choice, console, temporary=temporary, **settings) as config,
-        MemoryManager(config=config) as manager,
+        MemoryManager(config=config, facts_writer=facts_writer) as manager,
     ):
         yield manager
 

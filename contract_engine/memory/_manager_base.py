@@ -100,9 +100,7 @@ class ManagerBase:
 
     @once
     def _flows(self) -> ManagerFlows:
-        return ManagerFlows(
-            self.config, self.circuit_breaker, self.database_breaker, refines=self._facts_writer is not None
-        )
+        return ManagerFlows(self.config, self.circuit_breaker, self.database_breaker, self._facts_writer)
 
     @property
     def token_counter(self) -> TokenCounter:

@@ -30,6 +30,7 @@ from contract_engine.memory.serializer import decode_value, encode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.session_store import StoreFlows
 from contract_engine.memory.sessions import Sessions
+from contract_engine.memory.summarizers import FactsWriter
 from contract_engine.memory.summary_store import SummaryFlows
 from contract_engine.memory.swisper_context import SwisperContext
 from contract_engine.memory.token_counter import TokenCounter
@@ -46,10 +47,9 @@ class ManagerFlows:
         config: MemoryConfig,
         breaker: CircuitBreaker,
         database_breaker: CircuitBreaker,
-        *,
-        refines: bool = False,
+        facts_writer: FactsWriter | None = None,
     ) -> None:
-        if refines and not config.is_durable:
+        if facts_writer is not None and not config.is_durable:
             raise ConfigurationError("facts_writer", "a model reads messages from the log; set DATABASE_URL")
         self.config = config
         self.counter = TokenCounter(config.model)
@@ -58,7 +58,9 @@ class ManagerFlows:
         self._log = LogFlows(config) if config.is_durable else None
         # Of several servers others may be there, or may have taken over.
         is_away = breaker.turns_away if deployment(config.redis_url) is None else None
-        self._sessions = Sessions(config, self.counter, log=self._log, is_away=is_away, refines=refines)
+        self._sessions = Sessions(
+            config, self.counter, log=self._log, is_away=is_away, refines=facts_writer is not None
+        )
         self._contexts = Contexts(self._sessions, self.counter)
         self._intake = Intake(self.counter, max_message_bytes=config.max_message_bytes)
         self.buffer = BufferFlows(self._sessions, self._intake)

@@ -188,7 +188,12 @@ class SummaryFlows:
                 yield from self._sessions.cache.configure(session_id, {})
                 continue
             done = yield from self._sessions.folding.commit(
-                session_id, state, last_seq=state.watermark, text="", method="cleared"
+                session_id,
+                state,
+                last_seq=state.watermark,
+                text="",
+                method="cleared",
+                origin=Origin(None, state.watermark + 1),
             )
             if done is not None:
                 return

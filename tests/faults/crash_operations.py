@@ -42,6 +42,7 @@ class Does(StrEnum):
     CLEAR_LOG = "clear the log"
     CLEAR_SUMMARIES = "clear the summaries"
     ADD_SUMMARY = "add a summary"
+    REBUILD = "write the summary again"
     SAVE_CONTEXT = "save the context object"
     SET_LIMITS = "set limits"
     PIN = "pin the last message"
@@ -142,6 +143,8 @@ OPERATIONS = (
     Operation("summary_store.get_summary_history"),
     Operation("summary_store.get_summary_stats"),
     Operation("summary_store.clear_summaries", (), Does.CLEAR_SUMMARIES),
+    Operation("summary_store.quarantine", (1,), Does.REBUILD, needs_log=True),
+    Operation("summary_store.resummarize", (), Does.REBUILD, needs_log=True),
     Operation("summary_store.close", takes_session=False),
     Operation("session_store.append", _ONE, Does.APPEND, _ONE, "new", needs_log=True),
     Operation("session_store.add_chat_message", _ONE, Does.APPEND, _ONE, needs_log=True),

@@ -247,10 +247,10 @@ class Stage:
         return [message for _, message in found]
 
     def assert_summaries(self, session_id: str) -> None:
-        """Hold the versions against each other: each begins where the one before it ended."""
+        """Hold the versions against each other: each begins where its parent ended, and none covers less."""
         if self.is_durable:
             versions: list[Any] = self._query(
-                "SELECT version, first_seq, last_seq FROM memory_summaries"
+                "SELECT version, first_seq, last_seq, parent, method FROM memory_summaries"
                 " WHERE tenant = %s AND session_id = %s ORDER BY version",
                 session_id,
             )
@@ -265,9 +265,17 @@ class Stage:
                 assert (version, watermark) == ((versions[-1][0], versions[-1][2]) if versions else (0, 0))
         else:
             history = self.checker.summary_store.get_summary_history(session_id, 100)
-            versions = [(entry["version"], entry["first_seq"], entry["last_seq"]) for entry in history]
-        for (version, _, last), (next_version, first, _) in itertools.pairwise(versions):
-            assert (next_version, first) == (version + 1, last + 1), f"summaries that do not follow: {versions}"
+            names = ("version", "first_seq", "last_seq", "parent", "method")
+            versions = [tuple(entry[name] for name in names) for entry in history]
+        for before, after in itertools.pairwise(versions):
+            assert after[0] == before[0] + 1, f"summaries that do not follow: {versions}"
+            assert after[2] >= before[2], f"summaries that cover less: {versions}"
+        ends = {version: last for version, _, last, _, _ in versions}
+        for version, first, _, parent, method in versions:
+            if parent in ends:
+                assert first == ends[parent] + 1, f"version {version} does not follow its parent: {versions}"
+            if method in ("extractive", "supplied") and version - 1 in ends:
+                assert parent == version - 1
         if versions and versions[0][0] == 1:
             assert versions[0][1] == 1
 
@@ -317,8 +325,12 @@ class Stage:
             assert operation.needs_log
             assert not self.is_durable
         elif isinstance(error, InvalidInputError):
-            assert operation.refers_to_last
-            assert not session.knows_last
+            if operation.does is Does.REBUILD:
+                assert error.field == "version", repr(error)
+                assert session.watermark == 0, "there is a version to name"
+            else:
+                assert operation.refers_to_last
+                assert not session.knows_last
         elif error is not None:
             assert isinstance(error, StoreUnavailableError), repr(error)
         elif isinstance(value, Mapping) and "buffer_messages" in value:

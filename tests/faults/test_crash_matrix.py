@@ -94,6 +94,8 @@ NEEDS = {
         "set_summary_instructions",
         "summary_store.add_summary",
         "summary_store.clear_summaries",
+        "summary_store.quarantine",
+        "summary_store.resummarize",
         *(operation.method for operation in WRITING if operation.store == "session_store"),
     ),
 }

@@ -515,7 +515,7 @@ def test_the_same_append_from_several_processes_has_one_effect(
     copies = {name: 1 + number % 5 for number, name in enumerate(names)}
     dice.shuffle(names)
     with sync_backend(redis_url, database_url, tenant, mode) as backend:
-        limits = {"max_buffer_messages": 6 if mode == DURABLE else 100}
+        limits: dict[str, Any] = {"max_buffer_messages": 6 if mode == DURABLE else 100}
         found = crowd.run(SENDERS, backend, count=3, limits=limits, names=names, copies=copies, texts=texts)
         answers: dict[str, list[tuple[str, int | None, str]]] = {
             name: [tuple(answer) for one in found for answer in one.get(name, ())] for name in names
