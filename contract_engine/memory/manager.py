@@ -27,6 +27,8 @@ class MemoryManager(ManagerBase):
     marked ``degraded``. Without one (ephemeral mode) Redis alone holds the session. Bad input raises a ``ValueError``
     that names the field, before anything is written. Where nobody can answer, reads raise
     :class:`StoreUnavailableError`.
+
+    ``facts_writer`` has a language model refine in the background what folds wrote; it needs a database.
     """
 
     @once
@@ -171,11 +173,14 @@ class MemoryManager(ManagerBase):
         return self._runtime.run(self._flows.health())
 
     def wait_for_folds(self, timeout_seconds: float | None = None) -> bool:
-        """Wait until no background fold is running; False if the time was up before."""
+        """Wait until no background fold and no refinement of one is running; False if the time was up before."""
         return self._runtime.background.join(timeout_seconds)
 
     def close(self) -> None:
-        """Finish background folds and close every connection; a later call opens them again."""
+        """Finish background folds and close every connection; a later call opens them again.
+
+        An answer of a language model that is under way is waited for, and no other is asked for.
+        """
         if "_runtime" in self.__dict__:
             self._runtime.close()
 
