@@ -7,10 +7,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from facts_writers import Notes, assert_chain, facts_in, methods
+from facts_writers import HeldNotes, Notes, assert_chain, facts_in, methods
 from many_writers import Acknowledged, Readers, assert_read, sync_backend, told
 from memory_contract import Backend, assert_context, logged, run_between, run_threads, say, talk
-from test_refining import ROOMY, expected_facts, history_of, speak
+from test_refining import ROOMY, expected_facts, history_of, speak, wait_until_asked
 
 from contract_engine.memory import ConfigurationError, InvalidInputError, MemoryManager
 from contract_engine.memory._log_summaries import Derived
@@ -208,7 +208,7 @@ def test_a_fold_that_comes_between_is_done_again(blocking: Backend, after: int) 
     context = manager.get_context("s")
     assert_context(context, talk(20))
     assert POISON not in context["current_summary"]
-    assert history_of(manager)[-1]["quarantined_at"] is None
+    assert quarantined(manager) == list(range(bad, answer["rebuilt"])), "the fold too, which derives from what is bad"
     assert_chain(history_of(manager))
 
 
@@ -224,6 +224,23 @@ def test_one_that_died_between_marks_and_text_is_sent_again(blocking: Backend) -
     assert set(answer["versions"]) > set(derived.versions), "the fold since then derives from what is marked"
     assert_context(manager.get_context("s"), talk(20))
     assert POISON not in manager.get_context("s")["current_summary"]
+
+
+def test_a_refinement_under_way_takes_up_nothing_that_is_marked_meanwhile(blocking: Backend) -> None:
+    writer = HeldNotes()
+    manager = blocking.open(max_buffer_messages=4, facts_writer=writer, **ROOMY)
+    assert manager.summary_store.add_summary("s", POISON)
+    manager.add_messages("s", talk(4))
+    wait_until_asked(manager, writer)
+    assert POISON in writer.requests[0].before
+    blocking.run(manager, manager._flows.store._log.quarantine("s", 1, dry_run=False))
+    writer.let_go.set()
+    manager.wait_for_folds()
+    context = manager.get_context("s")
+    assert_context(context, talk(4))
+    assert history_of(manager)[-1]["method"] == "model"
+    assert POISON not in context["current_summary"]
+    assert facts_in(context["current_summary"]) == expected_facts(context["watermark"])
 
 
 def test_quarantines_race_refinements_and_folds(redis_url: str, database_url: str, tenant: str) -> None:

@@ -213,6 +213,24 @@ def test_facts_are_kept_when_a_fold_is_faster(durable: Backend) -> None:
     assert facts_in(context["current_summary"]) == expected_facts(context["watermark"])
 
 
+def test_folds_during_a_refinement_that_fails_are_refined_once_by_the_next(durable: Backend) -> None:
+    writer = HeldNotes()
+    writer.fails = True
+    manager = durable.open(max_buffer_messages=4, facts_writer=writer, **ROOMY)
+    manager.add_messages("s", talk(4))
+    wait_until_asked(manager, writer)
+    writer.fails = False
+    for start in (5, 9, 13):
+        manager.add_messages("s", talk(4, start=start))
+        assert waited_for(lambda: manager.get_context("s")["watermark"] >= start)  # noqa: B023  # called at once
+    writer.let_go.set()
+    manager.wait_for_folds()
+    context = manager.get_context("s")
+    assert history_of(manager)[-1]["method"] == "model"
+    assert facts_in(context["current_summary"]) == expected_facts(context["watermark"])
+    assert len(writer.requests) == 2
+
+
 def test_what_a_caller_adds_is_not_lost_by_a_refinement(durable: Backend) -> None:
     writer = HeldNotes()
     manager = durable.open(max_buffer_messages=4, facts_writer=writer, **ROOMY)
