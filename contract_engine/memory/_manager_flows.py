@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from contract_engine.memory._effects import Command, Flow, query, redis_call
@@ -30,7 +31,7 @@ from contract_engine.memory.serializer import decode_value, encode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.session_store import StoreFlows
 from contract_engine.memory.sessions import Sessions
-from contract_engine.memory.summarizers import FactsWriter
+from contract_engine.memory.summarizers import CountedWriter, FactsWriter
 from contract_engine.memory.summary_store import SummaryFlows
 from contract_engine.memory.swisper_context import SwisperContext
 from contract_engine.memory.token_counter import TokenCounter
@@ -52,6 +53,7 @@ class ManagerFlows:
         if facts_writer is not None and not config.is_durable:
             raise ConfigurationError("facts_writer", "a model reads messages from the log; set DATABASE_URL")
         self.config = config
+        self._facts_writer = facts_writer
         self.counter = TokenCounter(config.model)
         self._breaker = breaker
         self._database_breaker = database_breaker
@@ -212,6 +214,7 @@ class ManagerFlows:
             "circuit_breaker": self._breaker.get_state().value,
             "database_breaker": self._database_breaker.get_state().value if self.config.is_durable else None,
             "damaged": self._sessions.cache.damaged,
+            "summarizer": asdict(self._facts_writer.stats()) if isinstance(self._facts_writer, CountedWriter) else None,
         }
 
 

@@ -117,6 +117,27 @@ class StoreMisconfiguredError(MemoryServiceError):
         self.reason = reason
 
 
+class ModelUnavailableError(MemoryServiceError, ConnectionError):
+    """A language model gave no answer that could be looked at.
+
+    ``kind``: ``timeout`` of a request, ``deadline`` of all of them, ``connection``, ``rate_limited``, ``server_error``,
+    ``cut_stream``, ``invalid_answer``, ``too_large``, or ``configuration`` (key, address, name of the model, a
+    parameter: waiting does not cure it).
+    ``retry_after``: the seconds the server asks to wait, None where it does not say.
+    """
+
+    def __init__(self, kind: str, reason: str, *, retry_after: float | None = None) -> None:
+        super().__init__(f"model: {kind}: {reason}")
+        self.kind = kind
+        self.reason = reason
+        self.retry_after = retry_after
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same request may succeed a moment later."""
+        return self.kind not in ("configuration", "too_large")
+
+
 class CorruptDataError(MemoryServiceError):
     """Bytes under our own keys are not ours; readers treat them as absent and rebuild them."""
 

@@ -22,6 +22,7 @@ from contract_engine.memory._runtime.database import AsyncDatabase, Database
 from contract_engine.memory._runtime.redis_transport import AsyncRedisTransport, RedisTransport
 from contract_engine.memory.circuit_breaker import CircuitBreaker, redis_circuit_breaker
 from contract_engine.memory.config import MemoryConfig
+from contract_engine.memory.daemon import run_in_own_loop
 from contract_engine.memory.errors import ConfigurationError, MemoryServiceError
 from contract_engine.memory.summarizers import FactsWriter, Summarizer
 
@@ -105,9 +106,8 @@ class Runtime:
         if kind is Summarize:
             return self._summarizer.summarize(effect.request)
         if kind is WriteFacts:
-            if self._facts_writer is None or self.background.is_closing:
-                return None
-            return asyncio.run(self._facts_writer.write(effect.request))
+            writer = None if self.background.is_closing else self._facts_writer
+            return writer and run_in_own_loop(lambda: writer.write(effect.request), "contract-memory-writer")
         if kind is Compute:
             return effect.work()
         if kind is Pause:

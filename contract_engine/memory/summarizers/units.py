@@ -65,7 +65,7 @@ def message_units(messages: Sequence[Mapping[str, object]], times: Sequence[floa
     found: list[Unit] = []
     for index, message in enumerate(messages):
         if isinstance(message, Mapping):
-            day = _day(message.get("timestamp")) or _day(times[index] if index < len(times) else None)
+            day = day_of(message.get("timestamp")) or day_of(times[index] if index < len(times) else None)
             for label, text in _statements(message, tools=tools):
                 told = unsigned(text) if is_tool_label(label) else text
                 if told:
@@ -84,7 +84,7 @@ def clean_label(text: str) -> str:
 
 def _statements(message: Mapping[str, object], *, tools: dict[str, str]) -> Iterator[tuple[str, str]]:
     """Give the label and text of every unit of a message; ``tools`` remembers which call id belongs to which tool."""
-    label = _label(message, tools)
+    label = label_of(message, tools)
     content = message.get("content")
     for block in content if isinstance(content, list | tuple) else (content,):
         if isinstance(block, str):
@@ -116,7 +116,8 @@ def _nests(content: object) -> bool:
     )
 
 
-def _label(message: Mapping[str, object], tools: Mapping[str, str]) -> str:
+def label_of(message: Mapping[str, object], tools: Mapping[str, str]) -> str:
+    """Return what a line of this message begins with; ``tools`` says which call id belongs to which tool."""
     role, name = message.get("role"), message.get("name")
     if role in ("tool", "function"):
         call_id = message.get("tool_call_id")
@@ -254,7 +255,7 @@ def _capped(text: str) -> str:
     return f"{text[: MAX_TEXT_CHARS * 3 // 4]}\n{text[-MAX_TEXT_CHARS // 4 :]}"
 
 
-def _day(value: object) -> str:
+def day_of(value: object) -> str:
     """Return the day of an ISO text (in its own zone) or of unix seconds (in UTC); empty if it is neither."""
     try:
         if isinstance(value, str):

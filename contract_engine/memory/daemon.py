@@ -1,0 +1,59 @@
+"""Work in a thread of its own that the end of the program does not wait for, and whose outcome is carried back."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+def start_daemon(work: Callable[[], T], name: str) -> Future[T]:
+    """Run ``work`` in a daemon thread; the future has what it returns or raises."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # from here on nobody can cancel it, so the thread may always answer
+
+    def body() -> None:
+        with _Carrier(future):
+            future.set_result(work())
+
+    threading.Thread(target=body, name=name, daemon=True).start()
+    return future
+
+
+def run_in_own_loop(make: Callable[[], Coroutine[Any, Any, T]], name: str) -> T:
+    """Run a coroutine on a loop of its own and wait for it, whether or not the calling thread has a running loop.
+
+    The answer comes back as soon as the coroutine has it: closing the loop, which waits for name lookups that hang, is
+    left to the thread.
+    """
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+
+    async def deliver() -> None:
+        with _Carrier(future):
+            future.set_result(await make())
+
+    threading.Thread(target=lambda: asyncio.run(deliver()), name=name, daemon=True).start()
+    return future.result()
+
+
+class _Carrier(Generic[T]):
+    """Takes whatever a block raises to the thread that waits for it."""
+
+    def __init__(self, future: Future[T]) -> None:
+        self._future = future
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, _type: type[BaseException] | None, exc: BaseException | None, _trace: TracebackType | None
+    ) -> bool:
+        if exc is not None:
+            self._future.set_exception(exc)
+        return True
