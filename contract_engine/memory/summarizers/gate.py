@@ -44,12 +44,12 @@ class GateSettings:
     ``refusal_chars``: only an answer up to this long can be a refusal. ``echo_chars``: so many characters copied word
     for word in one run, or ``echo_share`` of messages that do not fit the budget, are an echo. ``max_stray``: share of
     lines that are no notes; fewer are left out. ``max_invented``: share of notes with a number, id, address, link or
-    day that nobody named; fewer are left out. ``same_language``: the answer must be in a language of the messages; not
-    looked at in a session with instructions of its own, which may ask for another. ``clip_ratio``: an answer up to this
-    many times its budget is cut down to it at whole notes, the best ones kept. ``min_kept``: numbers, ids, addresses
-    and links it must keep, as a share of the worth of those that the built-in summarizer keeps in the same budget;
-    ``min_evidence``: where that keeps less than this (an id is 3, a number of two digits or more 1), there is no such
-    test.
+    day that nobody named, or without one word of the source; fewer are left out. ``same_language``: the answer must be
+    in a language of the messages; not looked at in a session with instructions of its own, which may ask for another.
+    ``clip_ratio``: an answer up to this many times its budget is cut down to it at whole notes, the best ones kept.
+    ``min_kept``: numbers, ids, addresses and links it must keep, as a share of the worth of those that the built-in
+    summarizer keeps in the same budget; ``min_evidence``: where that keeps less than this (an id is 3, a number of two
+    digits or more 1), there is no such test.
     """
 
     refusal_chars: int = 400
@@ -127,15 +127,16 @@ def judge(answer: str, part: Part, settings: GateSettings) -> Verdict:
     notes = notes_of(text, part.speakers, part.days)
     if _is_refusal(text, notes, part, settings):
         return Verdict("", "refusal")
-    if _is_echo(text, part, settings):
+    if _is_echo(text, notes, part, settings):
         return Verdict("", "echo")
     lines = sum(1 for line in text.splitlines() if line.strip())
     if not notes.units or len(notes.stray) > settings.max_stray * lines:
         return Verdict("", "malformed")
     units = notes.units[:-1] if part.is_cut and len(notes.units) > 1 else notes.units
-    if settings.same_language and not part.instructions and _is_other_language(units, part):
+    one_language = settings.same_language and not part.instructions
+    if one_language and _is_other_language(units, part):
         return Verdict("", "wrong_language")
-    grounded = list(_grounded(units, part))
+    grounded = list(_grounded(units, part, one_language=one_language))
     if not grounded or len(units) - len(grounded) > settings.max_invented * len(units):
         return Verdict("", "invented")
     text = written(grounded)
@@ -177,7 +178,7 @@ def _is_refusal(text: str, notes: Notes, part: Part, settings: GateSettings) -> 
     return opening.casefold().strip(" .!…") not in heard and (opening is not first or len(notes.units) == 1)
 
 
-def _is_echo(text: str, part: Part, settings: GateSettings) -> bool:
+def _is_echo(text: str, notes: Notes, part: Part, settings: GateSettings) -> bool:
     if part.boundary and part.boundary in text:
         return True
     said = one_line(text)
@@ -186,11 +187,12 @@ def _is_echo(text: str, part: Part, settings: GateSettings) -> bool:
     ):
         return True
     source = one_line(" ".join(turn.text for turn in part.turns))
-    runs = [run for run in _copied(said, source) if run >= 2 * _STEP]
-    if max(runs, default=0) >= settings.echo_chars:
+    if max(_copied(said, source), default=0) >= settings.echo_chars:
         return True
-    # To copy what fits anyway is no summary, but loses nothing either.
-    return sum(runs) > settings.echo_share * len(source) and part.count_tokens(source) > part.max_tokens
+    if part.count_tokens(source) <= part.max_tokens:
+        return False  # to copy what fits anyway is no summary, but loses nothing either
+    noted = one_line(" ".join(unit.text for unit in notes.units))
+    return sum(_copied(noted, source)) > settings.echo_share * len(source)
 
 
 def _copied(said: str, source: str) -> Iterator[int]:
@@ -217,14 +219,17 @@ def _is_other_language(units: Sequence[Unit], part: Part) -> bool:
     return is_other_language(source, "\n".join(unit.text for unit in units if unit.speaker in speech))
 
 
-def _grounded(units: Sequence[Unit], part: Part) -> Iterator[Unit]:
-    """Give the notes that say nothing nobody said, as far as that can be told."""
+def _grounded(units: Sequence[Unit], part: Part, *, one_language: bool) -> Iterator[Unit]:
+    """Give the notes that say nothing nobody said, as far as that can be told.
+
+    In ``one_language`` a note of some length has a word in common with its source.
+    """
     days = part.days
     texts = [turn.text for turn in part.turns]
     known = Known.of([*texts, part.before, part.instructions, *days, *part.speakers])
     stems = set(content_stems(known.text))
     for unit in units:
         own = {stem for stem in content_stems(unit.text.casefold()) if not stem[0].isdigit()}
-        is_alien = len(own) >= 4 and own.isdisjoint(stems)
+        is_alien = one_language and len(own) >= 4 and own.isdisjoint(stems)
         if not is_alien and (not unit.day or not days or unit.day in days) and not known.unknown(unit.text):
             yield unit

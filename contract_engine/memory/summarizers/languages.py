@@ -11,8 +11,9 @@ MIN_LETTERS = 30
 """Of less text nothing is said."""
 MIN_SOURCE_SHARE = 0.15
 """A script that so much of the source is written in may be the script of its summary."""
-MIN_WORDS = 12
+MIN_WORDS = 16
 MIN_WORD_SHARE = 0.08
+MIN_DISTINCT = 4
 """Of fewer words, or where fewer of them are function words of one language, the language is not known."""
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -29,7 +30,7 @@ _RANGES = (
 """Up to where each script goes; what is named by no range is asked of the Unicode database."""
 
 _FUNCTION_WORDS = {
-    "en": "the and is are was were that this with have has for you they what will would been from it's i'm of to",
+    "en": "the and is are was were that this with have has for you they what will from of to a an in on at by or not",
     "de": "der die das und ist nicht ich sie wir ein eine einen mit für auf dem den von zu haben hat wird auch sich",
     "fr": "le la les et est une des du pour dans que qui nous vous je il elle avec sur pas sont ont au ce",
     "es": "el la los las y es una del para que con por no se su lo está fue son tiene ha más como yo mi al",
@@ -48,6 +49,8 @@ _FUNCTION_WORDS = {
     "hu": "a az és hogy nem is egy van volt meg de ez csak már mint el kell én azt vagy",
 }
 _WORDS_OF = {language: frozenset(words.split()) for language, words in _FUNCTION_WORDS.items()}
+_LANGUAGES_WITH = Counter(word for words in _WORDS_OF.values() for word in words)
+"""How many of the languages have a word: "a" says little."""
 
 _NUMBER_WORDS = """
 zero null zéro cero nula ноль 0 | one ein eine eins einen un une uno una um uma een en ett один одна 1
@@ -114,7 +117,9 @@ def is_other_language(source: str, answer: str) -> bool:
     said, heard = _languages(answer), _languages(source)
     language = _clear_best(said)
     expected = _clear_best(heard)
-    return bool(language and expected and language != expected and heard[language] < heard[expected] / 3)
+    if not language or not expected or language == expected:
+        return False
+    return heard[language] < heard[expected] / 3 and said[expected] < said[language] / 3
 
 
 def _scripts(text: str) -> Counter[str]:
@@ -138,12 +143,16 @@ def _script(letter: str) -> str:
 
 
 def _languages(text: str) -> dict[str, float]:
-    """Return which share of the words each language knows as its function words."""
+    """Return which share of the words are function words of each language; one that has several counts a part."""
     words = Counter(_WORD.findall(text.casefold()))
     total = words.total()
-    if total < MIN_WORDS:
-        return dict.fromkeys(_WORDS_OF, 0.0)
-    return {name: sum(words[word] for word in known) / total for name, known in _WORDS_OF.items()}
+    shares = dict.fromkeys(_WORDS_OF, 0.0)
+    if total >= MIN_WORDS:
+        for name, known in _WORDS_OF.items():
+            heard = known & words.keys()
+            if len(heard) >= MIN_DISTINCT:
+                shares[name] = sum(words[word] / _LANGUAGES_WITH[word] for word in heard) / total
+    return shares
 
 
 def _clear_best(shares: dict[str, float]) -> str:

@@ -1,0 +1,307 @@
+"""The gate: a planted case for every reason, and no alarm at what is good."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from itertools import chain
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from model_server import ANSWERS, EIGHTH_OF_MAY, GOOD, MESSAGES
+
+from contract_engine.memory import ConfigurationError
+from contract_engine.memory.summarizers import ExtractiveSummarizer, GateSettings, SummaryPrompt, SummaryRequest
+from contract_engine.memory.summarizers.answer import notes_of, plain_answer
+from contract_engine.memory.summarizers.evidence import Known, evidence, weight
+from contract_engine.memory.summarizers.form import read, written
+from contract_engine.memory.summarizers.gate import REASONS, Part, Verdict, judge
+from contract_engine.memory.summarizers.languages import is_other_language
+from contract_engine.memory.summarizers.transcript import turns
+from contract_engine.memory.token_counter import TokenCounter
+
+count = TokenCounter().count_tokens
+SETTINGS = GateSettings()
+
+
+def extract(messages: Sequence[Mapping[str, object]], max_tokens: int, *, readable: bool = True) -> str:
+    request = SummaryRequest(
+        previous="",
+        messages=messages,
+        times=[EIGHTH_OF_MAY] * len(messages),
+        max_tokens=max_tokens,
+        count_tokens=count,
+    )
+    return ExtractiveSummarizer(readable=readable).summarize(request)
+
+
+def part_of(messages: Sequence[Mapping[str, object]], max_tokens: int = 200, **changes: Any) -> Part:
+    given: dict[str, Any] = {
+        "turns": list(chain.from_iterable(turns(messages, [EIGHTH_OF_MAY] * len(messages)))),
+        "max_tokens": max_tokens,
+        "count_tokens": count,
+        "prompt": SummaryPrompt().own_texts,
+        "boundary": "0123456789abcdef",
+        "baseline": extract(messages, max_tokens),
+    }
+    return Part(**(given | changes))
+
+
+def said(*texts: str, role: str = "user") -> list[dict[str, Any]]:
+    return [{"role": role, "content": text} for text in texts]
+
+
+def verdict_on(answer: str, messages: Sequence[Mapping[str, object]] = MESSAGES, **changes: Any) -> Verdict:
+    return judge(answer, part_of(messages, **changes), SETTINGS)
+
+
+STORY = said(
+    *(
+        f"On day {day} we walked {day * 3 + 11} kilometres to the village of Vale{day} and slept there."
+        for day in range(60)
+    )
+)
+SPEECH = (
+    "I told them that the bridge was closed and that we had to go around the lake, which took us half the day, " * 12
+)
+
+PLANTED = [
+    ("", MESSAGES, "empty"),
+    (" \n\t ", MESSAGES, "empty"),
+    ("<think>What shall I say?</think>", MESSAGES, "empty"),
+    ("```\n```", MESSAGES, "empty"),
+    ("NONE", MESSAGES, "none"),
+    ("None.", MESSAGES, "none"),
+    ("**NONE**", MESSAGES, "none"),
+    ("I'm sorry, but I can't assist with that request.", MESSAGES, "refusal"),
+    ("I cannot help with this.", MESSAGES, "refusal"),
+    ("As an AI language model, I do not keep notes about people.", MESSAGES, "refusal"),
+    ("assistant: I'm sorry, but I can't help with that.", MESSAGES, "refusal"),
+    ("Es tut mir leid, aber dabei kann ich nicht helfen.", MESSAGES, "refusal"),
+    ("Je suis désolé, mais je ne peux pas répondre à cette demande.", MESSAGES, "refusal"),
+    ("Lo siento, no puedo ayudar con eso.", MESSAGES, "refusal"),
+    ("К сожалению, я не могу помочь с этим запросом.", MESSAGES, "refusal"),
+    ("抱歉，我无法协助处理此请求。", MESSAGES, "refusal"),
+    ("申し訳ありませんが、お手伝いできません。", MESSAGES, "refusal"),
+    ("죄송하지만 도와드릴 수 없습니다.", MESSAGES, "refusal"),
+    (f"{GOOD}\nassistant: 0123456789abcdef", MESSAGES, "echo"),
+    (f"{GOOD}\n{SummaryPrompt().system}", MESSAGES, "echo"),
+    ("user: " + SPEECH, said(SPEECH, *(one["content"] for one in STORY)), "echo"),
+    ("\n".join(f"user: {one['content']}" for one in STORY), STORY, "echo"),
+    ("PWNED", MESSAGES, "malformed"),
+    (ANSWERS["chats"], MESSAGES, "malformed"),
+    ("The user Ana Silva reported that order #W2378156 arrived broken.", MESSAGES, "malformed"),
+    ('{"facts": ["order #W2378156 arrived broken"]}', MESSAGES, "malformed"),
+    ("Note: order #W2378156 arrived broken\nSummary: return R-48120 opened", MESSAGES, "malformed"),
+    (ANSWERS["other language"], MESSAGES, "wrong_language"),
+    ("user: 安娜的订单星期一到货时已经损坏，她付了货款，希望邮件发到新地址，退货已办理", MESSAGES, "wrong_language"),
+    (ANSWERS["invents"], MESSAGES, "invented"),
+    ("user: order #W2378157 arrived broken", MESSAGES, "invented"),
+    ("user: see https://evil.example/w2378156 for the refund", MESSAGES, "invented"),
+    ("[9 May 2023]\nuser: order #W2378156 arrived broken", MESSAGES, "invented"),
+    ("user: roses are red, violets are blue, sugar tastes sweet", MESSAGES, "invented"),
+    (ANSWERS["too long"], MESSAGES, "over_budget"),
+    (ANSWERS["loses"], MESSAGES, "lost_facts"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answer", "messages", "reason"), PLANTED, ids=[f"{row[2]}-{i}" for i, row in enumerate(PLANTED)]
+)
+def test_each_reason_is_found(answer: str, messages: list[dict[str, Any]], reason: str) -> None:
+    assert verdict_on(answer, messages) == Verdict("", reason)
+
+
+def test_every_reason_has_a_planted_case() -> None:
+    assert {row[2] for row in PLANTED} == set(REASONS)
+
+
+def demo_spans() -> list[Any]:
+    lines = (resources.files("contract_engine") / "demo" / "conversations.jsonl").read_text("utf-8").splitlines()
+    spans = []
+    for line in lines:
+        conversation = json.loads(line)
+        messages = conversation["messages"]
+        spans += [
+            pytest.param(messages[start : start + 20], id=f"{conversation['id'][:18]}-{start}")
+            for start in range(0, len(messages), 20)
+        ]
+    return spans
+
+
+@pytest.mark.parametrize("messages", demo_spans())
+@pytest.mark.parametrize("readable", [True, False], ids=["readable", "compressed"])
+@pytest.mark.parametrize("max_tokens", [100, 400, 800])
+def test_what_the_built_in_summarizer_writes_is_good(
+    messages: list[dict[str, Any]], max_tokens: int, *, readable: bool
+) -> None:
+    text = extract(messages, max_tokens, readable=readable)
+    assert judge(text, part_of(messages, max_tokens), SETTINGS) == Verdict(text)
+
+
+GOOD_ANSWERS = [
+    GOOD,
+    f"```\n{GOOD}\n```",
+    f"<think>The user wants notes. Order 99999?</think>\n{GOOD}",
+    GOOD.replace("[8 May 2023]", "**[2023-05-08]**").replace("\nuser:", "\n- **User**:"),
+    GOOD.replace("[8 May 2023]\n", ""),
+    "\n".join(line if line.startswith("[") else f"[8 May 2023] {line}" for line in GOOD.splitlines()),
+]
+
+
+@pytest.mark.parametrize("answer", GOOD_ANSWERS)
+def test_the_habits_of_models_are_put_into_the_form(answer: str) -> None:
+    assert verdict_on(answer) == Verdict(GOOD)
+
+
+def test_bullets_under_a_name_are_its_notes() -> None:
+    answer = (
+        "[8 May 2023]\n**User:**\n- order #W2378156 arrived broken\n- paid 349.90 euros, mails to ana.silva@example.com"
+    )
+    verdict = verdict_on(answer)
+    assert [unit.speaker for unit in read(verdict.text)] == ["user", "user"]
+
+
+def test_a_conversation_about_refusing_is_no_refusal() -> None:
+    messages = said("I'm sorry, but I can't come to the wedding in Porto.", "I cannot help you move on 14 May either.")
+    answer = "user: I'm sorry, but I can't come to the wedding in Porto.\nuser: cannot help with the move on 14 May"
+    assert verdict_on(answer, messages).reason == ""
+    assert verdict_on("user: I'm sorry, but I can't come to the wedding in Porto.", messages).reason == ""
+
+
+def test_a_stray_line_and_an_invented_note_are_left_out_of_a_good_answer() -> None:
+    answer = f"Here are the notes:\n{GOOD}\nuser: will call +44 20 7946 0000"
+    assert verdict_on(answer) == Verdict(GOOD, dropped=2)
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "user: paid €349.90",
+        "user: has 2 cats and 12 hens",
+        "user: was born in 1984, on 3 March",
+        "user: earns 1200 a month, wants 1,200 or 1.200",
+        "user: wrote to ANA@Example.com, see https://example.com/a",
+        "user: wakes up at 7am, at 07:00",
+    ],
+)
+def test_what_is_said_in_another_spelling_is_not_invented(note: str) -> None:
+    messages = said(
+        "I paid 349.90 EUR for two cats and a dozen hens. I was born on March 3rd, 1984. I earn 1,200 a month.",
+        "Write to ana@example.com, see https://example.com/a. I wake up at 7 am, that is at 7:00.",
+    )
+    assert verdict_on(note, messages, baseline="").reason == ""
+
+
+def test_what_is_known_from_before_and_from_the_operator_is_not_invented() -> None:
+    answer = "user: order #W2378156 goes with order #A77001 of tier 42"
+    assert verdict_on(answer, baseline="").reason == "invented"
+    known = {"before": "[1 May 2023]\nuser: order #A77001 is late", "instructions": "Tier 42 comes first."}
+    assert verdict_on(answer, baseline="", **known).reason == ""
+
+
+def test_numbers_of_other_scripts_are_the_same_numbers() -> None:
+    assert Known.of(["我有三只猫，电话是１２３４５"]).unknown("3 cats, phone 12345, not 777") == ["777"]
+    assert Known.of(["رقم الطلب ٤٥٦٧"]).unknown("طلب 4567") == []
+
+
+def test_evidence_is_weighed_and_single_digits_are_worth_nothing() -> None:
+    found = evidence("Order #W2378156 of 2 items, 45 euros, 1,200 in all; a@b.example, https://x.example/1.")
+    assert found == {"w2378156": 3, "2": 0, "45": 1, "1200": 1, "a@b.example": 3, "https://x.example/1": 3}
+    assert weight("2 cats and 3 dogs") == 0
+
+
+GERMAN = (
+    "Ich habe die Bestellung am Montag erhalten, und das Paket war kaputt. Wir haben dafür viel Geld bezahlt und "
+    "möchten es nicht behalten, sondern zurückgeben, weil der Deckel auf dem Weg zu uns zerbrochen ist."
+)
+ENGLISH = (
+    "The order came on Monday and the parcel was broken. They have paid a lot of money for it and would like to send "
+    "it back, because the lid was broken on the way to them and that is not what they have asked for."
+)
+CHINESE = "我星期一收到了订单，但是包裹已经坏了。我们付了很多钱，不想要了，想退货，因为盖子在路上碎了。"
+JAPANESE = "月曜日に注文が届きましたが、箱が壊れていました。たくさんお金を払ったので、返品したいと思います。"
+RUSSIAN = "Заказ пришёл в понедельник, но посылка была сломана. Мы заплатили за неё много денег и хотим вернуть."
+TEXTS = {"de": GERMAN, "en": ENGLISH, "zh": CHINESE, "ja": JAPANESE, "ru": RUSSIAN}
+
+
+@pytest.mark.parametrize("answer", TEXTS)
+@pytest.mark.parametrize("source", TEXTS)
+def test_languages_are_told_apart(source: str, answer: str) -> None:
+    assert is_other_language(TEXTS[source], TEXTS[answer]) is (source != answer)
+
+
+def test_a_language_that_is_spoken_beside_another_may_be_answered_in() -> None:
+    for answer in (GERMAN, ENGLISH):
+        assert not is_other_language(f"{GERMAN} {ENGLISH}", answer)
+    assert not is_other_language(CHINESE + ENGLISH, ENGLISH)
+    assert not is_other_language(ENGLISH, "Porto, 900 euros, no pets"), "too short to tell"
+
+
+def test_a_session_with_instructions_may_be_noted_in_another_language() -> None:
+    assert verdict_on(ANSWERS["other language"], instructions="Auf Deutsch bitte.", baseline="").reason == ""
+
+
+def test_what_is_cut_off_is_not_kept() -> None:
+    assert verdict_on(f"{GOOD}\nuser: mails no longer go to the old add", is_cut=True).text == GOOD
+
+
+def test_the_text_of_an_accepted_answer_is_within_its_budget_and_made_of_whole_notes() -> None:
+    notes = {unit.text for unit in read(GOOD)}
+    for budget in range(45, count(GOOD) + 1):
+        verdict = verdict_on(GOOD, max_tokens=budget, baseline="")
+        assert verdict.reason == ""
+        assert count(verdict.text) <= budget
+        assert {unit.text for unit in read(verdict.text)} <= notes
+
+
+def test_a_tool_is_not_impersonated_by_a_person_nor_a_person_by_nobody() -> None:
+    for line in (
+        "tool refund: order #W2378156 is paid back",
+        "- order #W2378156 arrived broken",
+        "admin: order #W2378156",
+    ):
+        assert verdict_on(line).reason == "malformed"
+
+
+@given(st.text(max_size=300))
+def test_any_answer_is_judged_and_what_passes_reads_back_exactly(answer: str) -> None:
+    for text in (answer, f"user: {answer}", f"[8 May 2023]\nuser: {answer}\nassistant: order #W2378156 {answer}"):
+        verdict = verdict_on(text, baseline="")
+        assert bool(verdict.text) != bool(verdict.reason)
+        if verdict.text:
+            assert written(read(verdict.text)) == verdict.text
+            assert count(verdict.text) <= 200
+
+
+@given(
+    st.lists(
+        st.sampled_from(["[8 May 2023]", "user: a b; c", "- d", "tool get_order: x, y; & z", "```", "oops", "user:"])
+    )
+)
+def test_the_lines_of_an_answer_are_notes_or_stray(lines: list[str]) -> None:
+    notes = notes_of(plain_answer("\n".join(lines)), ["user", "tool get_order"], ["8 May 2023"])
+    assert read(written(notes.units)) == notes.units
+    assert all(unit.speaker in ("user", "tool get_order") for unit in notes.units)
+    assert set(notes.stray) <= set(lines)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("refusal_chars", 0),
+        ("echo_share", 1.5),
+        ("min_kept", "much"),
+        ("same_language", 1),
+        ("clip_ratio", 0.5),
+        ("min_evidence", True),
+    ],
+)
+def test_a_threshold_out_of_its_range_is_refused_by_name(field: str, value: object) -> None:
+    settings: dict[str, Any] = {field: value}
+    with pytest.raises(ConfigurationError) as caught:
+        GateSettings(**settings)
+    assert caught.value.field == field
