@@ -199,7 +199,10 @@ def test_what_is_said_in_another_spelling_is_not_invented(note: str) -> None:
 def test_what_is_known_from_before_and_from_the_operator_is_not_invented() -> None:
     answer = "user: order #W2378156 goes with order #A77001 of tier 42"
     assert verdict_on(answer, baseline="").reason == "invented"
-    known = {"before": "[1 May 2023]\nuser: order #A77001 is late", "instructions": "Tier 42 comes first."}
+    known: dict[str, Any] = {
+        "before": "[1 May 2023]\nuser: order #A77001 is late",
+        "instructions": "Tier 42 comes first.",
+    }
     assert verdict_on(answer, baseline="", **known).reason == ""
 
 

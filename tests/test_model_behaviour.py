@@ -25,7 +25,7 @@ from contract_engine.memory.summarizers import (
 )
 from contract_engine.memory.summarizers.form import read, written
 
-DEADLINE = 3.0
+DEADLINE = 5.0
 Write = Callable[[FactsWriter, FactsRequest], Facts | None]
 
 
@@ -161,10 +161,10 @@ def test_a_request_ends_at_its_time_limit(server: ModelServer, write: Write, *, 
 @pytest.mark.parametrize("behaviour", ["hangs", "drips"])
 def test_a_write_ends_at_its_deadline(server: ModelServer, write: Write, *, behaviour: str) -> None:
     server.script = [behaviour]
-    writer = summarizer(server, timeout_seconds=100, deadline_seconds=DEADLINE / 3)
+    writer = summarizer(server, timeout_seconds=100, deadline_seconds=DEADLINE / 5)
     facts, seconds = timed(lambda: write(writer, facts_request()))
     assert facts is None
-    assert DEADLINE / 4 < seconds < DEADLINE
+    assert DEADLINE / 6 < seconds < DEADLINE
     stats = writer.stats()
     assert stats.failed == {"deadline": 1}
     assert len(server.requests) == 1

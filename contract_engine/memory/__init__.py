@@ -18,6 +18,7 @@ from contract_engine.memory.errors import (
     InvalidInputError,
     MemoryServiceError,
     MessageConflictError,
+    ModelUnavailableError,
     PackageTooLargeError,
     RedisUnavailableError,
     SerializationError,
@@ -29,6 +30,7 @@ from contract_engine.memory.models import Receipt
 from contract_engine.memory.packaging import to_messages
 from contract_engine.memory.serializer import MessageSerializer
 from contract_engine.memory.session_store import AsyncPostgresSessionStore, PostgresSessionStore
+from contract_engine.memory.summarizers import ModelSummarizer, OpenAIChat
 from contract_engine.memory.summary_store import AsyncSummaryStore, SummaryStore
 from contract_engine.memory.swisper_context import SwisperContext
 from contract_engine.memory.token_counter import TokenCounter
@@ -52,6 +54,9 @@ __all__ = [
     "MemoryServiceError",
     "MessageConflictError",
     "MessageSerializer",
+    "ModelSummarizer",
+    "ModelUnavailableError",
+    "OpenAIChat",
     "PackageTooLargeError",
     "PostgresSessionStore",
     "Receipt",

@@ -59,7 +59,7 @@ class GateSettings:
     max_invented: float = 0.2
     same_language: bool = True
     clip_ratio: float = 2.0
-    min_kept: float = 0.4
+    min_kept: float = 0.5
     min_evidence: int = 6
 
     def __post_init__(self) -> None:
