@@ -270,6 +270,14 @@ def test_a_tool_is_not_impersonated_by_a_person_nor_a_person_by_nobody() -> None
         assert verdict_on(line).reason == "malformed"
 
 
+@pytest.mark.parametrize("run", ["a", "a1", "+-", "4,", "[", "<think>", "a: ", "- ", "sorry ", "*", "1"])
+def test_long_runs_are_judged_in_time(run: str) -> None:
+    """Anything that grew with the square of the length would take hours."""
+    long = run * (300_000 // len(run))
+    verdict_on(long, baseline="")
+    judge(GOOD, part_of([*MESSAGES, *said(long)], baseline=""), SETTINGS)
+
+
 @given(st.text(max_size=300))
 def test_any_answer_is_judged_and_what_passes_reads_back_exactly(answer: str) -> None:
     for text in (answer, f"user: {answer}", f"[8 May 2023]\nuser: {answer}\nassistant: order #W2378156 {answer}"):

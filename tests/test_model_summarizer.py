@@ -41,6 +41,7 @@ pytest_plugins = ["memory_fixtures"]
 
 Messages = Sequence[Mapping[str, str]]
 HANG = 60.0
+TESTS = __file__.rpartition("/")[0]
 
 
 def answer_good(messages: Messages, *, max_tokens: int) -> str:
@@ -470,9 +471,47 @@ from contract_engine.memory.summarizers import ModelSummarizer
 writer = ModelSummarizer(lambda messages, max_tokens: threading.Event().wait(), deadline_seconds=0.5)
 print(asyncio.run(writer.write(facts_request())), writer.stats().failed)
 """
-    tests = __file__.rpartition("/")[0]
-    done = subprocess.run([sys.executable, "-c", code, tests], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code, TESTS], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "None {'deadline': 1}\n"
+
+
+ENDING = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from model_server import GOOD, facts_request
+from contract_engine.memory import CircuitBreaker, MemoryConfig
+from contract_engine.memory._effects import write_facts
+from contract_engine.memory._runtime import Runtime
+from contract_engine.memory.summarizers import ExtractiveSummarizer, ModelSummarizer, OpenAIChat
+def slow(messages, max_tokens):
+    time.sleep(0.5)
+    return GOOD
+model = OpenAIChat("m", sys.argv[2]) if sys.argv[2:] else slow
+writer = ModelSummarizer(model, backoff_seconds=0.01, deadline_seconds=20)
+config = MemoryConfig(redis_url="redis://127.0.0.1:1")
+runtime = Runtime(config, breaker=CircuitBreaker(), summarizer=ExtractiveSummarizer(), facts_writer=writer)
+def write():
+    print("wrote", runtime.run(write_facts(facts_request())) is not None, sum(writer.stats().failed.values()))
+runtime.background.start(write, "write")
+"""
+"""A program that ends while a write is under way."""
+
+
+def run_ending(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", ENDING, TESTS, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+
+
+def test_a_program_that_ends_finishes_a_write() -> None:
+    done = run_ending()
+    assert (done.stdout, done.stderr) == ("wrote True 0\n", "")
+
+
+def test_a_program_that_ends_opens_no_connections_any_more_and_leaves_the_write() -> None:
+    with model_server("500") as server:
+        done = run_ending(server.url)
+    assert done.stdout == "wrote False 1\n"
+    assert "Traceback" not in done.stderr
 
 
 # -- what servers send

@@ -25,6 +25,11 @@ def start_daemon(work: Callable[[], T], name: str) -> Future[T]:
     return future
 
 
+async def in_daemon(work: Callable[[], T], name: str) -> T:
+    """Run ``work`` beside the running loop; unlike ``asyncio.to_thread`` also while the program is ending."""
+    return await asyncio.wrap_future(start_daemon(work, name))
+
+
 def run_in_own_loop(make: Callable[[], Coroutine[Any, Any, T]], name: str) -> T:
     """Run a coroutine on a loop of its own and wait for it, whether or not the calling thread has a running loop.
 

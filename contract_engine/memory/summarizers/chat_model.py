@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from contract_engine.memory.daemon import start_daemon
+from contract_engine.memory.daemon import in_daemon
 from contract_engine.memory.errors import ConfigurationError, ModelUnavailableError
 from contract_engine.memory.summarizers.sentences import one_line
 
@@ -51,8 +50,7 @@ def completion(model: object) -> Completion:
         if is_async:
             answer: Any = function(messages, max_tokens=max_tokens)
         else:
-            thread = start_daemon(lambda: function(messages, max_tokens=max_tokens), "contract-memory-model")
-            answer = await asyncio.wrap_future(thread)
+            answer = await in_daemon(lambda: function(messages, max_tokens=max_tokens), "contract-memory-model")
         if inspect.isawaitable(answer):
             answer = await answer
         return _checked(answer)

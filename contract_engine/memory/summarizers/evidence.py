@@ -14,7 +14,8 @@ NUMBER_WEIGHT = 1
 """What an id, an address or a link, and a number of two digits or more, are worth. A single digit is worth nothing."""
 
 _LINK = re.compile(r"(?:https?://|www\.)[^\s<>\"'`|\\^{}，。；、）】」]+", re.IGNORECASE)
-_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+# The look behind keeps a long run without an address from being searched from each of its characters.
+_EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 # ASCII only: Chinese writes its words right beside its numbers. Digits of other scripts are turned into these first.
 _TOKEN = re.compile(r"\d{1,3}(?:[,'’]\d{3})+(?![a-z0-9])|[a-z0-9]+(?:[-_./:][a-z0-9]+)*")
 _PIECE = re.compile(r"[a-z0-9]+")

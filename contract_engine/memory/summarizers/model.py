@@ -8,9 +8,11 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from contract_engine.memory.circuit_breaker import CircuitBreaker
+from contract_engine.memory.daemon import in_daemon
 from contract_engine.memory.errors import CircuitOpenError, ConfigurationError, ModelUnavailableError
 from contract_engine.memory.summarizers.chat_model import ChatMessages, ModelAnswer, completion, model_name
 from contract_engine.memory.summarizers.extractive import ExtractiveSummarizer
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+THREAD = "contract-memory-gate"
 BREAKER_FAILURES = 5
 BREAKER_RECOVERY_SECONDS = 60.0
 MIN_ROOM_TOKENS = 256
@@ -138,8 +141,7 @@ class ModelSummarizer:
 
     async def _facts(self, request: FactsRequest, spent: _Spent) -> Facts | str:
         """Return the facts, or the reason why the answers are not used."""
-        before = clipped(request.before, int(self.window_tokens * BEFORE_SHARE), request.count_tokens)
-        chunks = await asyncio.to_thread(self._chunks, request, before)
+        before, chunks = await in_daemon(lambda: self._chunks(request), THREAD)
         if not chunks:
             return "none"
         texts = []
@@ -150,14 +152,15 @@ class ModelSummarizer:
                 return verdict.reason
             spent.dropped += verdict.dropped
             texts.append(verdict.text)
-        whole = await asyncio.to_thread(self._joined, texts, request)
+        whole = await in_daemon(lambda: self._joined(texts, request), THREAD)
         if whole.reason:
             return whole.reason
         self._tally.add(dropped=spent.dropped)
         return Facts(whole.text, self.name, self.prompt.prompt_hash, spent.tokens_in, spent.tokens_out)
 
-    def _chunks(self, request: FactsRequest, before: str) -> list[tuple[list[Turn], int]]:
-        """Return the parts of the messages that fit into the window, each with its share of the budget."""
+    def _chunks(self, request: FactsRequest) -> tuple[str, list[tuple[list[Turn], int]]]:
+        """Return what is shown of before, and the parts that fit into the window, each with its share of the budget."""
+        before = clipped(request.before, int(self.window_tokens * BEFORE_SHARE), request.count_tokens)
         frame = self._rendered("", before, request, request.max_tokens, is_again=True)
         used = sum(request.count_tokens(message["content"]) for message in frame.messages) + self.max_answer_tokens
         room = int(self.window_tokens * (1 - WINDOW_MARGIN)) - used
@@ -167,11 +170,8 @@ class ModelSummarizer:
             )
         found = parts(request.messages, request.times, max_tokens=room, count_tokens=request.count_tokens)
         sizes = [max(1, request.count_tokens(shown(part))) for part in found]
-        return [
-            (part, max(1, request.max_tokens * size // sum(sizes)))
-            for part, size in zip(found, sizes, strict=True)
-            if part
-        ]
+        shares = [max(1, request.max_tokens * size // sum(sizes)) for size in sizes]
+        return before, list(zip(found, shares, strict=True))
 
     def _joined(self, texts: Sequence[str], request: FactsRequest) -> Verdict:
         """Join the answers in their order, and judge the whole."""
@@ -220,7 +220,7 @@ class ModelSummarizer:
                 boundary=rendered.boundary,
                 is_cut=answer.is_cut,
             )
-            verdict = await asyncio.to_thread(judge, answer.text, part, self.gate)
+            verdict = await in_daemon(partial(judge, answer.text, part, self.gate), THREAD)
             if verdict.reason != "over_budget":
                 break
         return verdict

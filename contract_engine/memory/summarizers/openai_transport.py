@@ -47,7 +47,7 @@ class OpenAITransport:
             raise _refused(exc) from None  # its text may repeat what was sent
         except (openai.APITimeoutError, TimeoutError):
             raise ModelUnavailableError("timeout", f"no answer within {self._timeout:g} s") from None
-        except (openai.OpenAIError, OSError, ValueError) as exc:
+        except (openai.OpenAIError, OSError, ValueError, RuntimeError) as exc:  # the last while the program is ending
             cause = exc.__cause__ or exc
             raise ModelUnavailableError("connection", type(cause).__name__) from None
         if body.is_too_large:
