@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 SYNC, ASYNC = "sync", "async"
 DURABLE, EPHEMERAL = "durable", "ephemeral"
-TABLES = ("memory_sessions", "memory_messages", "memory_summaries")
+TABLES = ("memory_sessions", "memory_messages", "memory_summaries", "memory_recall")
 
 _ASYNC_TYPES = (AsyncMemoryManager, AsyncBufferStore, AsyncSummaryStore, AsyncPostgresSessionStore)
 

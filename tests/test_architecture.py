@@ -32,13 +32,15 @@ LAYERS = (
     " summarizers.openai_transport summarizers.openai_chat summarizers.model_stats summarizers.model",
     "packaging packaging.parts packaging.turns packaging.notes packaging.budget packaging.merging packaging.openai_chat"
     " packaging.anthropic_messages packaging.gemini_contents packaging.langchain_json packaging.package",
+    "terms ranking",
     "_effects",
     "_scripts _tables",
-    "_layout _log _log_transactions _log_summaries _log_drain _log_pins intake",
+    "_layout _log _log_transactions _log_summaries _log_drain _log_pins _log_recall intake",
     "_runtime _runtime.failures _runtime.redis_steps _runtime.redis_topology _runtime.redis_conversation"
     " _runtime.redis_connections _runtime.redis_routing _runtime.redis_cluster _runtime.redis_sentinel"
     " _runtime.redis_transport _runtime.database_connections _runtime.database _runtime.background _runtime.runner",
     "message_log session_cache",
+    "recall",
     "folding",
     "refining",
     "assignment",
@@ -117,6 +119,7 @@ def test_only_the_runtime_touches_clients_and_engines() -> None:
         "_log_drain",
         "_log_pins",
         "_log_summaries",
+        "_log_recall",
         "_tables",
         "_effects",
         "message_log",

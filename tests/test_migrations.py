@@ -18,7 +18,7 @@ from contract_engine.memory import MemoryManager, StoreMisconfiguredError
 from contract_engine.memory._tables import metadata
 from contract_engine.memory.config import psycopg_url
 
-TABLES = {"memory_sessions", "memory_messages", "memory_summaries"}
+TABLES = {"memory_sessions", "memory_messages", "memory_summaries", "memory_recall"}
 
 
 @pytest.fixture

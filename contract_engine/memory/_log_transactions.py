@@ -17,7 +17,7 @@ from contract_engine.memory._log import (
     tenant,
     this_session,
 )
-from contract_engine.memory._tables import messages, sessions, summaries
+from contract_engine.memory._tables import messages, recall, sessions, summaries
 from contract_engine.memory.config import SessionLimits
 
 
@@ -74,7 +74,7 @@ def erase(connection: sa.Connection, key: Mapping[str, str]) -> bool:
     """
     if connection.execute(sa.delete(sessions).where(this_session(sessions)), key).rowcount == 0:
         return False
-    for table in (messages, summaries):
+    for table in (messages, summaries, recall):
         connection.execute(sa.delete(table).where(this_session(table)), key)
     return True
 

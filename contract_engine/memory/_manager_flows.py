@@ -23,10 +23,11 @@ from contract_engine.memory.errors import (
     StoreUnavailableError,
 )
 from contract_engine.memory.intake import Intake
-from contract_engine.memory.keys import check_session_id
+from contract_engine.memory.keys import check_limit, check_query, check_session_id
 from contract_engine.memory.message_log import LogFlows
-from contract_engine.memory.models import Receipt
+from contract_engine.memory.models import Loaded, Receipt
 from contract_engine.memory.pins import PinFlows
+from contract_engine.memory.recall import Recall
 from contract_engine.memory.serializer import decode_value, encode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.session_store import StoreFlows
@@ -90,17 +91,50 @@ class ManagerFlows:
             return []
         return (yield from self._sessions.append(checked, outgoing)).receipts
 
-    def add_and_get_context(self, session_id: object, message: object, message_id: str | None) -> Flow[dict[str, Any]]:
+    def add_and_get_context(
+        self, session_id: object, message: object, message_id: str | None, query: object = None, tokens: object = 0
+    ) -> Flow[dict[str, Any]]:
         checked = check_session_id(session_id)
+        if query is not None:
+            self._check_recall(query, tokens)
         outgoing = self._intake.message(message, message_id)
         loaded = (yield from self._sessions.append(checked, (outgoing,), read=True)).loaded
         assert loaded is not None, "the session was asked for"
-        return (yield from self._contexts.context(checked, loaded))
+        return (yield from self._context(checked, loaded, query, tokens))
 
-    def get_context(self, session_id: object) -> Flow[dict[str, Any]]:
+    def get_context(self, session_id: object, query: object = None, tokens: object = 0) -> Flow[dict[str, Any]]:
         checked = check_session_id(session_id)
+        if query is not None:
+            self._check_recall(query, tokens)
         loaded = yield from self._sessions.load(checked)
-        return (yield from self._contexts.context(checked, loaded))
+        return (yield from self._context(checked, loaded, query, tokens))
+
+    def _context(self, session_id: str, loaded: Loaded, query: object, tokens: object) -> Flow[dict[str, Any]]:
+        """Return the context, and what it recalls where there is a query: bound by the watermark of that context."""
+        context, state = yield from self._contexts.context(session_id, loaded)
+        if query is None:
+            return context
+        recall, question, most = self._check_recall(query, tokens)
+        recalled = yield from recall.recall(session_id, state, question, most)
+        return context | {
+            "recalled": recalled.messages,
+            "recalled_tokens": recalled.tokens,
+            "recall_available": recalled.is_available,
+            "total_tokens": context["total_tokens"] + recalled.tokens,
+        }
+
+    def _check_recall(self, query: object, tokens: object) -> tuple[Recall, str, int]:
+        checked, most = check_query(query), check_limit(tokens, least=1, field="recall_tokens")
+        if self._sessions.recall is None:
+            raise ConfigurationError("query", "folded messages are kept in a database alone; set DATABASE_URL")
+        return self._sessions.recall, checked, most
+
+    def search_messages(self, session_id: object, query: object, limit: object) -> Flow[list[dict[str, Any]]]:
+        checked = check_session_id(session_id)
+        question, most = check_query(query), check_limit(limit, least=1)
+        if self._sessions.recall is None:
+            raise ConfigurationError("database_url", "messages are searched in a database; set DATABASE_URL")
+        return (yield from self._sessions.recall.search(checked, question, most))
 
     def save_context(self, session_id: object, context: object) -> Flow[bool]:
         checked = check_session_id(session_id)

@@ -57,14 +57,27 @@ class AsyncMemoryManager(ManagerBase):
         return await self._runtime.run(self._flows.add_messages(session_id, messages))
 
     async def add_and_get_context(
-        self, session_id: str, message: Message, *, message_id: str | None = None
+        self,
+        session_id: str,
+        message: Message,
+        *,
+        message_id: str | None = None,
+        query: str | None = None,
+        recall_tokens: int = 400,
     ) -> dict[str, Any]:
         """See :meth:`MemoryManager.add_and_get_context`."""
-        return await self._runtime.run(self._flows.add_and_get_context(session_id, message, message_id))
+        flow = self._flows.add_and_get_context(session_id, message, message_id, query, recall_tokens)
+        return await self._runtime.run(flow)
 
-    async def get_context(self, session_id: str) -> dict[str, Any]:
+    async def get_context(
+        self, session_id: str, query: str | None = None, *, recall_tokens: int = 400
+    ) -> dict[str, Any]:
         """See :meth:`MemoryManager.get_context`."""
-        return await self._runtime.run(self._flows.get_context(session_id))
+        return await self._runtime.run(self._flows.get_context(session_id, query, recall_tokens))
+
+    async def search_messages(self, session_id: str, query: str, limit: int = 10) -> list[dict[str, Any]]:
+        """See :meth:`MemoryManager.search_messages`."""
+        return await self._runtime.run(self._flows.search_messages(session_id, query, limit))
 
     async def save_context(self, session_id: str, context: SwisperContext | Mapping[str, Any]) -> bool:
         """See :meth:`MemoryManager.save_context`."""

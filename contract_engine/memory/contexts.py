@@ -8,7 +8,7 @@ from contract_engine.memory._effects import Flow
 from contract_engine.memory.errors import ContentionError
 from contract_engine.memory.folding import ATTEMPTS
 from contract_engine.memory.mending import SYNTHETIC, mend
-from contract_engine.memory.models import Loaded
+from contract_engine.memory.models import Loaded, SessionState
 from contract_engine.memory.sessions import Sessions
 from contract_engine.memory.token_counter import TokenCounter
 
@@ -20,14 +20,14 @@ class Contexts:
         self._sessions = sessions
         self._counter = counter
 
-    def context(self, session_id: str, loaded: Loaded) -> Flow[dict[str, Any]]:
-        """Return the context; what has to be shown besides the messages counts, so it may take a fold."""
+    def context(self, session_id: str, loaded: Loaded) -> Flow[tuple[dict[str, Any], SessionState]]:
+        """Return the context and the session it shows; what has to be shown besides the messages counts, so it may take a fold."""
         for _ in range(ATTEMPTS):
             state = loaded.state
             context = loaded.as_context(session_id)
             mended = mend(context["buffer_messages"])
             if mended is None:
-                return context
+                return context, state
             tokens = self._counter.count_batch_tokens(mended.messages[at] for at in mended.added)
             limits = state.limits
             is_within = (
@@ -41,7 +41,7 @@ class Contexts:
                 context["buffer_info"]["message_count"] = len(mended.messages)
                 context["buffer_info"]["total_tokens"] += tokens
                 context[SYNTHETIC] = mended.added
-                return context
+                return context, state
             folded = yield from self._sessions.fold_further(session_id, state)
             if folded is None:
                 loaded = yield from self._sessions.load(session_id)

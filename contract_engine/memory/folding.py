@@ -20,6 +20,7 @@ from contract_engine.memory.exchange import plan_fold
 from contract_engine.memory.mending import mend
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.models import Message, Origin, Outgoing, SessionState, Summary
+from contract_engine.memory.recall import Recall
 from contract_engine.memory.serializer import encode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE, SessionCache, new_ticket
 from contract_engine.memory.summarizers import SummaryRequest
@@ -39,7 +40,7 @@ PAUSE_SECONDS = 0.005
 
 
 class Folding:
-    """Folds the sessions of one tenant. ``log`` is None in ephemeral mode.
+    """Folds the sessions of one tenant. ``log`` is None in ephemeral mode, and so is ``recall``.
 
     ``folded``, where it is set, is run after every fold and must not take time: it spawns what does.
     """
@@ -52,12 +53,14 @@ class Folding:
         *,
         log: LogFlows | None,
         distrust: Callable[[str], Flow[None]],
+        recall: Recall | None = None,
     ) -> None:
         self._budget = config.summary_budget
         self._counter = counter
         self._cache = cache
         self._log = log
         self._distrust = distrust
+        self._recall = recall
         self.folded: Callable[[str], Flow[None]] | None = None
 
     def summary_budget(self, last_seq: int) -> int:
@@ -71,17 +74,23 @@ class Folding:
         return (yield from self._cache.read_alone(session_id))
 
     def fold_when_due(self, session_id: str, lease_token: int = 0) -> Flow[None]:
-        """Fold in the background and give back the lease, if one is held; one that is not given back expires."""
+        """Fold in the background and give back the lease, if one is held; one that is not given back expires.
+
+        What was folded is made searchable after that.
+        """
+        folded = None
         try:
             # What waits to be logged goes before what a writer may just have logged: that must not be folded yet.
             waits = self._log is not None and (yield from self._cache.has_unlogged(session_id))
             state = None if waits else (yield from self.read_truth(session_id))
             if state is not None:
-                yield from self.fold(session_id, state, hard=state.exceeds_caps)
+                folded = yield from self.fold(session_id, state, hard=state.exceeds_caps)
         except MemoryServiceError:
             yield from self._release(session_id, lease_token)
             raise
         yield from self._release(session_id, lease_token)
+        if folded is not None and self._recall is not None:
+            yield from self._recall.index_folded(session_id)
 
     def spawn(self, session_id: str, lease_token: int) -> Flow[None]:
         """Have :meth:`fold_when_due` run in the background."""
@@ -115,6 +124,8 @@ class Folding:
                 return state
             # The reader is about to put the whole session in place: telling Redis of this step alone would be in vain.
             folded = yield from self.fold(session_id, state, hard=True, update_cache=self._log is None)
+            if folded is not None and self._recall is not None:
+                yield from self._recall.spawn_index(session_id)
             if folded is not None and not folded.exceeds_caps:
                 return folded  # not read again: writers may be faster than a fold
         raise ContentionError(session_id, ATTEMPTS)

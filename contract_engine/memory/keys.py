@@ -60,10 +60,10 @@ def check_message_id(message_id: object) -> str:
     return _check_id("message_id", message_id)
 
 
-def check_limit(limit: object, *, least: int = 0) -> int:
+def check_limit(limit: object, *, least: int = 0, field: str = "limit") -> int:
     """Return how many things a caller wants at most: a whole number from ``least``, cut to what stores can count."""
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < least:
-        raise InvalidInputError("limit", f"expected a whole number from {least}, got {limit!r}")
+        raise InvalidInputError(field, f"expected a whole number from {least}, got {limit!r}")
     return min(limit, 2**31 - 1)
 
 
@@ -72,6 +72,15 @@ def check_version(version: object) -> int:
     if isinstance(version, bool) or not isinstance(version, int) or not 0 < version < 2**31:
         raise InvalidInputError("version", f"expected a whole number from 1, got {version!r}")
     return version
+
+
+def check_query(query: object) -> str:
+    """Return what is looked for: a text with something in it."""
+    if not isinstance(query, str):
+        raise InvalidInputError("query", f"expected a text, got {type(query).__name__}")
+    if not query.strip():
+        raise InvalidInputError("query", "must not be empty")
+    return query
 
 
 def _check_id(field: str, value: object) -> str:

@@ -80,12 +80,22 @@ class MemoryManager(ManagerBase):
         return self._runtime.run(self._flows.add_messages(session_id, messages))
 
     def add_and_get_context(
-        self, session_id: str, message: Message, *, message_id: str | None = None
+        self,
+        session_id: str,
+        message: Message,
+        *,
+        message_id: str | None = None,
+        query: str | None = None,
+        recall_tokens: int = 400,
     ) -> dict[str, Any]:
-        """Append one message and return the context that follows: a whole turn in one round trip to Redis."""
-        return self._runtime.run(self._flows.add_and_get_context(session_id, message, message_id))
+        """Append one message and return the context that follows: a whole turn in one round trip to Redis.
 
-    def get_context(self, session_id: str) -> dict[str, Any]:
+        With a ``query`` it recalls, as :meth:`get_context` does.
+        """
+        flow = self._flows.add_and_get_context(session_id, message, message_id, query, recall_tokens)
+        return self._runtime.run(flow)
+
+    def get_context(self, session_id: str, query: str | None = None, *, recall_tokens: int = 400) -> dict[str, Any]:
         """Return the session's context, in one round trip.
 
         ``buffer_messages``: the messages W+1..N as they were added, and between them, marked ``"synthetic": True``, the
@@ -96,8 +106,25 @@ class MemoryManager(ManagerBase):
         ``summary_version``, ``watermark`` (W), ``last_seq`` (N); ``source``: ``redis`` or ``postgres``; ``degraded``:
         Redis is away; ``complete``: summary and messages meet (in ephemeral mode Redis can lose a summary). A session
         that was never written is empty. The caps of the session hold for every context.
+
+        With a ``query`` PostgreSQL is asked too, and there is more: ``recalled``, the folded messages that best answer
+        it, ``{"seq", "at", "message"}`` word for word and in order of seq, none of which is in ``buffer_messages``;
+        ``recalled_tokens``, at most ``recall_tokens``, and in ``total_tokens``; ``recall_available``: False where the
+        database could not be asked, or is still indexing a session of thousands of messages. The rest of the context
+        is given all the same. Without a database a query raises :class:`ConfigurationError`.
         """
-        return self._runtime.run(self._flows.get_context(session_id))
+        return self._runtime.run(self._flows.get_context(session_id, query, recall_tokens))
+
+    def search_messages(self, session_id: str, query: str, limit: int = 10) -> list[dict[str, Any]]:
+        """Return the messages of the log that have words of ``query``, best first as BM25 ranks them.
+
+        Each is ``{"seq", "at", "message", "score"}``: its number, when the log took it (ISO 8601, UTC), the message
+        word for word, and a score that compares with those of the same answer alone. Words of any language match in
+        their stems, numbers and ids exactly; of messages that are not folded yet the newest 1,000 are looked through.
+        A query of function words alone finds nothing. The log alone is asked: where it is away,
+        :class:`DatabaseUnavailableError`; where none is configured, :class:`ConfigurationError`.
+        """
+        return self._runtime.run(self._flows.search_messages(session_id, query, limit))
 
     def save_context(self, session_id: str, context: SwisperContext | Mapping[str, Any]) -> bool:
         """Keep the orchestrator's own object beside the conversation; False only if it was not acknowledged."""

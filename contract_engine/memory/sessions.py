@@ -22,6 +22,7 @@ from contract_engine.memory.folding import ATTEMPTS, Folding
 from contract_engine.memory.keys import SessionKeys
 from contract_engine.memory.message_log import LOG_TROUBLE, LogFlows
 from contract_engine.memory.models import Loaded, Outgoing, Placed, Receipt, SessionState, empty_session
+from contract_engine.memory.recall import Recall
 from contract_engine.memory.refining import Refining
 from contract_engine.memory.session_cache import REDIS_TROUBLE, WAITING, SessionCache, new_ticket
 from contract_engine.memory.token_counter import TokenCounter
@@ -69,7 +70,8 @@ class Sessions:
         refines: bool = False,
     ) -> None:
         self.cache = SessionCache(config)
-        self.folding = Folding(config, counter, self.cache, log=log, distrust=self.distrust)
+        self.recall = None if log is None else Recall(config, log)
+        self.folding = Folding(config, counter, self.cache, log=log, distrust=self.distrust, recall=self.recall)
         self.refining = None if log is None else Refining(config, counter, self.folding, log)
         self.refines = refines
         if self.refining is not None and refines:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
 
 revision = "0002"
 down_revision = "0001"
@@ -17,7 +18,7 @@ _OF_SUMMARIES = ("parent", "model", "prompt_hash", "tokens_in", "tokens_out", "q
 
 
 def upgrade() -> None:
-    """Add the columns; none of them rewrites a table."""
+    """Add the columns, none of which rewrites a table, and the table that messages are searched by."""
     op.add_column(
         "memory_sessions",
         sa.Column("pinned", sa.ARRAY(sa.Text), comment="ids of the messages that survive folds word for word"),
@@ -47,10 +48,24 @@ def upgrade() -> None:
         "memory_summaries",
         sa.Column("quarantined_at", sa.DateTime(timezone=True), comment="not to be built on any more"),
     )
+    op.create_table(
+        "memory_recall",
+        sa.Column("tenant", sa.Text, primary_key=True),
+        sa.Column("session_id", sa.Text, primary_key=True),
+        sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("length", sa.Integer, nullable=False, comment="how many terms the message has"),
+        sa.Column(
+            "terms",
+            postgresql.TSVECTOR,
+            nullable=False,
+            comment="what it is found by, each as often as it stands there",
+        ),
+    )
 
 
 def downgrade() -> None:
     """Drop them, with everything they hold."""
+    op.drop_table("memory_recall")
     for column in _OF_SUMMARIES:
         op.drop_column("memory_summaries", column)
     for column in _OF_SESSIONS:

@@ -1,0 +1,174 @@
+"""The SQL of recall: what the messages that were folded can be found by.
+
+A row holds the terms of one message, each with as many positions as the message has of it. Only messages at or below
+the watermark have one, for their numbers never change again; and all of them do up to ``indexed_seq``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from contract_engine.memory._effects import Statement
+from contract_engine.memory._log import insert, milliseconds, session_id, tenant, this_session
+from contract_engine.memory._tables import Tsvector, messages, recall, sessions
+from contract_engine.memory.ranking import Candidate
+
+MAX_FREQUENCY = 255
+"""What PostgreSQL keeps of the positions of one lexeme; a term that stands there more often is no better found."""
+
+
+class _Tsquery(sa.types.UserDefinedType[str]):
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "TSQUERY"
+
+
+def _unindexed() -> sa.Select[Any]:
+    """The session, with the oldest messages that are folded and not indexed: one row each, or one with no message."""
+    is_missing = sa.and_(
+        messages.c.tenant == sessions.c.tenant,
+        messages.c.session_id == sessions.c.session_id,
+        messages.c.seq > sessions.c.indexed_seq,
+        messages.c.seq <= sessions.c.watermark,
+    )
+    return (
+        sa.select(
+            sessions.c.epoch,
+            sessions.c.indexed_seq,
+            sessions.c.watermark,
+            messages.c.seq,
+            milliseconds(messages.c.created_at),
+            messages.c.body,
+        )
+        .select_from(sessions.outerjoin(messages, is_missing))
+        .where(this_session(sessions))
+        .order_by(messages.c.seq)
+        .limit(sa.bindparam("limit", type_=sa.BigInteger))
+    )
+
+
+def _index() -> sa.Select[Any]:
+    """Lock the session's row and add rows up to ``up_to``, where it is indexed up to ``after`` as yet; else nothing.
+
+    Erasing a session deletes that row first: what it finds gone gets no rows, and rows that came before are deleted.
+    """
+    up_to = sa.cast(sa.bindparam("up_to"), sa.BigInteger)
+    session = (
+        sa.update(sessions)
+        .where(
+            this_session(sessions),
+            sessions.c.epoch == sa.cast(sa.bindparam("epoch"), sa.BigInteger),
+            sessions.c.indexed_seq == sa.cast(sa.bindparam("after"), sa.BigInteger),
+            sessions.c.watermark >= up_to,
+        )
+        .values(indexed_seq=up_to)
+        .returning(sessions.c.indexed_seq)
+        .cte("session")
+    )
+    item = (
+        sa.func.unnest(
+            sa.bindparam("seqs", type_=sa.ARRAY(sa.BigInteger)),
+            sa.bindparam("lengths", type_=sa.ARRAY(sa.Integer)),
+            sa.bindparam("terms", type_=sa.ARRAY(sa.Text)),
+        )
+        .table_valued("seq", "length", "terms", name="item")
+        .render_derived()
+    )
+    rows = sa.select(tenant, session_id, item.c.seq, item.c.length, sa.cast(item.c.terms, Tsvector))
+    rows = rows.select_from(session.join(item, sa.true()))
+    added = (
+        insert(recall)
+        .from_select(["tenant", "session_id", "seq", "length", "terms"], rows)
+        .returning(recall.c.seq)
+        .cte("added")
+    )
+    return sa.select(session.c.indexed_seq).add_cte(added)
+
+
+def _search() -> sa.Select[Any]:
+    """One row: how far the session is indexed, how many rows of which length it has, and those with a term wanted.
+
+    These come as one text, a line each. A few thousand short rows are read faster than any index over all sessions.
+    """
+    is_wanted = recall.c.terms.op("@@")(sa.cast(sa.bindparam("wanted"), _Tsquery))
+    line = sa.func.concat(
+        recall.c.seq, sa.literal_column("' '"), recall.c.length, sa.literal_column("' '"), recall.c.terms
+    )
+    found = (
+        sa.select(
+            sa.func.count().label("count"),
+            sa.func.coalesce(sa.func.sum(recall.c.length), sa.literal_column("0")).label("length"),
+            sa.func.string_agg(line, sa.literal_column("E'\\n'")).filter(is_wanted).label("lines"),
+        )
+        .where(
+            recall.c.tenant == sessions.c.tenant,
+            recall.c.session_id == sessions.c.session_id,
+            recall.c.seq <= sa.cast(sa.bindparam("up_to"), sa.BigInteger),
+        )
+        .lateral("found")
+    )
+    return (
+        sa.select(
+            sessions.c.epoch,
+            sessions.c.indexed_seq,
+            sessions.c.watermark,
+            found.c.count,
+            found.c.length,
+            found.c.lines,
+        )
+        .select_from(sessions.join(found, sa.true()))
+        .where(this_session(sessions))
+    )
+
+
+def _fetch() -> sa.Select[Any]:
+    """Messages by their numbers, of this epoch and of at most so many tokens each."""
+    of_epoch = sa.and_(this_session(sessions), sessions.c.epoch == sa.cast(sa.bindparam("epoch"), sa.BigInteger))
+    return (
+        sa.select(messages.c.seq, messages.c.tokens, milliseconds(messages.c.created_at), messages.c.body)
+        .select_from(messages.join(sessions, of_epoch))
+        .where(
+            this_session(messages),
+            messages.c.seq == sa.func.any(sa.bindparam("seqs", type_=sa.ARRAY(sa.BigInteger))),
+            messages.c.tokens <= sa.cast(sa.bindparam("most_tokens"), sa.BigInteger),
+        )
+    )
+
+
+UNINDEXED = Statement("unindexed", _unindexed)
+INDEX = Statement("index", _index)
+SEARCH = Statement("search", _search)
+FETCH = Statement("fetch", _fetch)
+
+
+def vector_text(terms: Sequence[str]) -> str:
+    """Return terms as the text of a tsvector; they hold nothing that would have to be escaped in it."""
+    return " ".join(
+        f"'{term}':{','.join(map(str, range(1, min(count, MAX_FREQUENCY) + 1)))}"
+        for term, count in Counter(terms).items()
+    )
+
+
+def query_text(terms: Sequence[str]) -> str:
+    """Return the text of a tsquery that finds rows with any of the terms."""
+    return " | ".join(f"'{term}'" for term in terms)
+
+
+def candidates(lines: str, terms: Sequence[str]) -> Iterator[Candidate]:
+    """Give the rows that ``SEARCH`` found, with how often each of the terms stands there."""
+    marks = [(term, f"'{term}':") for term in terms]
+    for line in lines.split("\n") if lines else ():
+        seq, length, vector = line.split(" ", 2)
+        frequencies = {}
+        for term, mark in marks:
+            start = vector.find(mark)
+            if start >= 0:
+                start += len(mark)
+                end = vector.find(" ", start)
+                frequencies[term] = vector.count(",", start, end if end >= 0 else len(vector)) + 1
+        yield Candidate(int(seq), int(length), frequencies)
