@@ -7,7 +7,7 @@ the watermark have one, for their numbers never change again; and all of them do
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,6 +26,10 @@ class _Tsquery(sa.types.UserDefinedType[str]):
 
     def get_col_spec(self, **_: Any) -> str:
         return "TSQUERY"
+
+
+_SEQS = sa.ARRAY(sa.BigInteger)
+_ONE: sa.ColumnElement[int] = sa.literal_column("1")
 
 
 def _unindexed() -> sa.Select[Any]:
@@ -72,7 +76,7 @@ def _index() -> sa.Select[Any]:
     )
     item = (
         sa.func.unnest(
-            sa.bindparam("seqs", type_=sa.ARRAY(sa.BigInteger)),
+            sa.bindparam("seqs", type_=_SEQS),
             sa.bindparam("lengths", type_=sa.ARRAY(sa.Integer)),
             sa.bindparam("terms", type_=sa.ARRAY(sa.Text)),
         )
@@ -88,6 +92,29 @@ def _index() -> sa.Select[Any]:
         .cte("added")
     )
     return sa.select(session.c.indexed_seq).add_cte(added)
+
+
+def _picked(table: sa.Table, *columns: sa.ColumnElement[Any]) -> tuple[sa.TableValuedAlias, sa.FromClause]:
+    """Look rows up by their numbers, each by itself.
+
+    A table that has no statistics yet gives the planner no reason to prefer the primary key: the order does.
+    """
+    seq = sa.func.unnest(sa.bindparam("seqs", type_=_SEQS)).table_valued("seq").render_derived()
+    is_wanted = sa.and_(this_session(table), table.c.seq >= seq.c.seq, table.c.seq <= seq.c.seq)
+    row = sa.select(*columns).where(is_wanted).order_by(table.c.seq).limit(_ONE)
+    return seq, row.lateral("row")
+
+
+def _sample() -> sa.Select[Any]:
+    """How many of a few messages have each of these terms, and how many these messages are; a row for each term."""
+    seq, row = _picked(recall, recall.c.terms)
+    term = sa.func.unnest(sa.bindparam("terms", type_=sa.ARRAY(sa.Text))).table_valued("text").render_derived()
+    has_term = row.c.terms.op("@@")(sa.cast(term.c.text, _Tsquery))
+    return (
+        sa.select(term.c.text, sa.func.count().filter(has_term), sa.func.count())
+        .select_from(seq.join(row, sa.true()).join(term, sa.true()))
+        .group_by(term.c.text)
+    )
 
 
 def _search() -> sa.Select[Any]:
@@ -128,20 +155,22 @@ def _search() -> sa.Select[Any]:
 
 def _fetch() -> sa.Select[Any]:
     """Messages by their numbers, of this epoch and of at most so many tokens each."""
-    of_epoch = sa.and_(this_session(sessions), sessions.c.epoch == sa.cast(sa.bindparam("epoch"), sa.BigInteger))
+    at_ms = milliseconds(messages.c.created_at).label("at_ms")
+    seq, row = _picked(messages, messages.c.tokens, at_ms, messages.c.body)
     return (
-        sa.select(messages.c.seq, messages.c.tokens, milliseconds(messages.c.created_at), messages.c.body)
-        .select_from(messages.join(sessions, of_epoch))
+        sa.select(seq.c.seq, row.c.tokens, row.c.at_ms, row.c.body)
+        .select_from(sessions.join(seq, sa.true()).join(row, sa.true()))
         .where(
-            this_session(messages),
-            messages.c.seq == sa.func.any(sa.bindparam("seqs", type_=sa.ARRAY(sa.BigInteger))),
-            messages.c.tokens <= sa.cast(sa.bindparam("most_tokens"), sa.BigInteger),
+            this_session(sessions),
+            sessions.c.epoch == sa.cast(sa.bindparam("epoch"), sa.BigInteger),
+            row.c.tokens <= sa.cast(sa.bindparam("most_tokens"), sa.BigInteger),
         )
     )
 
 
 UNINDEXED = Statement("unindexed", _unindexed)
 INDEX = Statement("index", _index)
+SAMPLE = Statement("sample", _sample)
 SEARCH = Statement("search", _search)
 FETCH = Statement("fetch", _fetch)
 
@@ -154,9 +183,14 @@ def vector_text(terms: Sequence[str]) -> str:
     )
 
 
-def query_text(terms: Sequence[str]) -> str:
+def lexeme_text(term: str) -> str:
+    """Return the text of a tsquery that finds rows with the term."""
+    return f"'{term}'"
+
+
+def query_text(terms: Iterable[str]) -> str:
     """Return the text of a tsquery that finds rows with any of the terms."""
-    return " | ".join(f"'{term}'" for term in terms)
+    return " | ".join(map(lexeme_text, terms))
 
 
 def candidates(lines: str, terms: Sequence[str]) -> Iterator[Candidate]:

@@ -20,6 +20,8 @@ FROM_NEXT = 0.1
 """Shares of its neighbour's score that a message gets too, the first where that one asks something: an answer seldom
 repeats the words it answers. Chosen on three conversations of LoCoMo, held against the two others."""
 
+NONE_COMMON: Mapping[str, float] = {}
+
 
 class Candidate(NamedTuple):
     """A message that has terms asked for: how many it has in all, and how often each of these, ``ASKS`` among them."""
@@ -29,18 +31,28 @@ class Candidate(NamedTuple):
     frequencies: Mapping[str, int]
 
 
-def scores(terms: Sequence[str], candidates: Iterable[Candidate], *, count: int, total_length: int) -> dict[int, float]:
+def scores(
+    terms: Sequence[str],
+    candidates: Sequence[Candidate],
+    *,
+    count: int,
+    total_length: int,
+    common: Mapping[str, float] = NONE_COMMON,
+) -> dict[int, float]:
     """Return the BM25 score of each candidate by its number (Robertson and Zaragoza, "The Probabilistic Relevance
     Framework", 2009), with the inverse document frequency that is never negative, as in Lucene.
 
-    ``count`` and ``total_length`` are those of all messages looked through. Candidates without a term have no score.
+    ``count`` and ``total_length`` are those of all messages looked through. ``common``: the share of these that have a
+    term, where not all of them that do are candidates. Candidates without a term have no score.
     """
-    found = list(candidates)
-    spread = Counter(term for candidate in found for term in candidate.frequencies)
-    weights = {term: math.log(1 + (count - spread[term] + 0.5) / (spread[term] + 0.5)) * (K1 + 1) for term in terms}
+    spread = Counter(term for candidate in candidates for term in candidate.frequencies)
+    weights = {}
+    for term in terms:
+        having = max(spread[term], common.get(term, 0) * count)
+        weights[term] = math.log(1 + (count - having + 0.5) / (having + 0.5)) * (K1 + 1)
     by_length = K1 * B * count / (total_length or 1)
     scored = {}
-    for seq, length, frequencies in found:
+    for seq, length, frequencies in candidates:
         damping = K1 * (1 - B) + by_length * length
         score = 0.0
         for term, frequency in frequencies.items():

@@ -7,12 +7,22 @@ of any promise: where it fails or has not come to it, whoever searches first wri
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from contract_engine.memory._effects import Flow, query, spawn
-from contract_engine.memory._log_recall import FETCH, INDEX, SEARCH, UNINDEXED, candidates, query_text, vector_text
+from contract_engine.memory._log_recall import (
+    FETCH,
+    INDEX,
+    SAMPLE,
+    SEARCH,
+    UNINDEXED,
+    candidates,
+    lexeme_text,
+    query_text,
+    vector_text,
+)
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import ContentionError, CorruptDataError, MemoryServiceError
 from contract_engine.memory.message_log import NO_LIMIT, LogFlows
@@ -39,6 +49,11 @@ MOST_RECALLED = 100
 """Messages that one context recalls at most."""
 MOST_UNFOLDED = 1000
 """How many of the messages that are not folded yet a search looks through: the newest."""
+SAMPLE_FROM = 1000
+SAMPLE_SIZE = 100
+COMMON_SHARE = 0.25
+"""In a session of more messages than the first, a sample tells which terms are common: the name of who says every
+second message weighs next to nothing, and would have half of the session read for it."""
 ATTEMPTS = 10
 """How often a search begins anew because the session was erased and begun again meanwhile."""
 
@@ -62,6 +77,7 @@ class _Found(NamedTuple):
     candidates: list[Candidate]
     searched: int
     total_length: int
+    common: Mapping[str, float]
 
 
 class _Row(NamedTuple):
@@ -128,10 +144,10 @@ class Recall:
             state = yield from self._log.read_state(session_id)
             if state is None:
                 return []
-            found = yield from self._find(session_id, terms, state.watermark)
+            found = yield from self._find(session_id, terms, state.watermark, least=limit)
             if not found.is_indexed:
                 yield from self.index(session_id)
-                found = yield from self._find(session_id, terms, state.watermark)
+                found = yield from self._find(session_id, terms, state.watermark, least=limit)
             if found.epoch != state.epoch:
                 continue
             entries = {entry.seq: entry for entry in state.entries[-MOST_UNFOLDED:]}
@@ -141,6 +157,7 @@ class Recall:
                 [*found.candidates, *unfolded],
                 count=found.searched + len(unfolded),
                 total_length=found.total_length + sum(candidate.length for candidate in unfolded),
+                common=found.common,
             )
             best = best_first(scored)[:limit]
             rows = yield from self._fetch(session_id, found.epoch, [seq for seq in best if seq not in entries])
@@ -161,16 +178,22 @@ class Recall:
         if not terms or not state.watermark:
             return Recalled([], 0, True)
         try:
-            found = yield from self._find(session_id, terms, state.watermark)
+            found = yield from self._find(session_id, terms, state.watermark, least=MOST_RECALLED)
             if not found.is_indexed:
                 yield from self.index(session_id, most_batches=MOST_BATCHES_OF_A_CONTEXT)
-                found = yield from self._find(session_id, terms, state.watermark)
+                found = yield from self._find(session_id, terms, state.watermark, least=MOST_RECALLED)
                 if not found.is_indexed:
                     yield from self.spawn_index(session_id)
                     return NOT_AVAILABLE
             if state.epoch and found.epoch != state.epoch:  # the session was erased since it was read
                 return Recalled([], 0, True)
-            scored = scores(terms, found.candidates, count=found.searched, total_length=found.total_length)
+            scored = scores(
+                terms,
+                found.candidates,
+                count=found.searched,
+                total_length=found.total_length,
+                common=found.common,
+            )
             shared = with_neighbours(scored, questions_of(found.candidates), last_seq=state.watermark)
             best = best_first(shared)[:MOST_RECALLED]
             rows = yield from self._fetch(session_id, found.epoch, best, most_tokens=max_tokens)
@@ -181,14 +204,31 @@ class Recall:
             logger.warning("session %s: nothing recalled: %s", session_id, exc)
             return NOT_AVAILABLE
 
-    def _find(self, session_id: str, terms: Sequence[str], up_to: int) -> Flow[_Found]:
-        wanted = {**self._key(session_id), "wanted": query_text(terms), "up_to": up_to}
+    def _find(self, session_id: str, terms: Sequence[str], up_to: int, *, least: int) -> Flow[_Found]:
+        """Find the messages with any of the terms; where ``least`` have others, those with nothing but common ones are
+        left out.
+        """
+        common: dict[str, float] = {}
+        if up_to > SAMPLE_FROM and len(terms) > 1:
+            seqs = list(range(up_to // SAMPLE_SIZE, up_to + 1, up_to // SAMPLE_SIZE))
+            wanted = {**self._key(session_id), "terms": [lexeme_text(term) for term in terms], "seqs": seqs}
+            rows = yield from query(SAMPLE, wanted)
+            shares = {text[1:-1]: having / count for text, having, count in rows}
+            common = {term: share for term, share in shares.items() if share > COMMON_SHARE}
+        found = yield from self._find_any(session_id, terms, up_to, common)
+        if common and len(found.candidates) < least:
+            found = yield from self._find_any(session_id, terms, up_to, {})
+        return found
+
+    def _find_any(self, session_id: str, terms: Sequence[str], up_to: int, common: Mapping[str, float]) -> Flow[_Found]:
+        asked = [term for term in terms if term not in common] or terms
+        wanted = {**self._key(session_id), "wanted": query_text(asked), "up_to": up_to}
         rows = yield from query(SEARCH, wanted)
         if not rows:
-            return _Found(0, True, [], 0, 0)
+            return _Found(0, True, [], 0, 0, {})
         epoch, indexed_seq, watermark, count, length, lines = rows[0]
         found = list(candidates(lines or "", [*terms, ASKS]))
-        return _Found(epoch, indexed_seq >= min(up_to, watermark), found, count, length)
+        return _Found(epoch, indexed_seq >= min(up_to, watermark), found, count, length, common)
 
     def _fetch(
         self, session_id: str, epoch: int, seqs: Iterable[int], *, most_tokens: int = NO_LIMIT
