@@ -2,10 +2,10 @@
 
     python benchmarks/recall_quality.py EVAL_DIR [--budgets 200,400,800]
 
-EVAL_DIR is the folder that ``make quality EVAL=DIR`` names; its measure is used as it is. For each question about folded
-messages a context is made of the summary, of messages recalled with the question as the query and within as many tokens
-again, and of the buffer. Messages are indexed, ranked and chosen by the code of the package; only PostgreSQL, which does
-no more than to find the rows that have a term, is not in between.
+EVAL_DIR is the folder that ``make quality EVAL=DIR`` names; its measure is used as it is. For each question about
+folded messages a context is made of the summary, of messages recalled with the question as the query and within as many
+tokens again, and of the buffer. Messages are indexed, ranked and chosen by the code of the package; only PostgreSQL,
+which finds the rows that have a term, is not in between.
 """
 
 from __future__ import annotations

@@ -116,6 +116,8 @@ OPERATIONS = (
     Operation("add_messages", (_LARGE,), Does.APPEND, _LARGE, note="more than a buffer"),
     Operation("add_and_get_context", _ONE, Does.APPEND, _ONE, "new"),
     Operation("get_context"),
+    Operation("get_context", ("message 0002",), note="with a query", needs_log=True),
+    Operation("search_messages", ("message 0002",), needs_log=True),
     Operation("save_context", (NEW_CONTEXT,), Does.SAVE_CONTEXT),
     Operation("load_context"),
     Operation("set_session_config", (NEW_LIMITS,), Does.SET_LIMITS),
