@@ -19,8 +19,8 @@ NAMES = ("Caroline", "Melanie")
 
 
 def _words(rng: random.Random, count: int) -> str:
-    """Return made-up words of which few are frequent and most are rare, as in any language."""
-    ranks = (str(int(rng.paretovariate(0.5)))[:6] for _ in range(count))
+    """Return made-up words, few of them frequent and most rare, as those of a language without its function words."""
+    ranks = (str(int(30 * rng.paretovariate(0.6)))[:6] for _ in range(count))
     return " ".join("".join("bcdfghklmn"[int(digit)] + "ao"[int(digit) % 2] for digit in rank) for rank in ranks)
 
 

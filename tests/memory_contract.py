@@ -154,7 +154,8 @@ def assert_caps(context: Mapping[str, Any]) -> None:
     assert count <= info["max_messages"]
     assert tokens <= info["max_tokens"] or count == 1
     assert context["message_count"] == info["message_count"] == count
-    assert context["total_tokens"] == tokens + context["summary_tokens"] + context["pinned_tokens"]
+    beside = context["pinned_tokens"] + context.get("recalled_tokens", 0)
+    assert context["total_tokens"] == tokens + context["summary_tokens"] + beside
     assert all(pinned["seq"] <= context["watermark"] for pinned in context["pinned_messages"])
 
 

@@ -21,7 +21,10 @@ class Contexts:
         self._counter = counter
 
     def context(self, session_id: str, loaded: Loaded) -> Flow[tuple[dict[str, Any], SessionState]]:
-        """Return the context and the session it shows; what has to be shown besides the messages counts, so it may take a fold."""
+        """Return the context, and the session it shows.
+
+        What has to be shown besides the messages counts, so it may take a fold.
+        """
         for _ in range(ATTEMPTS):
             state = loaded.state
             context = loaded.as_context(session_id)

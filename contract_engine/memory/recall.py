@@ -49,6 +49,8 @@ MOST_RECALLED = 100
 """Messages that one context recalls at most."""
 MOST_UNFOLDED = 1000
 """How many of the messages that are not folded yet a search looks through: the newest."""
+TOKENS_OF_A_CANDIDATE = 20
+"""How much of a budget one candidate is expected to fill, where there are many to choose from."""
 SAMPLE_FROM = 1000
 SAMPLE_SIZE = 100
 COMMON_SHARE = 0.25
@@ -175,13 +177,15 @@ class Recall:
         Not available where the log cannot be asked, or a session of long ago is still being indexed.
         """
         terms = query_terms(question)
+        # Enough to choose from: each of them brings its neighbours.
+        least = min(MOST_RECALLED, max(10, max_tokens // TOKENS_OF_A_CANDIDATE))
         if not terms or not state.watermark:
             return Recalled([], 0, True)
         try:
-            found = yield from self._find(session_id, terms, state.watermark, least=MOST_RECALLED)
+            found = yield from self._find(session_id, terms, state.watermark, least=least)
             if not found.is_indexed:
                 yield from self.index(session_id, most_batches=MOST_BATCHES_OF_A_CONTEXT)
-                found = yield from self._find(session_id, terms, state.watermark, least=MOST_RECALLED)
+                found = yield from self._find(session_id, terms, state.watermark, least=least)
                 if not found.is_indexed:
                     yield from self.spawn_index(session_id)
                     return NOT_AVAILABLE
