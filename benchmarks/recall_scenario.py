@@ -19,7 +19,7 @@ NAMES = ("Caroline", "Melanie")
 
 
 def _words(rng: random.Random, count: int) -> str:
-    """Return made-up words, few of them frequent and most rare, as those of a language without its function words."""
+    """Return made-up words, few of them frequent and most rare: a language without its function words."""
     ranks = (str(int(30 * rng.paretovariate(0.6)))[:6] for _ in range(count))
     return " ".join("".join("bcdfghklmn"[int(digit)] + "ao"[int(digit) % 2] for digit in rank) for rank in ranks)
 

@@ -7,6 +7,7 @@ of any promise: where it fails or has not come to it, whoever searches first wri
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -214,7 +215,8 @@ class Recall:
         """
         common: dict[str, float] = {}
         if up_to > SAMPLE_FROM and len(terms) > 1:
-            seqs = list(range(up_to // SAMPLE_SIZE, up_to + 1, up_to // SAMPLE_SIZE))
+            # At random, for two speakers take turns; seeded, so that the same question has the same answer.
+            seqs = random.Random(up_to).sample(range(1, up_to + 1), SAMPLE_SIZE)
             wanted = {**self._key(session_id), "terms": [lexeme_text(term) for term in terms], "seqs": seqs}
             rows = yield from query(SAMPLE, wanted)
             shares = {text[1:-1]: having / count for text, having, count in rows}
