@@ -23,7 +23,7 @@ from retention import summarize
 
 from contract_engine.memory import TokenCounter
 from contract_engine.memory.ranking import Candidate, best_first, questions_of, scores, with_neighbours, within_budget
-from contract_engine.memory.recall import MOST_RECALLED
+from contract_engine.memory.recall import most_candidates
 from contract_engine.memory.terms import message_terms, query_terms
 
 
@@ -45,7 +45,7 @@ class Conversation:
         total_length = sum(candidate.length for candidate in folded)
         scored = scores(query_terms(question), folded, count=last_seq, total_length=total_length)
         shared = with_neighbours(scored, questions_of(folded), last_seq=last_seq)
-        return within_budget(best_first(shared)[:MOST_RECALLED], self.tokens, budget)
+        return within_budget(best_first(shared)[: most_candidates(budget)], self.tokens, budget)
 
 
 def measure(locomo: Any, metrics: Any, budget: int) -> tuple[dict[str, list[float]], list[int]]:

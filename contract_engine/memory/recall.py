@@ -54,7 +54,7 @@ TOKENS_OF_A_CANDIDATE = 20
 """How much of a budget one candidate is expected to fill, where there are many to choose from."""
 SAMPLE_FROM = 1000
 SAMPLE_SIZE = 100
-COMMON_SHARE = 0.25
+COMMON_SHARE = 0.15
 """In a session of more messages than the first, a sample tells which terms are common: the name of who says every
 second message weighs next to nothing, and would have half of the session read for it."""
 ATTEMPTS = 10
@@ -70,6 +70,11 @@ class Recalled(NamedTuple):
 
 
 NOT_AVAILABLE = Recalled([], 0, False)
+
+
+def most_candidates(max_tokens: int) -> int:
+    """Return how many messages to read for a budget: it may be filled by short ones."""
+    return min(MOST_RECALLED, max(10, max_tokens // 8))
 
 
 class _Found(NamedTuple):
@@ -200,7 +205,7 @@ class Recall:
                 common=found.common,
             )
             shared = with_neighbours(scored, questions_of(found.candidates), last_seq=state.watermark)
-            best = best_first(shared)[:MOST_RECALLED]
+            best = best_first(shared)[: most_candidates(max_tokens)]
             rows = yield from self._fetch(session_id, found.epoch, best, most_tokens=max_tokens)
             tokens = {seq: row.tokens for seq, row in rows.items()}
             chosen = within_budget(best, tokens, max_tokens)
