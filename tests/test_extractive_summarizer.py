@@ -71,6 +71,17 @@ class TestForm:
         assert text == "user: no pets please; around 900 euros"
         assert [unit.text for unit in read(text)] == ["no pets please", "around 900 euros"]
 
+    def test_the_speaker_and_the_tool_of_the_line_before_are_a_sign(self) -> None:
+        order = {"role": "tool", "name": "get_order", "content": '{"order_id": "W12", "status": "sent"}'}
+        later = {"role": "tool", "name": "get_order", "content": '{"order_id": "W13", "status": "late"}'}
+        text = summarize([order, later], times=[MAY_8, MAY_9])
+        assert text == ("8 May 2023\ntool get_order: order_id W12, status sent\n9 May\n& order_id W13, status late")
+        assert [unit.speaker for unit in read(text)] == ["tool get_order"] * 2
+
+    def test_summaries_of_an_earlier_form_are_read(self) -> None:
+        units = read("[8 May 2023]\nAna: I moved to Porto.\n[9 May]\nAna: I like it.\n[no date]\n- Nobody knows.")
+        assert [(unit.day, unit.speaker) for unit in units] == [("8 May 2023", "Ana"), ("9 May 2023", "Ana"), ("", "")]
+
     def test_nothing_to_say(self) -> None:
         assert summarize([]) == ""
         assert summarize([user(""), user(None), user("  \n ... !!! ")]) == ""
@@ -139,6 +150,25 @@ class TestChoice:
             user("我的预算是100-150元,评分要4.5分以上,住在北京朝阳区。"),
         ]
         assert summarize(messages, max_tokens=12) == "user: 我的预算是100-150元,评分要4.5分以上,住在北京朝阳区。"
+
+    def test_japanese_facts_outlive_japanese_small_talk(self) -> None:
+        facts = [
+            user("私の予約番号はXK-7731です。"),
+            user("来月の5月8日に京都駅の近くのホテルに3泊します。"),
+            user("予算は一泊12000円までです。"),
+        ]
+        talk = [
+            user("こんにちは、今日はとてもいい天気ですね、お元気でいらっしゃいますか。"),
+            user("そうですか、それはどうもご親切に本当にありがとうございます。"),
+            user("はい、それではよくわかりました、どうぞよろしくお願いします。"),
+        ]
+        text = ""
+        for fold in range(6):
+            text = summarize([*talk, *(facts if fold == 1 else ()), *talk], previous=text, max_tokens=22)
+        assert [word in text for word in ("XK-7731", "5月8日", "京都", "12000円")] == [True] * 4
+        assert "ありがとう" not in text
+        kept = [unit.text for unit in read(text)]
+        assert kept == [message["content"] for message in facts], "whole sentences, in their order"
 
     def test_equal_requests_give_equal_answers(self) -> None:
         messages = [user(f"Item {n} costs {n * 3} euros in shop {n % 4}.") for n in range(60)]
