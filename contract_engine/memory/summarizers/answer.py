@@ -49,7 +49,8 @@ def notes_of(text: str, speakers: Collection[str], days: Collection[str]) -> Not
     line is stray. Where there is one day only, notes need not name it.
     """
     stray: list[str] = []
-    lines = list(_canonical(text, {speaker.casefold(): speaker for speaker in speakers}, stray))
+    spellings = {speaker.casefold(): speaker for speaker in speakers} | {speaker: speaker for speaker in speakers}
+    lines = list(_canonical(text, spellings, stray))
     if len(days) == 1 and not any(line.startswith("[") for line in lines):
         lines = [f"[{next(iter(days))}]", *lines]
     return Notes(read("\n".join(lines)), stray)
@@ -76,8 +77,9 @@ def _canonical(text: str, speakers: dict[str, str], stray: list[str]) -> Iterato
         bullet = _BULLET.match(line)
         said = line[bullet.end() :] if bullet else line
         colon = said.replace("：", ":").find(":")
-        known = speakers.get(clean_label(said[:colon]).casefold()) if 0 < colon <= 2 * MAX_LABEL_CHARS else None
-        if known is not None:
+        label = clean_label(said[:colon]) if 0 < colon <= 2 * MAX_LABEL_CHARS else ""
+        known = speakers.get(label) or speakers.get(label.casefold())
+        if known:
             fact = said[colon + 1 :].strip(" *")
             speaker = "" if fact else known
             if fact:

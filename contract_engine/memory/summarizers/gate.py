@@ -35,6 +35,7 @@ REASONS = (
 """Why an answer is rejected, in the order in which it is looked at."""
 
 _STEP = 40
+_MUCH = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +43,8 @@ class GateSettings:
     """From where on an answer is rejected. Shares are of 1.
 
     ``refusal_chars``: only an answer up to this long can be a refusal. ``echo_chars``: so many characters copied word
-    for word in one run, or ``echo_share`` of messages that do not fit the budget, are an echo. ``max_stray``: share of
-    lines that are no notes; fewer are left out. ``max_invented``: share of notes with a number, id, address, link or
+    for word in one run that is half of the answer, or ``echo_share`` of messages far above the budget, are an echo.
+    ``max_stray``: share of lines that are no notes; fewer are left out. ``max_invented``: share of notes with a number, id, address, link or
     day that nobody named, or without one word of the source; fewer are left out. ``same_language``: the answer must be
     in a language of the messages; not looked at in a session with instructions of its own, which may ask for another.
     ``clip_ratio``: an answer up to this many times its budget is cut down to it at whole notes, the best ones kept.
@@ -187,10 +188,10 @@ def _is_echo(text: str, notes: Notes, part: Part, settings: GateSettings) -> boo
     ):
         return True
     source = one_line(" ".join(turn.text for turn in part.turns))
-    if max(_copied(said, source), default=0) >= settings.echo_chars:
+    if max(_copied(said, source), default=0) >= max(settings.echo_chars, len(said) / 2):
         return True
-    if part.count_tokens(source) <= part.max_tokens:
-        return False  # to copy what fits anyway is no summary, but loses nothing either
+    if part.count_tokens(source) <= _MUCH * part.max_tokens:
+        return False  # to copy what nearly fits is no summary, but loses little either
     noted = one_line(" ".join(unit.text for unit in notes.units))
     return sum(_copied(noted, source)) > settings.echo_share * len(source)
 
