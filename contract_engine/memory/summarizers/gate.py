@@ -44,9 +44,10 @@ class GateSettings:
 
     ``refusal_chars``: only an answer up to this long can be a refusal. ``echo_chars``: so many characters copied word
     for word in one run that is half of the answer, or ``echo_share`` of messages far above the budget, are an echo.
-    ``max_stray``: share of lines that are no notes; fewer are left out. ``max_invented``: share of notes with a number, id, address, link or
-    day that nobody named, or without one word of the source; fewer are left out. ``same_language``: the answer must be
-    in a language of the messages; not looked at in a session with instructions of its own, which may ask for another.
+    ``max_stray``: share of lines that are no notes; fewer are left out. ``max_invented``: share of notes with a number,
+    id, address, link or day that nobody named, or without one word of the source; fewer are left out.
+    ``same_language``: the answer must be in a language of the messages; not looked at in a session with instructions of
+    its own, which may ask for another.
     ``clip_ratio``: an answer up to this many times its budget is cut down to it at whole notes, the best ones kept.
     ``min_kept``: numbers, ids, addresses and links it must keep, as a share of the worth of those that the built-in
     summarizer keeps in the same budget; ``min_evidence``: where that keeps less than this (an id is 3, a number of two
