@@ -168,7 +168,7 @@ def model_writer(model: str, base_url: str | None, api_key_variable: str | None)
         if not key:
             raise ConfigurationError("api_key_variable", f"the environment has no variable {api_key_variable!r}")
     # Only here, since it needs the extra llm.
-    from contract_engine.memory.summarizers import ModelSummarizer, OpenAIChat  # type: ignore[attr-defined]
+    from contract_engine.memory.summarizers import ModelSummarizer, OpenAIChat
 
     writer: FactsWriter = ModelSummarizer(OpenAIChat(model, base_url=base_url, api_key=key))
     return writer

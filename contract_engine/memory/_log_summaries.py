@@ -66,6 +66,7 @@ def _read_source() -> sa.Select[Any]:
             sessions.c.last_seq,
             sessions.c.watermark,
             sessions.c.summary_version,
+            sessions.c.pinned,
             sessions.c.summary_instructions,
             base.c.version,
             base.c.last_seq,

@@ -67,6 +67,10 @@ class Folding:
         """Return how many tokens a summary of messages 1 to ``last_seq`` and the pinned ones of them may have."""
         return self._budget(last_seq)
 
+    def text_budget(self, state: SessionState) -> int:
+        """Return the tokens that the text for messages 1 to the watermark may have beside the pinned ones of them."""
+        return max(1, self.summary_budget(state.watermark) - state.summary.pinned_tokens)
+
     def read_truth(self, session_id: str) -> Flow[SessionState | None]:
         """Read the session where it cannot be out of date."""
         if self._log is not None:

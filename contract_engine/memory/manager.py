@@ -101,7 +101,7 @@ class MemoryManager(ManagerBase):
         ``buffer_messages``: the messages W+1..N as they were added, and between them, marked ``"synthetic": True``, the
         results that calls of tools lack and the calls that results lack (``synthetic`` lists where, if there are any);
         ``current_summary``: the text for 1..W or None; ``pinned_messages``: those of 1..W that are pinned, as dicts of
-        ``seq``, ``at`` (unix seconds) and ``message``; ``buffer_info``: see :meth:`BufferStore.get_buffer_info`;
+        ``seq``, ``at`` (ISO 8601, UTC) and ``message``; ``buffer_info``: see :meth:`BufferStore.get_buffer_info`;
         ``total_tokens`` of all of these; ``message_count`` of the buffer; ``summary_tokens``, ``pinned_tokens``,
         ``summary_version``, ``watermark`` (W), ``last_seq`` (N); ``source``: ``redis`` or ``postgres``; ``degraded``:
         Redis is away; ``complete``: summary and messages meet (in ephemeral mode Redis can lose a summary). A session

@@ -172,7 +172,10 @@ class LogFlows:
         rows = yield from query(_log.READ_STATE, self._key(session_id))
         if not rows:
             return None
-        state = _log.state_of_row(rows[0], self._limits)
+        return (yield from self._with_pinned_rows(session_id, _log.state_of_row(rows[0], self._limits)))
+
+    def _with_pinned_rows(self, session_id: str, state: SessionState) -> Flow[SessionState]:
+        """Add the pinned messages at or below the watermark, where nothing changes any more."""
         ids = state.summary.pinned_ids
         if not ids or not state.watermark:
             return state
@@ -297,23 +300,21 @@ class LogFlows:
         }
 
     def read_source(self, session_id: str, base_version: int | None) -> Flow[Source | None]:
-        """Read in one statement what the next version can be written from; see ``READ_SOURCE``.
-
-        None where there is no such session.
-        """
+        """Read what the next version can be written from; see ``READ_SOURCE``. None where there is no such session."""
         rows = yield from query(_log_summaries.READ_SOURCE, {**self._key(session_id), "base_version": base_version})
         if not rows:
             return None
-        epoch, revision, last_seq, watermark, version, instructions, base, base_last_seq, base_text = rows[0][:9]
-        added = zip(*(column or () for column in rows[0][9:11]), strict=True)
+        epoch, revision, last_seq, watermark, version, pinned, instructions, base, base_last_seq, base_text = rows[0][
+            :10
+        ]
+        added = zip(*(column or () for column in rows[0][10:12]), strict=True)
+        wishes = decode_text(bytes(instructions)) if instructions else ""
+        summary = Summary(version, watermark, 0, 0, "", tuple(pinned or ()), (), wishes)
+        state = msgspec.structs.replace(
+            empty_session(self._limits, summary), epoch=epoch, revision=revision, last_seq=last_seq
+        )
         return Source(
-            state=msgspec.structs.replace(
-                empty_session(self._limits, Summary(version, watermark, 0, 0, "")),
-                epoch=epoch,
-                revision=revision,
-                last_seq=last_seq,
-            ),
-            instructions="" if instructions is None else decode_text(bytes(instructions)),
+            state=(yield from self._with_pinned_rows(session_id, state)),
             base=base or 0,
             base_last_seq=base_last_seq or 0,
             base_text="" if base_text is None else decode_text(bytes(base_text)),

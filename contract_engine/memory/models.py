@@ -6,6 +6,7 @@ Structs of msgspec where they are made on every call: a frozen dataclass takes t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,6 +14,11 @@ import msgspec
 from contract_engine.memory.config import SessionLimits
 
 Message = dict[str, Any]
+
+
+def iso_time(at_ms: int) -> str:
+    """Return milliseconds since 1970 as ISO 8601, in UTC."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat()
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -196,7 +202,7 @@ class SessionState(msgspec.Struct, frozen=True):
             "session_id": session_id,
             "buffer_messages": messages,
             "current_summary": summary.text or None,
-            "pinned_messages": [{"seq": row[0], "at": row[2] / 1000, "message": row[4]} for row in pinned],
+            "pinned_messages": [{"seq": row[0], "at": iso_time(row[2]), "message": row[4]} for row in pinned],
             "buffer_info": self.buffer_info(),
             "total_tokens": self.buffer_tokens + summary.tokens + pinned_tokens,
             "message_count": len(messages),
@@ -244,11 +250,10 @@ class Source(NamedTuple):
 
     ``state`` is where the session stands, without messages and without the text of its summary. ``base`` is the version
     to go on from, 0 for none, with its text of messages 1 to ``base_last_seq``; ``added`` are the versions and texts
-    that callers have added since. ``instructions`` are the session's own wishes for its summary.
+    that callers have added since.
     """
 
     state: SessionState
-    instructions: str
     base: int
     base_last_seq: int
     base_text: str

@@ -12,7 +12,6 @@ from typing import Any
 
 from contract_engine.memory._effects import Flow, summarize
 from contract_engine.memory._log_summaries import MODEL, REBUILT
-from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import ConfigurationError, ContentionError, InvalidInputError
 from contract_engine.memory.exchange import exchange_groups
 from contract_engine.memory.folding import ATTEMPTS
@@ -45,10 +44,7 @@ class _Rolled:
 class Rebuilding:
     """Writes the summaries of one tenant's sessions again. ``log`` is None in ephemeral mode: then nothing can be."""
 
-    def __init__(
-        self, config: MemoryConfig, counter: TokenCounter, sessions: Sessions, *, log: LogFlows | None
-    ) -> None:
-        self._max_tokens = config.max_summary_tokens
+    def __init__(self, counter: TokenCounter, sessions: Sessions, *, log: LogFlows | None) -> None:
         self._count_tokens = counter.count_tokens
         self._sessions = sessions
         self._log = log
@@ -126,37 +122,43 @@ class Rebuilding:
         raise ContentionError(session_id, attempts)
 
     def _roll(
-        self, session_id: str, log: LogFlows, source: Source, rolled: _Rolled | None, progress: Progress | None
+        self,
+        session_id: str,
+        log: LogFlows,
+        source: Source,
+        rolled: _Rolled | None,
+        progress: Progress | None,
     ) -> Flow[_Rolled]:
         """Bring what was rolled up to the watermark, or begin it."""
         if rolled is None or not rolled.goes_on_from(source):
             text = "\n".join(filter(None, (source.base_text, *(added for _, added in source.added))))
             rolled = _Rolled(source.state.epoch, source.base, source.added, source.base_last_seq, text, 0)
             rolled.tokens_in = self._count_tokens(text)
-            if rolled.tokens_in > self._max_tokens:
-                rolled.text = yield from self._summarized(text, [])
+            if rolled.tokens_in > self._sessions.folding.text_budget(source.state):
+                rolled.text = yield from self._summarized(source, text, [])
         last_seq = source.state.watermark
         while rolled.reached < last_seq:
             span = whole_groups((yield from log.read_span(session_id, rolled.reached, last_seq, SPAN)))
             if not span:
                 break  # it is being erased, and nothing will be committed
             for folded in _folds(span):
-                rolled.text = yield from self._summarized(rolled.text, folded)
+                rolled.text = yield from self._summarized(source, rolled.text, folded)
                 rolled.reached = folded[-1].seq
                 rolled.tokens_in += sum(entry.tokens for entry in folded)
             if progress is not None:
                 progress(rolled.reached, last_seq)
         return rolled
 
-    def _summarized(self, text: str, folded: list[Entry]) -> Flow[str]:
+    def _summarized(self, source: Source, text: str, folded: list[Entry]) -> Flow[str]:
         return (
             yield from summarize(
                 SummaryRequest(
                     previous=text,
                     messages=[entry.message for entry in folded],
                     times=[entry.at_ms / 1000 for entry in folded],
-                    max_tokens=self._max_tokens,
+                    max_tokens=self._sessions.folding.text_budget(source.state),
                     count_tokens=self._count_tokens,
+                    instructions=source.state.summary_instructions,
                 )
             )
         )

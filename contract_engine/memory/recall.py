@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from contract_engine.memory._effects import Flow, query, spawn
@@ -27,7 +26,7 @@ from contract_engine.memory._log_recall import (
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import ContentionError, CorruptDataError, MemoryServiceError
 from contract_engine.memory.message_log import NO_LIMIT, LogFlows
-from contract_engine.memory.models import Message, SessionState
+from contract_engine.memory.models import Message, SessionState, iso_time
 from contract_engine.memory.ranking import (
     Candidate,
     best_first,
@@ -178,7 +177,8 @@ class Recall:
         raise ContentionError(session_id, ATTEMPTS)
 
     def recall(self, session_id: str, state: SessionState, question: str, max_tokens: int) -> Flow[Recalled]:
-        """Find what answers the question among the messages that the summary of ``state`` covers, and none after them.
+        """Find what answers the question among the messages that the summary of ``state`` covers, and none after them;
+        none of the pinned ones.
 
         Not available where the log cannot be asked, or a session of long ago is still being indexed.
         """
@@ -205,7 +205,8 @@ class Recall:
                 common=found.common,
             )
             shared = with_neighbours(scored, questions_of(found.candidates), last_seq=state.watermark)
-            best = best_first(shared)[: most_candidates(max_tokens)]
+            pinned = {row[0] for row in state.summary.pinned_rows}  # which the context shows anyway
+            best = [seq for seq in best_first(shared) if seq not in pinned][: most_candidates(max_tokens)]
             rows = yield from self._fetch(session_id, found.epoch, best, most_tokens=max_tokens)
             tokens = {seq: row.tokens for seq, row in rows.items()}
             chosen = within_budget(best, tokens, max_tokens)
@@ -265,4 +266,4 @@ def _candidate(seq: int, message: Message, at_ms: int) -> Candidate:
 
 
 def _told(seq: int, at_ms: int, message: Message) -> dict[str, Any]:
-    return {"seq": seq, "at": datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(), "message": message}
+    return {"seq": seq, "at": iso_time(at_ms), "message": message}

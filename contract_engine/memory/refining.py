@@ -16,7 +16,6 @@ from functools import partial
 
 from contract_engine.memory._effects import Flow, compute, spawn, write_facts
 from contract_engine.memory._log_summaries import MODEL
-from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.exchange import exchange_groups
 from contract_engine.memory.folding import Folding
 from contract_engine.memory.message_log import LogFlows
@@ -58,8 +57,7 @@ class Draft:
 class Refining:
     """Refines the summaries of one tenant's sessions."""
 
-    def __init__(self, config: MemoryConfig, counter: TokenCounter, folding: Folding, log: LogFlows) -> None:
-        self._max_tokens = config.max_summary_tokens
+    def __init__(self, counter: TokenCounter, folding: Folding, log: LogFlows) -> None:
         self._count_tokens = counter.count_tokens
         self._folding = folding
         self._log = log
@@ -106,15 +104,15 @@ class Refining:
         ``draft`` keeps what it has got by then.
         """
         last_seq = source.state.watermark
-        begun = yield from self.begun(source)
+        begun, most = (yield from self.begun(source)), self._folding.text_budget(source.state)
         while draft.reached < last_seq:
             span = whole_groups((yield from self._log.read_span(session_id, draft.reached, last_seq, SPAN)))
             if not span:
                 return False  # it is being erased
-            before = yield from self._merged(begun, draft.segment, self._max_tokens)
+            before = yield from self._merged(begun, draft.segment, most)
             # The first facts may fill the summary; later ones leave room for those.
-            room = self._max_tokens // 2 if begun else self._max_tokens
-            facts = yield from write_facts(self._request(span, before, source.instructions, room))
+            room = max(1, most // 2) if begun else most
+            facts = yield from write_facts(self._request(span, before, source.state.summary_instructions, room))
             if facts is None:
                 return False
             draft.segment = yield from self._merged(draft.segment, facts.text, room)
@@ -129,7 +127,7 @@ class Refining:
     def text(self, source: Source, draft: Draft) -> Flow[str]:
         """Return the whole summary that comes of a draft."""
         begun = yield from self.begun(source)
-        return (yield from self._merged(begun, draft.segment, self._max_tokens))
+        return (yield from self._merged(begun, draft.segment, self._folding.text_budget(source.state)))
 
     def commit(self, session_id: str, source: Source, draft: Draft) -> Flow[int | None]:
         """Commit the draft if the session still stands where ``source`` read it; answers the version, None if not."""
@@ -157,7 +155,7 @@ class Refining:
         """Return the text to go on from: that of the base, and what callers have added since."""
         text = source.base_text
         for _, added in source.added:
-            text = yield from self._merged(text, added, self._max_tokens)
+            text = yield from self._merged(text, added, self._folding.text_budget(source.state))
         return text
 
     def _merged(self, text: str, segment: str, max_tokens: int) -> Flow[str]:

@@ -72,7 +72,7 @@ class Sessions:
         self.cache = SessionCache(config)
         self.recall = None if log is None else Recall(config, log)
         self.folding = Folding(config, counter, self.cache, log=log, distrust=self.distrust, recall=self.recall)
-        self.refining = None if log is None else Refining(config, counter, self.folding, log)
+        self.refining = None if log is None else Refining(counter, self.folding, log)
         self.refines = refines
         if self.refining is not None and refines:
             self.folding.folded = self.refining.spawn

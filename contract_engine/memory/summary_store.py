@@ -71,7 +71,7 @@ class SummaryFlows:
         self._counter = counter
         self._sessions = sessions
         self._log = log
-        self._rebuilding = Rebuilding(config, counter, sessions, log=log)
+        self._rebuilding = Rebuilding(counter, sessions, log=log)
 
     def add_summary(self, session_id: str, text: object, metadata: object) -> Flow[bool]:
         check_session_id(session_id)
@@ -95,7 +95,7 @@ class SummaryFlows:
                 yield from self._sessions.change_limits(session_id, {})
                 continue
             text = f"{state.summary.text}\n{segment}" if state.summary.text else segment
-            most = max(1, self._sessions.folding.summary_budget(state.watermark) - state.summary.pinned_tokens)
+            most = self._sessions.folding.text_budget(state)
             if self._counter.count_tokens(text) > most:
                 text = yield from summarize(
                     SummaryRequest(
