@@ -768,7 +768,7 @@ def test_stats(manager: MemoryManager, backend: Backend) -> None:
     assert set(stats) >= {"buffer", "summary", "redis_memory", "session_config", "is_redis_available"}
     assert set(stats["buffer"]) == INFO_KEYS
     assert stats["buffer"]["message_count"] == 2
-    assert set(stats["summary"]) == {"summary_count", "current_summary_length", "redis_ttl", "last_updated"}
+    assert {"summary_count", "current_summary_length", "redis_ttl", "last_updated"} < set(stats["summary"])
     assert stats["summary"]["summary_count"] == 1
     assert stats["redis_memory"]["used_memory"] > 0
     assert {"maxmemory", "maxmemory_policy", "evicted_keys", "expired_keys"} <= set(stats["redis_memory"])
