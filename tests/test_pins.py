@@ -365,7 +365,7 @@ def test_a_fold_that_was_planned_before_a_pin_loses(threaded: Backend) -> None:
 
 
 def test_pins_and_folds_at_once_lose_nothing(threaded: Backend) -> None:
-    managers = [threaded.open(limits=LIMITS, max_summary_tokens=4000) for _ in range(3)]
+    managers = [threaded.open(limits=LIMITS, summary_tokens=4000, max_summary_tokens=4000) for _ in range(3)]
     written, pinned = threading.Semaphore(0), []
 
     def work(number: int) -> None:

@@ -32,7 +32,7 @@ from contract_engine.memory import ConfigurationError, MemoryManager
 
 pytest_plugins = ("memory_fixtures",)
 
-ROOMY = {"max_summary_tokens": 20_000}
+ROOMY = {"summary_tokens": 20_000, "max_summary_tokens": 20_000}
 """So that nothing has to make room: then a text must tell one fact of every message it covers."""
 
 
