@@ -1,4 +1,4 @@
-"""What a fold costs without servers: the built-in summarizer, against a loop that is the same everywhere."""
+"""What a fold costs: the built-in summarizer alone, and the whole way from the message that makes a fold due."""
 
 from __future__ import annotations
 
@@ -8,35 +8,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from scenario import Bench, Timer
+from scenario import Bench, Timer, fixed_loop
 
 from contract_engine.demo import conversations
-from contract_engine.memory import TokenCounter
+from contract_engine.memory import MemoryManager, TokenCounter
 from contract_engine.memory.summarizers import ExtractiveSummarizer, SummaryRequest
 
 FOLD_TOKENS = 2000
 SUMMARY_TOKENS = 800
-LOOP = 200_000
-"""Rounds of the reference loop: about 10 ms on a machine of 2024."""
 
 
-def reference_loop() -> float:
-    """Time plain Python that allocates nothing."""
-    started = time.perf_counter()
-    total = 0
-    for number in range(LOOP):
-        total += number * number % 7
-    return time.perf_counter() - started
-
-
-def _parts(counter: TokenCounter) -> list[Sequence[Mapping[str, Any]]]:
-    """Cut the shipped conversations into parts of about ``FOLD_TOKENS``."""
+def _parts(counter: TokenCounter, tokens: int) -> list[Sequence[Mapping[str, Any]]]:
+    """Cut the shipped conversations into parts of about so many tokens."""
     parts: list[Sequence[Mapping[str, Any]]] = []
     part: list[Mapping[str, Any]] = []
     for message in itertools.chain.from_iterable(record["messages"] for record in conversations()):
         if message["role"] != "system":
             part.append(message)
-        if counter.count_batch_tokens(part) >= FOLD_TOKENS:
+        if counter.count_batch_tokens(part) >= tokens:
             parts.append(part)
             part = []
     return parts
@@ -46,7 +35,7 @@ def _parts(counter: TokenCounter) -> list[Sequence[Mapping[str, Any]]]:
 def fold_of_2000_tokens(_: Bench) -> Iterator[tuple[Timer, Timer]]:
     counter, summarizer = TokenCounter(), ExtractiveSummarizer(readable=False)
     counter.warm()
-    parts = itertools.cycle(_parts(counter))
+    parts = itertools.cycle(_parts(counter, FOLD_TOKENS))
     summary = ""
 
     def call() -> float:
@@ -58,4 +47,25 @@ def fold_of_2000_tokens(_: Bench) -> Iterator[tuple[Timer, Timer]]:
         summary = summarizer.summarize(request)
         return time.perf_counter() - started
 
-    yield call, reference_loop
+    yield call, fixed_loop
+
+
+@contextmanager
+def usable_summary(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+    """From the append that makes a fold due to the summary that every process reads."""
+    numbers = itertools.count()
+    with MemoryManager(redis_url=bench.redis_url, database_url=bench.database_url, max_buffer_messages=1000) as manager:
+        limits = manager.config.limits
+        parts = itertools.cycle(_parts(manager.token_counter, limits.summary_trigger_tokens))
+
+        def call() -> float:
+            name, (*before, last) = f"bench-usable-{next(numbers)}", next(parts)
+            manager.add_messages(name, [dict(message) for message in before])
+            started = time.perf_counter()
+            manager.add_message(name, dict(last))
+            manager.wait_for_folds()
+            taken = time.perf_counter() - started
+            assert manager.get_context(name)["watermark"], "it was folded"
+            return taken
+
+        yield call, fixed_loop

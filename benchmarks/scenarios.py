@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 from breaker_scenarios import breaker_closed, breaker_open, redis_away
-from fold_scenarios import fold_of_2000_tokens
+from fold_scenarios import fold_of_2000_tokens, usable_summary
 from recall_scenario import recall
 from scenario import CALLS, WIDE, Bench, Scenario, Timer, fixed_loop, message, per_call, repeated
 
@@ -263,7 +263,8 @@ SCENARIOS = (
     Scenario("growth: read at 30,000 messages", "at 30", 1.1, growth_read),
     Scenario("count a batch of 4,000 tokens", "plain tiktoken", 1.15, count_batch),
     Scenario("count a repeated text", "len()", None, count_repeated),
-    Scenario("fold of 2,000 tokens into a summary of 800", "a loop of about 10 ms", 2.5, fold_of_2000_tokens),
+    Scenario("fold of 2,000 tokens into a summary of 800", "10,000 multiplications", 45, fold_of_2000_tokens),
+    Scenario("a usable summary after the trigger", "10,000 multiplications", 90, usable_summary, rounds=15),
     *(
         Scenario(f"to_messages, 30 messages, {provider}", "10,000 multiplications", 2.0, package(provider))
         for provider in ("openai", "anthropic", "gemini", "langchain-json")

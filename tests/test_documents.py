@@ -15,6 +15,7 @@ from contract_engine.memory import MemoryManager, PostgresSessionStore, memory_m
 ROOT = Path(__file__).resolve().parents[1]
 API = ROOT / "docs" / "api.md"
 README = ROOT / "README.md"
+SUMMARIES = ROOT / "docs" / "summaries.md"
 
 
 def python_blocks(path: Path) -> list[str]:
@@ -26,6 +27,13 @@ def environment(monkeypatch: pytest.MonkeyPatch, redis_url: str, database_url: s
     monkeypatch.setenv("REDIS_URL", redis_url)
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("CONTRACT_MEMORY_TENANT", tenant)
+
+
+def test_the_page_about_summaries_shows_what_is_written_now() -> None:
+    """Where it fails, ``python benchmarks/summaries_page.py`` brings the page up to date."""
+    script = ROOT / "benchmarks" / "summaries_page.py"
+    assert subprocess.run([sys.executable, str(script), "--check"], check=False).returncode == 0
+    assert SUMMARIES.read_text("utf-8").count("```text") == 6
 
 
 @pytest.mark.usefixtures("environment")

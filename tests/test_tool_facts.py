@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from contract_engine.memory.summarizers.facts import unsigned, with_signs, without_keys, without_signs
 from contract_engine.memory.summarizers.sentences import one_line, sentences
+from contract_engine.memory.summarizers.units import message_units
 
 ROWS = [
     "order_id W12, status sent, city Porto",
@@ -72,3 +75,11 @@ def test_every_fact_is_read_back_exactly(facts: list[str], are_calls: bool) -> N
     assert without_signs(short, are_calls=are_calls) == facts
     assert all(len(text) <= len(fact) for text, fact in zip(short, facts, strict=True))
     assert all(sentences(text) == [text] for text in short)
+
+
+def test_a_long_call_names_its_function_in_every_fact() -> None:
+    arguments = {f"field_{number}": "a value that is rather long" for number in range(20)}
+    call = {"id": "c1", "type": "function", "function": {"name": "change", "arguments": json.dumps(arguments)}}
+    units = message_units([{"role": "assistant", "content": None, "tool_calls": [call]}], ())
+    assert len(units) > 2
+    assert all(unit.text.startswith("change(field_") and unit.text.endswith(")") for unit in units)

@@ -163,6 +163,7 @@ class ManagerFlows:
             return SwisperContext.from_dict(decode_value(cached) if isinstance(cached, bytes) else cached)
         except (CorruptDataError, InvalidInputError):
             logger.warning("session %s: bytes under our context key that are no context of ours", checked)
+            self._sessions.cache.damaged += 1
             return None
 
     def set_session_config(self, session_id: object, config: Mapping[str, Any]) -> Flow[None]:

@@ -31,20 +31,6 @@ from contract_engine.memory.token_counter import TokenCounter
 logger = logging.getLogger(__name__)
 
 
-def _readable_entries(found: object, session_id: str) -> list[dict[str, Any]]:
-    entries = []
-    for item in found if isinstance(found, list) else ():
-        try:
-            entry = decode_value(item)
-        except CorruptDataError:
-            entry = None
-        if isinstance(entry, dict) and "text" in entry:
-            entries.append(_NO_ORIGIN | entry)
-        else:
-            logger.warning("session %s: a summary in the history cannot be read; it is left out", session_id)
-    return entries
-
-
 # What was written before versions said where they come from does not say so.
 _NO_ORIGIN: dict[str, Any] = dict.fromkeys((*Origin._fields, "quarantined_at"))
 
@@ -130,7 +116,22 @@ class SummaryFlows:
             return (yield from self._log.summary_history(session_id, limit))
         key = self._sessions.cache.keys(session_id).history
         (found,) = yield from redis_call(Command(("LRANGE", key, -limit, -1)))
-        return _readable_entries(found, session_id)
+        return self._readable(found, session_id)
+
+    def _readable(self, found: object, session_id: str) -> list[dict[str, Any]]:
+        """Return the entries of a history that can be read; the others are counted."""
+        entries = []
+        for item in found if isinstance(found, list) else ():
+            try:
+                entry = decode_value(item)
+            except CorruptDataError:
+                entry = None
+            if isinstance(entry, dict) and "text" in entry:
+                entries.append(_NO_ORIGIN | entry)
+            else:
+                logger.warning("session %s: a summary in the history cannot be read; it is left out", session_id)
+                self._sessions.cache.damaged += 1
+        return entries
 
     def get_summary_stats(self, session_id: str) -> Flow[dict[str, Any]]:
         check_session_id(session_id)
@@ -141,7 +142,7 @@ class SummaryFlows:
         try:
             history = (Command(("LRANGE", keys.history, 0, -1)),) if self._log is None else ()
             ttl, *found = yield from redis_call(Command(("TTL", keys.summary)), *history)
-            entries = _readable_entries(found[0], session_id) if found else []
+            entries = self._readable(found[0], session_id) if found else []
         except REDIS_TROUBLE:
             if self._log is None:
                 raise

@@ -152,6 +152,22 @@ def test_without_a_log_the_session_goes_on(
     assert raw.exists(*ephemeral.keys("s")) == 0
 
 
+@pytest.mark.parametrize(("field", "call"), [("context", "load_context"), ("history", "get_summary_history")])
+def test_what_stands_beside_the_buffer_is_counted_too(
+    ephemeral: Backend, raw: redis.Redis, field: str, call: str
+) -> None:
+    manager, _ = begun(ephemeral)
+    key = ephemeral.keys("s")._asdict()[field]
+    assert CALLS[call](manager), "there is something to damage"
+    raw.delete(key)
+    if field == "history":
+        raw.rpush(key, b"\xff\xfe noise")
+    else:
+        raw.set(key, b"\xff\xfe noise")
+    assert not CALLS[call](manager)
+    assert manager.health()["damaged"] == 1
+
+
 def test_noise_everywhere_over_and_over(durable: Backend, raw: redis.Redis, dice: random.Random) -> None:
     """Several keys at once, whichever, between whatever is done."""
     manager, said = begun(durable)

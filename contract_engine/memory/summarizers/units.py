@@ -157,7 +157,7 @@ def _call(name: object, arguments: object, *, call_id: object, tools: dict[str, 
         if isinstance(arguments, Mapping)
         else [_inline(arguments, depth=1)]
     )
-    for pack in (_packs(pairs, head="") or [""])[:MAX_UNITS]:
+    for pack in (_packs(pairs, head="", around=len(f"{tool}()")) or [""])[:MAX_UNITS]:
         for sentence in _one_sentence(f"{tool}({pack})"):
             yield CALL_LABEL, sentence
 
@@ -190,12 +190,15 @@ def _naming_pair(simple: Mapping[object, object]) -> str:
     return ""
 
 
-def _packs(pairs: Sequence[str], *, head: str, again: str = "") -> list[str]:
-    """Join pairs into facts that are one sentence each: ``head`` opens the first, and ``again`` too the others."""
+def _packs(pairs: Sequence[str], *, head: str, again: str = "", around: int = 0) -> list[str]:
+    """Join pairs into facts that are one sentence each: ``head`` opens the first, and ``again`` too the others.
+
+    ``around``: how many characters the caller will put around each.
+    """
     packs: list[str] = []
     current: list[str] = []
     for pair in pairs:
-        if current and len(", ".join([head, *current, pair])) > MAX_SENTENCE_CHARS:
+        if current and len(", ".join([head, *current, pair])) + around > MAX_SENTENCE_CHARS:
             packs.append(", ".join(current))
             current = [again] if again else []
         current.append(pair)
