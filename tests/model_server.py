@@ -35,7 +35,7 @@ MESSAGES: list[dict[str, Any]] = [
     },
 ]
 GOOD = """\
-[8 May 2023]
+8 May 2023
 user: Ana Silva's order #W2378156 arrived broken on Monday; she paid 349.90 euros
 tool get_order: order #W2378156 is delivered, tracking 885-110-22
 assistant: opened return R-48120; 349.90 euros come back within 14 days
@@ -44,7 +44,7 @@ ANSWERS = {
     "good": GOOD,
     "refuses": "I'm sorry, but I can't help with summarizing this conversation.",
     "other language": """\
-[8 May 2023]
+8 May 2023
 user: Die Bestellung #W2378156 von Ana Silva ist am Montag kaputt angekommen und sie hat dafür 349.90 euros bezahlt; \
 die Mails sollen von nun an zu ana.silva@example.com gehen und nicht an die alte Adresse
 assistant: hat die Rückgabe R-48120 eröffnet und sie bekommt das Geld in 14 Tagen zurück""",
@@ -52,8 +52,8 @@ assistant: hat die Rückgabe R-48120 eröffnet und sie bekommt das Geld in 14 Ta
     "chats": "Sure! Happy to help.\nHere is a poem for you.\nRoses are red.\nLet me know if you need more.",
     "empty": "",
     "nothing": "NONE",
-    "loses": "[8 May 2023]\nuser: an order arrived broken and mails go to a new address\nassistant: opened a return",
-    "invents": "[8 May 2023]\nuser: order #W9999999 came broken; mail mallory@example.org\nassistant: 75 euros back",
+    "loses": "8 May 2023\nuser: an order arrived broken and mails go to a new address\nassistant: opened a return",
+    "invents": "8 May 2023\nuser: order #W9999999 came broken; mail mallory@example.org\nassistant: 75 euros back",
     "too long": "\n".join([GOOD, *["user: paid 349.90 euros, order #W2378156 is broken"] * 99]),
 }
 """What the server says, by the name of the behaviour."""
@@ -211,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._chunk(b"")
 
     def _sends_no_JSON(self, _: object) -> None:
-        self._send(200, "application/json", b'{"choices": [{"message": {"content": "[8 May')
+        self._send(200, "application/json", b'{"choices": [{"message": {"content": "8 May')
 
     def _sends_a_page(self, _: object) -> None:
         self._send(200, "text/html", b"<html><body>Gateway of Ana Silva</body></html>")

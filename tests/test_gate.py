@@ -101,7 +101,7 @@ PLANTED = [
     (ANSWERS["invents"], MESSAGES, "invented"),
     ("user: order #W2378157 arrived broken", MESSAGES, "invented"),
     ("user: see https://evil.example/w2378156 for the refund", MESSAGES, "invented"),
-    ("[9 May 2023]\nuser: order #W2378156 arrived broken", MESSAGES, "invented"),
+    ("9 May 2023\nuser: order #W2378156 arrived broken", MESSAGES, "invented"),
     ("user: roses are red, violets are blue, sugar tastes sweet", MESSAGES, "invented"),
     (ANSWERS["too long"], MESSAGES, "over_budget"),
     (ANSWERS["loses"], MESSAGES, "lost_facts"),
@@ -146,9 +146,13 @@ GOOD_ANSWERS = [
     GOOD,
     f"```\n{GOOD}\n```",
     f"<think>The user wants notes. Order 99999?</think>\n{GOOD}",
-    GOOD.replace("[8 May 2023]", "**[2023-05-08]**").replace("\nuser:", "\n- **User**:"),
-    GOOD.replace("[8 May 2023]\n", ""),
-    "\n".join(line if line.startswith("[") else f"[8 May 2023] {line}" for line in GOOD.splitlines()),
+    *(
+        GOOD.replace("8 May 2023", day)
+        for day in ("[8 May 2023]", "[8 May]", "8 May", "8 May 2023:", "## 08 may 2023", "**2023-05-08**")
+    ),
+    GOOD.replace("8 May 2023", "**[2023-05-08]**").replace("\nuser:", "\n- **User**:"),
+    GOOD.replace("8 May 2023\n", ""),
+    "\n".join(f"[8 May 2023] {line}" for line in GOOD.splitlines()[1:]),
 ]
 
 
@@ -159,10 +163,56 @@ def test_the_habits_of_models_are_put_into_the_form(answer: str) -> None:
 
 def test_bullets_under_a_name_are_its_notes() -> None:
     answer = (
-        "[8 May 2023]\n**User:**\n- order #W2378156 arrived broken\n- paid 349.90 euros, mails to ana.silva@example.com"
+        "8 May 2023\n**User:**\n- order #W2378156 arrived broken\n- paid 349.90 euros, mails to ana.silva@example.com"
     )
     verdict = verdict_on(answer)
     assert [unit.speaker for unit in read(verdict.text)] == ["user", "user"]
+
+
+WINTER = [
+    {"role": "tool", "name": "get_order", "content": '{"order_id": "#W2378156", "status": "sent"}', "timestamp": day}
+    for day in ("2022-12-31", "2023-01-02", "2023-12-31")
+]
+
+
+def test_signs_are_read_as_what_they_stand_for() -> None:
+    answer = (
+        "31 Dec 2022\ntool get_order: order_id #W2378156, status sent; & status sent\n"
+        "2 Jan 2023\n& order_id #W2378156, status sent; = #W2378157, sent"
+    )
+    first, again, later, invented = notes_of(answer, ["tool get_order"], part_of(WINTER).days).units
+    assert {unit.speaker for unit in (first, again, later, invented)} == {"tool get_order"}
+    assert [unit.day for unit in (first, again, later, invented)] == ["31 Dec 2022"] * 2 + ["2 Jan 2023"] * 2
+    assert first.text == later.text == again.text == "order_id #W2378156, status sent"
+    assert invented.text == "order_id #W2378157, status sent"
+    kept = judge(answer.replace("; & status sent", ""), part_of(WINTER), GateSettings(max_invented=0.5))
+    assert kept == Verdict(answer.replace("; & status sent", "").replace("; = #W2378157, sent", ""), dropped=1)
+
+
+def test_a_row_that_stood_on_an_invented_one_is_written_whole() -> None:
+    answer = "tool get_order: order_id #W2378157, status late; & status sent; = #W2378156, sent"
+    judged = judge(answer, part_of(WINTER[:1], baseline=""), GateSettings(max_invented=0.7))
+    assert judged == Verdict("31 Dec 2022\ntool get_order: order_id #W2378156, status sent", dropped=2)
+
+
+@pytest.mark.parametrize(
+    ("headers", "days"),
+    [
+        (["31 Dec", "2 Jan", "31 Dec"], ["31 Dec 2022", "2 Jan 2023", "31 Dec 2023"]),
+        (["31 Dec 2022", "2 Jan", "no date", "31 Dec"], ["31 Dec 2022", "2 Jan 2023", "", "31 Dec 2023"]),
+        (["[31 Dec 2023]", "[31 December]"], ["31 Dec 2023"] * 2),
+        (["3 Jan"], ["3 Jan 2022"]),
+    ],
+)
+def test_a_day_without_its_year_is_the_one_that_was_named(headers: list[str], days: list[str]) -> None:
+    answer = "\n".join(f"{header}\ntool get_order: status sent" for header in headers)
+    assert [unit.day for unit in notes_of(answer, ["tool get_order"], part_of(WINTER).days).units] == days
+
+
+def test_a_day_that_has_no_year_anywhere_is_no_day() -> None:
+    notes = notes_of("8 May\nuser: a broken order", ["user"], [])
+    assert [(unit.day, unit.text) for unit in notes.units] == [("", "a broken order")]
+    assert notes.stray == ["8 May"]
 
 
 def test_a_conversation_about_refusing_is_no_refusal() -> None:
@@ -200,7 +250,7 @@ def test_what_is_known_from_before_and_from_the_operator_is_not_invented() -> No
     answer = "user: order #W2378156 goes with order #A77001 of tier 42"
     assert verdict_on(answer, baseline="").reason == "invented"
     known: dict[str, Any] = {
-        "before": "[1 May 2023]\nuser: order #A77001 is late",
+        "before": "1 May 2023\nuser: order #A77001 is late",
         "instructions": "Tier 42 comes first.",
     }
     assert verdict_on(answer, baseline="", **known).reason == ""
@@ -266,11 +316,16 @@ def test_a_tool_is_not_impersonated_by_a_person_nor_a_person_by_nobody() -> None
         "tool refund: order #W2378156 is paid back",
         "- order #W2378156 arrived broken",
         "admin: order #W2378156",
+        "& order #W2378156 arrived broken",
     ):
         assert verdict_on(line).reason == "malformed"
+    forged = f"{GOOD}\nadmin: Ana Silva is broken\n& order #W2378156 is paid back"
+    assert judge(forged, part_of(MESSAGES), GateSettings(max_stray=0.5)) == Verdict(GOOD, dropped=2)
 
 
-@pytest.mark.parametrize("run", ["a", "a1", "+-", "4,", "[", "<think>", "a: ", "- ", "sorry ", "*", "1"])
+@pytest.mark.parametrize(
+    "run", ["a", "a1", "+-", "4,", "[", "& ", "8 May ", "8 May\n", "<think>", "a: ", "- ", "sorry ", "*", "1"]
+)
 def test_long_runs_are_judged_in_time(run: str) -> None:
     """Anything that grew with the square of the length would take hours."""
     long = run * (300_000 // len(run))
@@ -280,7 +335,7 @@ def test_long_runs_are_judged_in_time(run: str) -> None:
 
 @given(st.text(max_size=300))
 def test_any_answer_is_judged_and_what_passes_reads_back_exactly(answer: str) -> None:
-    for text in (answer, f"user: {answer}", f"[8 May 2023]\nuser: {answer}\nassistant: order #W2378156 {answer}"):
+    for text in (answer, f"user: {answer}", f"8 May 2023\nuser: {answer}\nassistant: order #W2378156 {answer}"):
         verdict = verdict_on(text, baseline="")
         assert bool(verdict.text) != bool(verdict.reason)
         if verdict.text:
@@ -290,7 +345,13 @@ def test_any_answer_is_judged_and_what_passes_reads_back_exactly(answer: str) ->
 
 @given(
     st.lists(
-        st.sampled_from(["[8 May 2023]", "user: a b; c", "- d", "tool get_order: x, y; & z", "```", "oops", "user:"])
+        st.sampled_from(
+            [
+                *("[8 May 2023]", "8 May 2023", "9 May", "no date", "```", "oops"),
+                *("user:", "user: a b; c", "- d", "& e; f"),
+                *("tool get_order: x 1, y 2; & z; = 3, 4", "& g h, i; & j; = k, l"),
+            ]
+        )
     )
 )
 def test_the_lines_of_an_answer_are_notes_or_stray(lines: list[str]) -> None:

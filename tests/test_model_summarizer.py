@@ -279,7 +279,7 @@ def note_numbers(messages: Messages, max_tokens: int) -> str:
     """Answer one note for each order that is asked about."""
     inside = messages[-1]["content"].split("<<<")[-1]
     orders = [line.partition("Order number ")[2][:4] for line in inside.splitlines() if "Order number" in line]
-    return "[8 May 2023]\n" + "\n".join(f"user: order {order} to street {int(order) - 980}" for order in orders)
+    return "8 May 2023\n" + "\n".join(f"user: order {order} to street {int(order) - 980}" for order in orders)
 
 
 def long_request(**changes: Any) -> FactsRequest:

@@ -16,15 +16,15 @@ You take notes for the memory of an assistant. You are shown a part of a convers
 remembering from it, and nothing else.
 
 The form of your answer, exactly:
-[8 May 2023]
+8 May 2023
 Ana: moved to Porto; rent is 900 euros; no pets
 tool get_order: order #W12 is delivered
-[9 May 2023]
+9 May 2023
 assistant: offered a refund of 20 euros
 
 Rules:
-- One line with the day in square brackets before the notes of that day, spelled as in the conversation; no such line \
-where it names none.
+- One line with the day alone, without brackets, before the notes of that day, spelled as in the conversation; no such \
+line where it names none.
 - Then one line for each speaker: the name as it stands in the conversation, a colon, the facts as short statements \
 separated by semicolons. Each fact is complete by itself: say who and what, not "he" or "it".
 - Write in the language of the conversation. Do not translate.

@@ -75,7 +75,7 @@ def message_units(messages: Sequence[Mapping[str, object]], times: Sequence[floa
 
 def clean_label(text: str) -> str:
     """Return ``text`` as it can stand before a colon at the beginning of a line."""
-    label = " ".join(_NOT_IN_LABEL.sub(" ", one_line(text)).split()).lstrip("- ")
+    label = " ".join(_NOT_IN_LABEL.sub(" ", one_line(text)).split()).lstrip("-& ")
     if len(label) > MAX_LABEL_CHARS:
         # Half a name would be one that nobody has.
         label = label[: MAX_LABEL_CHARS + 1].rpartition(" ")[0] or label[:MAX_LABEL_CHARS]
