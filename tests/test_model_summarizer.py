@@ -390,16 +390,19 @@ def test_counts_are_exact_among_threads() -> None:
     assert (stats.requests, stats.running, stats.failed) == (24, 0, {})
 
 
-def test_health_shows_the_counts_of_a_writer_that_has_some(backend: Backend) -> None:
+def test_health_shows_the_counts_of_a_writer_that_has_some(durable: Backend) -> None:
     writer = ModelSummarizer(lambda messages, max_tokens: "NONE", name="mine")
     assert asyncio.run(writer.write(facts_request())) is None
-    kind = MemoryManager if backend.colour == "sync" else AsyncMemoryManager
-    manager = backend._keep(kind(config=backend.config(), facts_writer=writer))
+    kind = MemoryManager if durable.colour == "sync" else AsyncMemoryManager
+    manager = durable._keep(kind(config=durable.config(), facts_writer=writer))
     assert isinstance(manager, object)
     summarizer: dict[str, Any] = manager.health()["summarizer"]  # type: ignore[attr-defined]  # a view of either kind
     assert summarizer["model"] == "mine"
     assert summarizer["rejected"] == {"none": 1}
     assert summarizer["breaker"] == "closed"
+
+
+def test_health_shows_no_counts_where_there_is_no_writer(backend: Backend) -> None:
     assert backend.open().health()["summarizer"] is None
 
 
