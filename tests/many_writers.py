@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 from memory_contract import DURABLE, SYNC, Backend, assert_caps
@@ -35,6 +38,36 @@ def assert_read(context: Mapping[str, Any]) -> None:
     for message in kept:
         assert message["n"] > last.get(message["writer"], -1)
         last[message["writer"]] = message["n"]
+
+
+def run_programs(source: str, *arguments: Sequence[str]) -> list[str]:
+    """Run one Python program per list of arguments, all from the moment when each has said that it is ready.
+
+    Answers what each wrote after that; they must end well, and in silence on stderr.
+    """
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", source, *own],
+            cwd=Path(__file__).parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for own in arguments
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        outputs = [process.communicate("go\n", timeout=60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    ends = [(process.returncode, errors) for process, (_, errors) in zip(processes, outputs, strict=True)]
+    assert ends == [(0, "")] * len(processes)
+    return [output for output, _ in outputs]
 
 
 def assert_all_kept(rows: list[tuple[int, dict[str, Any]]], *, writers: int, each: int) -> None:

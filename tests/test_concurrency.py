@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from many_writers import Acknowledged, Readers, assert_all_kept, assert_read, sync_backend, told
+from many_writers import Acknowledged, Readers, assert_all_kept, assert_read, run_programs, sync_backend, told
 from memory_contract import (
     ASYNC,
     DURABLE,
@@ -150,29 +147,7 @@ def test_two_processes_on_one_session(redis_url: str, database_url: str, tenant:
         "redis_timeout_seconds": 5.0,
     }
     each = 25
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, json.dumps(settings), str(first), str(each)],
-            cwd=Path(__file__).parent,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for first in (0, 2)
-    ]
-    try:
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        outputs = [process.communicate("go\n", timeout=60) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [(process.returncode, errors) for process, (_, errors) in zip(processes, outputs, strict=True)] == [
-        (0, "")
-    ] * 2
+    run_programs(WRITER, *([json.dumps(settings), str(first), str(each)] for first in (0, 2)))
     with sync_backend(redis_url, database_url, tenant, mode) as backend:
         context = backend.open().get_context("s")
         assert_read(context)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 import redis
 from facts_writers import HeldNotes, Notes, RaisingNotes, assert_chain, fact_of, facts_in, methods
-from many_writers import Acknowledged, Readers, assert_all_kept, assert_read, told
+from many_writers import Acknowledged, Readers, assert_all_kept, assert_read, run_programs, told
 from memory_contract import (
     Backend,
     assert_context,
@@ -398,29 +395,7 @@ def test_two_processes_refine_one_session(blocking: Backend) -> None:
         "redis_timeout_seconds": 5.0,
         **ROOMY,
     }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", REFINER, json.dumps(settings), str(writer), str(each)],
-            cwd=Path(__file__).parent,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for writer in (0, 1)
-    ]
-    try:
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        outputs = [process.communicate("go\n", timeout=60) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [(process.returncode, errors) for process, (_, errors) in zip(processes, outputs, strict=True)] == [
-        (0, "")
-    ] * 2
+    run_programs(REFINER, *([json.dumps(settings), str(writer), str(each)] for writer in (0, 1)))
     rows = logged(blocking.database_url, blocking.tenant, "s")
     assert_all_kept(rows, writers=2, each=each)
     assert_refined(blocking.open(), rows)
