@@ -3,6 +3,7 @@ PYTHON  ?= python3
 WORKERS ?= 2
 SECONDS ?= 600
 SEED    ?=
+AGAIN   ?=
 EVAL    ?=
 VENV    := .venv
 RUN     := $(VENV)/bin
@@ -22,7 +23,7 @@ test: $(VENV)/.ready  ## Run the suite on a real Redis and PostgreSQL
 
 test-faults: $(VENV)/.ready  ## Run the fault tests: servers and processes killed, stopped and partitioned
 	@echo "-- fault tests, on $(WORKERS) workers; servers of their own are killed"
-	@$(RUN)/pytest -n $(WORKERS) --dist loadfile tests/faults
+	@$(RUN)/pytest -n $(WORKERS) --dist loadfile $(if $(AGAIN),--last-failed --last-failed-no-failures none) tests/faults
 
 lint: $(VENV)/.ready  ## Check style and types
 	@$(RUN)/ruff format --check . && $(RUN)/ruff check . && $(RUN)/mypy
