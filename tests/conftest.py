@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import HealthCheck, settings
 from servers import PrivateServers, database_server, describe, redis_server
 
 from contract_engine.embedded import EmbeddedServers
+
+# No test goes by the clock of a machine that others may be using, so neither do the examples of one.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_report_header() -> str:
