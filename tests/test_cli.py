@@ -403,7 +403,19 @@ def test_summaries_shows_where_versions_come_from(command: Command, chats: str) 
     assert versions[-1]["text"] not in shown.out
     texts = command("summaries", "long", "--text", "--limit", "1").out
     assert "".join(versions[-1]["text"].split()) in "".join(texts.split())
-    assert f"{len(versions) - 1} older versions; --limit {len(versions)} shows them." in texts
+    assert f"Older versions: {len(versions) - 1}; --limit {len(versions)} shows them." in texts
+
+
+def test_summaries_that_were_cleared_are_not_said_to_be_messages(
+    durable: Command, redis_url: str, database_url: str, tenant: str
+) -> None:
+    config = MemoryConfig(redis_url=redis_url, database_url=database_url, tenant=tenant)
+    with MemoryManager(max_buffer_messages=6, config=config) as manager:
+        manager.add_messages("s", [{"role": "user", "content": f"Message {number}."} for number in range(12)])
+        watermark = manager.get_context("s")["watermark"]
+        assert watermark > 0
+        assert manager.summary_store.clear_summaries("s")
+    assert f"The summaries of messages 1..{watermark} were cleared" in durable("summaries", "s").out
 
 
 def test_summaries_of_a_session_that_was_never_folded(command: Command, chats: str) -> None:

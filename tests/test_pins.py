@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
+import psycopg
 import pytest
 import redis
+from many_writers import sync_backend
 from memory_contract import (
     DURABLE,
     EPHEMERAL,
@@ -22,6 +25,7 @@ from memory_contract import (
     say,
     talk,
 )
+from server_faults import waited_for
 
 from contract_engine.memory import InvalidInputError, MemoryManager
 from contract_engine.memory.config import SessionLimits
@@ -254,6 +258,54 @@ def test_a_pin_behind_the_watermark_makes_the_summary_shorter(durable: Backend) 
     assert context["summary_tokens"] + context["pinned_tokens"] <= 120
     assert_context(context, said)
     assert manager.summary_store.get_summary_history("s", 1)[0]["version"] == context["summary_version"]
+
+
+def test_a_pin_that_waits_for_a_fold_knows_the_summary_of_that_fold(
+    redis_url: str, database_url: str, tenant: str
+) -> None:
+    """It waits for the row that the fold holds; what it decides by is read behind that."""
+    new_version = (
+        "INSERT INTO memory_summaries (tenant, session_id, version, first_seq, last_seq, text, tokens, method) SELECT"
+        " tenant, session_id, version + 1, last_seq + 1, last_seq, text, tokens, method FROM memory_summaries"
+        " WHERE tenant = %s AND session_id = 's' ORDER BY version DESC LIMIT 1"
+    )
+    moved = (
+        "UPDATE memory_sessions SET summary_version = summary_version + 1, revision = revision + 1"
+        " WHERE tenant = %s AND session_id = 's' RETURNING pg_backend_pid()"
+    )
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
+    with (
+        sync_backend(redis_url, database_url, tenant) as backend,
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(database_url) as fold,
+        psycopg.connect(database_url, autocommit=True) as watcher,
+    ):
+        manager = backend.open(limits=LIMITS, max_summary_tokens=120)
+        tell(manager, 40)
+        assert manager.get_context("s")["summary_tokens"] > 90
+        pid = fold.execute(moved, (tenant,)).fetchall()[0]
+        fold.execute(new_version, (tenant,))
+        pinning = pool.submit(manager.pin, "s", "id5")
+        assert waited_for(lambda: watcher.execute(waits, pid).fetchall() != [(0,)])
+        fold.commit()
+        assert pinning.result() is True
+        context = manager.get_context("s")
+        assert seqs(context) == [5]
+        assert context["summary_tokens"] + context["pinned_tokens"] <= 120
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_what_is_pinned_while_a_summary_is_written_again_shares_its_budget(
+    redis_url: str, database_url: str, tenant: str, after: int
+) -> None:
+    with sync_backend(redis_url, database_url, tenant) as backend:
+        manager, other = (backend.open(limits=LIMITS, max_summary_tokens=120) for _ in range(2))
+        tell(manager, 40)
+        flow = manager._flows.summary.resummarize("s", use_model=False, dry_run=False, progress=None)
+        run_between(manager, flow, after=after, action=lambda: [other.pin("s", name) for name in ("id3", "id5")])
+        context = manager.get_context("s")
+        assert seqs(context) == [3, 5]
+        assert context["summary_tokens"] + context["pinned_tokens"] <= 120
 
 
 def test_without_a_log_what_was_folded_is_unknown(ephemeral: Backend) -> None:

@@ -26,6 +26,7 @@ from memory_contract import (
 from server_faults import waited_for
 
 from contract_engine.memory import ConfigurationError, MemoryManager
+from contract_engine.memory.summarizers import FactsRequest
 
 pytest_plugins = ("memory_fixtures",)
 
@@ -399,3 +400,26 @@ def test_two_processes_refine_one_session(blocking: Backend) -> None:
     rows = logged(blocking.database_url, blocking.tenant, "s")
     assert_all_kept(rows, writers=2, each=each)
     assert_refined(blocking.open(), rows)
+
+
+@pytest.mark.parametrize("writer", [object(), lambda request: None])
+def test_what_cannot_write_is_refused_with_the_name_of_the_setting(durable: Backend, writer: Any) -> None:
+    with pytest.raises(ConfigurationError, match="facts_writer") as refused:
+        durable.open(facts_writer=writer).get_context("s")
+    assert refused.value.field == "facts_writer"
+
+
+class Talker:
+    """Answers with a text where facts are expected."""
+
+    async def write(self, request: FactsRequest) -> Any:
+        return f"{len(request.messages)} messages"
+
+
+def test_an_answer_that_is_no_facts_is_said_and_changes_nothing(durable: Backend) -> None:
+    manager = durable.open(max_buffer_messages=4, facts_writer=Talker())
+    speak(manager, 1, 6)
+    assert set(methods(history_of(manager))) == {"extractive"}
+    assert_context(manager.get_context("s"), talk(6))
+    with pytest.raises(ConfigurationError, match="expected Facts or None"):
+        manager.summary_store.resummarize("s", use_model=True)

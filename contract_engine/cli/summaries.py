@@ -47,13 +47,15 @@ def summaries(
         stats = manager.summary_store.get_summary_stats(session)
     if as_json:
         display.print_json({"session_id": session, "watermark": context["watermark"], **stats, "versions": history})
+    elif not history and context["watermark"]:
+        say(f"The summaries of messages 1..{context['watermark']} were cleared; `resummarize` writes one again.")
     elif not history:
         say(f"No summary yet: all {context['last_seq']} messages stand word for word.")
     else:
         display.output().print(timeline(history, with_texts=text))
         older = stats["summary_count"] - len(history)
         if older > 0:
-            say(f"{older} older versions; --limit {stats['summary_count']} shows them.")
+            say(f"Older versions: {older}; --limit {stats['summary_count']} shows them.")
 
 
 def resummarize(

@@ -30,7 +30,7 @@ from contract_engine.memory.models import Receipt
 from contract_engine.memory.packaging import to_messages
 from contract_engine.memory.serializer import MessageSerializer
 from contract_engine.memory.session_store import AsyncPostgresSessionStore, PostgresSessionStore
-from contract_engine.memory.summarizers import ModelSummarizer, OpenAIChat
+from contract_engine.memory.summarizers import ExtractiveSummarizer, ModelSummarizer, OpenAIChat
 from contract_engine.memory.summary_store import AsyncSummaryStore, SummaryStore
 from contract_engine.memory.swisper_context import SwisperContext
 from contract_engine.memory.token_counter import TokenCounter
@@ -48,6 +48,7 @@ __all__ = [
     "ContentionError",
     "DatabaseCircuitOpenError",
     "DatabaseUnavailableError",
+    "ExtractiveSummarizer",
     "InvalidInputError",
     "MemoryConfig",
     "MemoryManager",

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 import sqlalchemy as sa
 
+from contract_engine.memory.errors import ConfigurationError
 from contract_engine.memory.summarizers import Facts, FactsRequest, SummaryRequest
 
 T = TypeVar("T")
@@ -179,7 +180,10 @@ def summarize(request: SummaryRequest) -> Flow[str]:
 
 def write_facts(request: FactsRequest) -> Flow[Facts | None]:
     """Answer what the language model wrote; None where it failed, its answer was rejected, or there is no model."""
-    return cast("Facts | None", (yield WriteFacts(request)))
+    answer: object = yield WriteFacts(request)
+    if answer is None or isinstance(answer, Facts):
+        return answer
+    raise ConfigurationError("facts_writer", f"write() answered {type(answer).__name__}, expected Facts or None")
 
 
 def compute(work: Callable[[], T]) -> Flow[T]:

@@ -34,14 +34,18 @@ def pin(connection: sa.Connection, key: Mapping[str, str], message_id: str, budg
     those it does not cover yet included, get at most half of it.
     """
     session = connection.execute(
-        sa.select(sessions.c.pinned, sessions.c.watermark, summaries.c.tokens)
-        .select_from(sessions.outerjoin(summaries, _CURRENT))
+        sa.select(sessions.c.pinned, sessions.c.watermark, sessions.c.summary_version)
         .where(this_session(sessions))
-        .with_for_update(of=sessions),
+        .with_for_update(),
         key,
     ).first()
     if session is None:
         return Pinning(False)
+    # Read behind the lock: a join would have been read before it, and be without the version of the fold waited for.
+    summary_tokens = connection.scalar(
+        sa.select(summaries.c.tokens).where(this_session(summaries), summaries.c.version == session.summary_version),
+        key,
+    )
     ids = list(session.pinned or ())
     if message_id in ids:
         return Pinning(True)
@@ -58,17 +62,10 @@ def pin(connection: sa.Connection, key: Mapping[str, str], message_id: str, budg
     is_new_covered = any(row.message_id == message_id and row.seq <= session.watermark for row in found)
     if pinned_tokens > budget // 2:
         return Pinning(True, pinned_tokens)
-    if is_new_covered and session.tokens is not None and session.tokens > room:
+    if is_new_covered and summary_tokens is not None and summary_tokens > room:
         return Pinning(True, pinned_tokens, room)
     _write(connection, key, pinned=[*ids, message_id])
     return Pinning(True, pinned_tokens)
-
-
-_CURRENT = sa.and_(
-    summaries.c.tenant == sessions.c.tenant,
-    summaries.c.session_id == sessions.c.session_id,
-    summaries.c.version == sessions.c.summary_version,
-)
 
 
 def unpin(connection: sa.Connection, key: Mapping[str, str], message_id: str) -> bool:

@@ -51,6 +51,8 @@ class ManagerFlows:
         database_breaker: CircuitBreaker,
         facts_writer: FactsWriter | None = None,
     ) -> None:
+        if facts_writer is not None and not callable(getattr(facts_writer, "write", None)):
+            raise ConfigurationError("facts_writer", f"{type(facts_writer).__name__} has no method write(request)")
         if facts_writer is not None and not config.is_durable:
             raise ConfigurationError("facts_writer", "a model reads messages from the log; set DATABASE_URL")
         self.config = config

@@ -151,8 +151,8 @@ class MemoryManager(ManagerBase):
 
         ``message_id``: that of its receipt. Always True; pinning it again changes nothing. An id the session does not
         have (in ephemeral mode: not in the buffer) raises :class:`InvalidInputError`, and so does a message with which
-        more than half of ``max_summary_tokens`` would be pinned. Raises :class:`StoreUnavailableError` where the log is
-        away.
+        more than half of the summary's budget would be pinned (``summary_tokens``, as long as it has not grown). Raises
+        :class:`StoreUnavailableError` where the log is away.
         """
         return self._runtime.run(self._flows.pins.pin(session_id, message_id))
 

@@ -33,12 +33,15 @@ class _Rolled:
     epoch: int
     base: int
     added: tuple[tuple[int, str], ...]
+    instructions: str
     reached: int
     text: str
-    tokens_in: int
+    tokens_in: int = 0
 
     def goes_on_from(self, source: Source) -> bool:
-        return (self.epoch, self.base, self.added) == (source.state.epoch, source.base, source.added)
+        state = source.state
+        now = (state.epoch, source.base, source.added, state.summary_instructions)
+        return (self.epoch, self.base, self.added, self.instructions) == now
 
 
 class Rebuilding:
@@ -132,10 +135,11 @@ class Rebuilding:
         """Bring what was rolled up to the watermark, or begin it."""
         if rolled is None or not rolled.goes_on_from(source):
             text = "\n".join(filter(None, (source.base_text, *(added for _, added in source.added))))
-            rolled = _Rolled(source.state.epoch, source.base, source.added, source.base_last_seq, text, 0)
+            state = source.state
+            rolled = _Rolled(
+                state.epoch, source.base, source.added, state.summary_instructions, source.base_last_seq, text
+            )
             rolled.tokens_in = self._count_tokens(text)
-            if rolled.tokens_in > self._sessions.folding.text_budget(source.state):
-                rolled.text = yield from self._summarized(source, text, [])
         last_seq = source.state.watermark
         while rolled.reached < last_seq:
             span = whole_groups((yield from log.read_span(session_id, rolled.reached, last_seq, SPAN)))
@@ -147,6 +151,9 @@ class Rebuilding:
                 rolled.tokens_in += sum(entry.tokens for entry in folded)
             if progress is not None:
                 progress(rolled.reached, last_seq)
+        if self._count_tokens(rolled.text) > self._sessions.folding.text_budget(source.state):
+            # There was nothing to add to the text, or messages have been pinned since.
+            rolled.text = yield from self._summarized(source, rolled.text, [])
         return rolled
 
     def _summarized(self, source: Source, text: str, folded: list[Entry]) -> Flow[str]:

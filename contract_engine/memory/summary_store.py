@@ -211,10 +211,10 @@ def _standalone(config: MemoryConfig | None) -> tuple[MemoryConfig, SummaryFlows
 class SummaryStore:
     """The summary of each session, as versions that are added and never changed.
 
-    The current summary is the whole of what is known of messages 1 to the watermark, within ``max_summary_tokens``
-    (800): a text that is added joins it, and when the whole grows too long the built-in summarizer shortens it. Kept in
-    PostgreSQL and cached in Redis; without a database in Redis alone, the last hundred versions. Reads raise
-    :class:`StoreUnavailableError` where nobody can answer.
+    The current summary is the whole of what is known of messages 1 to the watermark, within a budget that grows from
+    ``summary_tokens`` (800) to ``max_summary_tokens`` (1,600): a text that is added joins it, and when the whole grows
+    too long the built-in summarizer shortens it. Kept in PostgreSQL and cached in Redis; without a database in Redis
+    alone, the last hundred versions. Reads raise :class:`StoreUnavailableError` where nobody can answer.
     """
 
     def __init__(self, *, config: MemoryConfig | None = None) -> None:

@@ -44,7 +44,7 @@ def to_messages(
 
     Order: summary, pinned, messages, with what was recalled before the newest user's message. It changes with every
     question, so all that stands before it stays as it was from one question to the next, for the provider's cache of
-    prefixes, until a fold or a changed pin.
+    prefixes, until the summary or what is pinned changes: with a fold, or when a model has refined it.
 
     ``max_tokens``: the most the package may cost, in tokens of ``count_tokens`` (that of :class:`TokenCounter` by
     default). What is too much goes in this order: recalled, oldest first; the oldest messages, a call with all its
