@@ -7,11 +7,9 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from scenario import Bench, Timer, per_call
+from scenario import Bench, Timer, fixed_loop, per_call
 
 from contract_engine.memory import MemoryManager
-from contract_engine.memory._effects import query
-from contract_engine.memory._log import PING
 
 FOLDED = 3000
 CALLS = 10
@@ -45,7 +43,4 @@ def recall(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
         def ask() -> object:
             return manager.get_context("bench-recall", next(asked), recall_tokens=400)
 
-        def bare() -> object:
-            return manager._runtime.run(query(PING, {}))
-
-        yield lambda: per_call([ask] * CALLS), lambda: per_call([bare] * CALLS)
+        yield lambda: per_call([ask] * CALLS), fixed_loop

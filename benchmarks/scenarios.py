@@ -278,6 +278,6 @@ SCENARIOS = (
     ),
     Scenario("breaker, open: a rejection", "a call that fails at once", None, breaker_open, most_added=1),
     Scenario("get_context with the breaker open", "the log alone", None, redis_away, most_added=10),
-    Scenario("get_context with a query, 3,000 folded", "SELECT 1", None, recall, most_added=10_000),
+    Scenario("get_context with a query, 3,000 folded", "10,000 multiplications", 30, recall),
     Scenario("import contract_engine.memory", "redis, sqlalchemy, psycopg", 1.2, imports, rounds=10),
 )
