@@ -46,6 +46,20 @@ def test_whoever_sets_only_the_cap_of_a_summary_gets_it_throughout() -> None:
     assert {config.summary_budget(folded) for folded in (0, 100, 101, 5000)} == {200}
 
 
+@pytest.mark.parametrize(("text", "value"), [("yes", True), ("1", True), ("TRUE", True), ("off", False), ("0", False)])
+def test_a_switch_in_the_environment(text: str, value: bool) -> None:
+    assert MemoryConfig.from_env({"CONTRACT_MEMORY_READABLE_SUMMARIES": text}).readable_summaries is value
+
+
+def test_a_switch_is_yes_or_no() -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        MemoryConfig.from_env({"CONTRACT_MEMORY_READABLE_SUMMARIES": "perhaps"})
+    assert refused.value.field == "CONTRACT_MEMORY_READABLE_SUMMARIES"
+    with pytest.raises(ConfigurationError) as refused:
+        MemoryConfig(readable_summaries="yes")  # type: ignore[arg-type]  # the point of the test
+    assert refused.value.field == "readable_summaries"
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         MemoryConfig().tenant = "other"  # type: ignore[misc]  # the point of the test
@@ -80,7 +94,14 @@ TEXTS = ["redis_url", "tenant", "key_prefix", "model"]
 
 
 def test_every_setting_is_checked_by_a_test_here() -> None:
-    assert {item.name for item in fields(MemoryConfig)} == {*WHOLE, *SECONDS, *TEXTS, "database_url", "limits"}
+    assert {item.name for item in fields(MemoryConfig)} == {
+        *WHOLE,
+        *SECONDS,
+        *TEXTS,
+        "database_url",
+        "limits",
+        "readable_summaries",
+    }
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "7", None, 2**31, float("nan")], ids=repr)

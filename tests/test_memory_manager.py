@@ -238,6 +238,17 @@ def test_no_context_ever_holds_more_messages_than_the_cap(manager: MemoryManager
     assert context["summary_tokens"] <= manager.config.summary_budget(context["watermark"])
 
 
+@pytest.mark.parametrize("readable", [True, False])
+def test_summaries_for_people_keep_whole_phrases(backend: Backend, readable: bool) -> None:
+    manager = backend.open(max_buffer_messages=4, readable_summaries=readable)
+    sentence = "I think that we are going to need the keys for the 14th of May."
+    for _ in range(6):
+        manager.add_message("s", {"role": "user", "content": sentence})
+    text = manager.get_context("s")["current_summary"]
+    assert (sentence in text) is readable
+    assert "14th" in text
+
+
 def test_a_summary_may_grow_with_what_is_folded(backend: Backend) -> None:
     manager = backend.open(summary_tokens=60, max_summary_tokens=90)
     facts = [{"role": "user", "content": f"Door {n} opens with {n * 31}."} for n in range(1, 401)]

@@ -100,7 +100,11 @@ def demo(
         display.output().print(DEMO_INTRODUCTION)
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
     with chosen_manager(
-        choice, display.notices(), temporary=not keep, max_summary_tokens=DEMO_SUMMARY_TOKENS
+        choice,
+        display.notices(),
+        temporary=not keep,
+        max_summary_tokens=DEMO_SUMMARY_TOKENS,
+        readable_summaries=True,
     ) as manager:
         reports = replay_all(manager, conversations, limits=DEMO_LIMITS, replace=True, keep=keep)
     _print_reports(reports, full=full, as_json=as_json)

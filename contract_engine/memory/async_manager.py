@@ -11,7 +11,6 @@ from contract_engine.memory._runtime import AsyncRuntime
 from contract_engine.memory.buffer_store import AsyncBufferStore
 from contract_engine.memory.models import Message, Receipt
 from contract_engine.memory.session_store import AsyncPostgresSessionStore
-from contract_engine.memory.summarizers import ExtractiveSummarizer
 from contract_engine.memory.summary_store import AsyncSummaryStore
 from contract_engine.memory.swisper_context import SwisperContext
 
@@ -25,7 +24,6 @@ class AsyncMemoryManager(ManagerBase):
             self.config,
             breaker=self.circuit_breaker,
             database_breaker=self.database_breaker,
-            summarizer=ExtractiveSummarizer(readable=False),
             facts_writer=self._facts_writer,
         )
 

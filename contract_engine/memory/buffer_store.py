@@ -13,7 +13,6 @@ from contract_engine.memory.intake import Intake
 from contract_engine.memory.keys import check_limit, check_session_id
 from contract_engine.memory.models import Message, SessionState
 from contract_engine.memory.sessions import Sessions
-from contract_engine.memory.summarizers import ExtractiveSummarizer
 from contract_engine.memory.token_counter import TokenCounter
 
 
@@ -87,9 +86,7 @@ class BufferStore:
     ) -> None:
         is_shared = config is None
         config, self._flows = _standalone(config, max_messages, max_tokens)
-        self._runtime = Runtime(
-            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer(readable=False)
-        )
+        self._runtime = Runtime(config, breaker=breaker_for(config, is_shared=is_shared))
         self._owns_runtime = True
 
     @classmethod
@@ -137,9 +134,7 @@ class AsyncBufferStore:
     ) -> None:
         is_shared = config is None
         config, self._flows = _standalone(config, max_messages, max_tokens)
-        self._runtime = AsyncRuntime(
-            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer(readable=False)
-        )
+        self._runtime = AsyncRuntime(config, breaker=breaker_for(config, is_shared=is_shared))
         self._owns_runtime = True
 
     @classmethod

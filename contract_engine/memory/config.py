@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any
@@ -86,7 +86,8 @@ class MemoryConfig:
     Then a session expires as a whole, ``buffer_ttl_seconds`` after its last write.
 
     ``summary_tokens`` is what a summary may have at first, ``max_summary_tokens`` what that grows to
-    (:meth:`summary_budget`); a cap below the start is the budget throughout.
+    (:meth:`summary_budget`); a cap below the start is the budget throughout. ``readable_summaries``: whole phrases, for
+    summaries that people read too; else notes, of which a budget holds more.
 
     The breakers of Redis and PostgreSQL open after the same number of failures. The one of PostgreSQL asks again
     sooner: until then acknowledged messages are in Redis alone.
@@ -99,6 +100,7 @@ class MemoryConfig:
     limits: SessionLimits = field(default_factory=SessionLimits)
     summary_tokens: int = 800
     max_summary_tokens: int = 1600
+    readable_summaries: bool = False
     buffer_ttl_seconds: int = 6 * HOUR
     summary_ttl_seconds: int = 24 * HOUR
     max_message_bytes: int = 1024 * 1024
@@ -138,6 +140,8 @@ class MemoryConfig:
                 raise ConfigurationError(name, "expected a text that is not empty")
         for name in ("tenant", "key_prefix"):
             _plain(name, getattr(self, name))
+        if not isinstance(self.readable_summaries, bool):
+            raise ConfigurationError("readable_summaries", f"expected True or False, got {self.readable_summaries!r}")
         if not isinstance(self.limits, SessionLimits):
             raise ConfigurationError("limits", f"expected SessionLimits, got {type(self.limits).__name__}")
         if self.database_url is not None:
@@ -201,13 +205,21 @@ def check_settings(settings: Mapping[str, object]) -> None:
             raise ConfigurationError(key, f"unknown setting; known are {', '.join(names)}")
 
 
-def _converters() -> dict[str, type[int] | type[float] | type[str]]:
+def yes_or_no(text: str) -> bool:
+    """Return what a variable that is a switch says."""
+    if text.lower() not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+        raise ValueError(text)
+    return text.lower() in ("1", "true", "yes", "on")
+
+
+def _converters() -> dict[str, Callable[[str], Any]]:
     """Return the settings that have a variable of their own, with the type of each."""
-    found: dict[str, type[int] | type[float] | type[str]] = {}
+    kinds: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str, "bool": yes_or_no}
+    found: dict[str, Callable[[str], Any]] = {}
     for owner in (MemoryConfig, SessionLimits):
         for item in fields(owner):
             if item.name not in ("redis_url", "database_url", "limits"):
-                found[item.name] = {"int": int, "float": float, "str": str}[str(item.type)]
+                found[item.name] = kinds[str(item.type)]
     return found
 
 

@@ -11,7 +11,6 @@ from contract_engine.memory._runtime import Runtime
 from contract_engine.memory.buffer_store import BufferStore
 from contract_engine.memory.models import Message, Receipt
 from contract_engine.memory.session_store import PostgresSessionStore
-from contract_engine.memory.summarizers import ExtractiveSummarizer
 from contract_engine.memory.summary_store import SummaryStore
 from contract_engine.memory.swisper_context import SwisperContext
 
@@ -37,7 +36,6 @@ class MemoryManager(ManagerBase):
             self.config,
             breaker=self.circuit_breaker,
             database_breaker=self.database_breaker,
-            summarizer=ExtractiveSummarizer(readable=False),
             facts_writer=self._facts_writer,
         )
 

@@ -18,7 +18,6 @@ from contract_engine.memory.keys import check_limit, check_session_id
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.models import Message, Receipt
 from contract_engine.memory.serializer import decode_value, encode_value
-from contract_engine.memory.summarizers import ExtractiveSummarizer
 from contract_engine.memory.swisper_context import SwisperContext
 from contract_engine.memory.token_counter import TokenCounter
 
@@ -93,9 +92,7 @@ class PostgresSessionStore:
     def __init__(self, *, config: MemoryConfig | None = None) -> None:
         is_shared = config is None
         config, self._flows = _standalone(config)
-        self._runtime = Runtime(
-            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer(readable=False)
-        )
+        self._runtime = Runtime(config, breaker=breaker_for(config, is_shared=is_shared))
         self._owns_runtime = True
 
     @classmethod
@@ -153,9 +150,7 @@ class AsyncPostgresSessionStore:
     def __init__(self, *, config: MemoryConfig | None = None) -> None:
         is_shared = config is None
         config, self._flows = _standalone(config)
-        self._runtime = AsyncRuntime(
-            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer(readable=False)
-        )
+        self._runtime = AsyncRuntime(config, breaker=breaker_for(config, is_shared=is_shared))
         self._owns_runtime = True
 
     @classmethod

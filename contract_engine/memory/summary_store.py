@@ -25,7 +25,7 @@ from contract_engine.memory.refining import Progress
 from contract_engine.memory.serializer import decode_value, encode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.sessions import Sessions
-from contract_engine.memory.summarizers import ExtractiveSummarizer, SummaryRequest
+from contract_engine.memory.summarizers import SummaryRequest
 from contract_engine.memory.token_counter import TokenCounter
 
 logger = logging.getLogger(__name__)
@@ -220,9 +220,7 @@ class SummaryStore:
     def __init__(self, *, config: MemoryConfig | None = None) -> None:
         is_shared = config is None
         config, self._flows = _standalone(config)
-        self._runtime = Runtime(
-            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer(readable=False)
-        )
+        self._runtime = Runtime(config, breaker=breaker_for(config, is_shared=is_shared))
         self._owns_runtime = True
 
     @classmethod
@@ -301,9 +299,7 @@ class AsyncSummaryStore:
     def __init__(self, *, config: MemoryConfig | None = None) -> None:
         is_shared = config is None
         config, self._flows = _standalone(config)
-        self._runtime = AsyncRuntime(
-            config, breaker=breaker_for(config, is_shared=is_shared), summarizer=ExtractiveSummarizer(readable=False)
-        )
+        self._runtime = AsyncRuntime(config, breaker=breaker_for(config, is_shared=is_shared))
         self._owns_runtime = True
 
     @classmethod

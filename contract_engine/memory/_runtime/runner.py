@@ -24,7 +24,7 @@ from contract_engine.memory.circuit_breaker import CircuitBreaker, redis_circuit
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.daemon import run_in_own_loop
 from contract_engine.memory.errors import ConfigurationError, MemoryServiceError
-from contract_engine.memory.summarizers import FactsWriter, Summarizer
+from contract_engine.memory.summarizers import ExtractiveSummarizer, FactsWriter, Summarizer
 
 T = TypeVar("T")
 
@@ -57,13 +57,13 @@ class Runtime:
         config: MemoryConfig,
         *,
         breaker: CircuitBreaker,
-        summarizer: Summarizer,
+        summarizer: Summarizer | None = None,
         facts_writer: FactsWriter | None = None,
         database_breaker: CircuitBreaker | None = None,
     ) -> None:
         self.breaker = breaker
         self.database_breaker = database_breaker or database_breaker_for(config)
-        self._summarizer = summarizer
+        self._summarizer = summarizer or ExtractiveSummarizer(readable=config.readable_summaries)
         self._facts_writer = facts_writer
         self._redis = RedisTransport(
             config.redis_url, timeout=config.redis_timeout_seconds, pool_size=config.redis_pool_size, breaker=breaker
@@ -138,14 +138,14 @@ class AsyncRuntime:
         config: MemoryConfig,
         *,
         breaker: CircuitBreaker,
-        summarizer: Summarizer,
+        summarizer: Summarizer | None = None,
         facts_writer: FactsWriter | None = None,
         database_breaker: CircuitBreaker | None = None,
     ) -> None:
         self.breaker = breaker
         self.database_breaker = database_breaker or database_breaker_for(config)
         self._config = config
-        self._summarizer = summarizer
+        self._summarizer = summarizer or ExtractiveSummarizer(readable=config.readable_summaries)
         self._facts_writer = facts_writer
         self._loop: asyncio.AbstractEventLoop | None = None
         self._redis = self._new_redis()
