@@ -158,7 +158,10 @@ def test_packages_hold_imports_and_names_only() -> None:
         if path.parent.name == "encodings":  # the data files' own loader
             continue
         for node in ast.parse(path.read_text("utf-8")).body:
-            assert isinstance(node, ast.ImportFrom | ast.Assign | ast.Expr), f"{path}: {ast.unparse(node)[:60]}"
+            # What not every program needs is imported when it is asked for, and known to type checkers before.
+            is_late = ast.unparse(node).startswith(("if TYPE_CHECKING:\n", "def __getattr__(name: str) -> Any:\n"))
+            is_name = isinstance(node, ast.ImportFrom | ast.Assign | ast.Expr)
+            assert is_name or is_late, f"{path}: {ast.unparse(node)[:60]}"
 
 
 def test_each_script_is_called_with_the_arguments_its_header_states() -> None:

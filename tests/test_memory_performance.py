@@ -36,7 +36,7 @@ def results() -> dict[str, dict[str, Any]]:
 
 
 def test_every_call_is_measured(results: dict[str, dict[str, Any]]) -> None:
-    assert len(results) == 23
+    assert len(results) == 24
     assert all(result["ratio"] > 0 for result in results.values())
 
 

@@ -1,13 +1,21 @@
-"""Summarizers: what turns the messages that leave the buffer into a text that stays."""
+"""Summarizers: what turns the messages that leave the buffer into a text that stays.
 
-from contract_engine.memory.summarizers.chat_model import ModelAnswer
+What asks a language model is imported when it is asked for: most programs have none, and need not wait for it to start.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from contract_engine.memory.summarizers.extractive import ExtractiveSummarizer
-from contract_engine.memory.summarizers.gate import GateSettings
-from contract_engine.memory.summarizers.model import ModelSummarizer
 from contract_engine.memory.summarizers.model_stats import CountedWriter, ModelStats
-from contract_engine.memory.summarizers.openai_chat import OpenAIChat
-from contract_engine.memory.summarizers.prompt import SummaryPrompt
 from contract_engine.memory.summarizers.request import Facts, FactsRequest, FactsWriter, Summarizer, SummaryRequest
+
+if TYPE_CHECKING:
+    from contract_engine.memory.summarizers.chat_model import ModelAnswer
+    from contract_engine.memory.summarizers.gate import GateSettings
+    from contract_engine.memory.summarizers.model import ModelSummarizer
+    from contract_engine.memory.summarizers.openai_chat import OpenAIChat
+    from contract_engine.memory.summarizers.prompt import SummaryPrompt
 
 __all__ = [
     "CountedWriter",
@@ -24,3 +32,17 @@ __all__ = [
     "SummaryPrompt",
     "SummaryRequest",
 ]
+
+_LATE = {
+    "GateSettings": "gate",
+    "ModelAnswer": "chat_model",
+    "ModelSummarizer": "model",
+    "OpenAIChat": "openai_chat",
+    "SummaryPrompt": "prompt",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE:
+        return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
