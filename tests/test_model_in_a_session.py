@@ -12,18 +12,22 @@ from contract_engine.memory import MemoryManager, ModelSummarizer, OpenAIChat
 
 pytest_plugins = ("memory_fixtures",)
 
-MORE: list[dict[str, Any]] = [{"role": "user", "content": f"And one more thing, number {number}."} for number in (1, 2)]
+MORE: list[dict[str, Any]] = [
+    {"role": "user", "content": f"And one more thing, number {number}."} for number in range(1, 5)
+]
 SAID = [message | {"timestamp": EIGHTH_OF_MAY} for message in (*MESSAGES, *MORE)]
 
 
 def told(backend: Backend, url: str, *, patience: float = 30) -> MemoryManager:
-    """Return a manager whose session has been folded, and whose model has been asked to refine that."""
+    """Return a manager whose session has been folded once, and whose model has been asked to refine that.
+
+    Nine messages at once, where eight may stand: the five that the model's answers are about make room.
+    """
     chat = OpenAIChat("test-model", url, api_key="secret-key", max_answer_bytes=64 * 1024)
     writer = ModelSummarizer(chat, attempts=1, timeout_seconds=patience, deadline_seconds=2 * patience)
     manager = backend.open(max_buffer_messages=len(SAID) - 1, facts_writer=writer)
-    for message in SAID:
-        manager.append("s", message)
-    manager.get_context("s")
+    manager.add_messages("s", SAID)
+    assert manager.get_context("s")["watermark"] == len(MESSAGES)
     assert manager.wait_for_folds()
     return manager
 
