@@ -93,7 +93,7 @@ DAMAGES: dict[str, Damage] = {
     "header with spaces": header(lambda found: json.dumps(found).encode()),
     "header of floats": header(lambda found: [float(number) for number in found]),
     "header of texts": header(lambda found: [str(number) for number in found]),
-    "header twice": lambda client, keys: client.lpush(keys.buffer, client.lindex(keys.buffer, 0)),
+    "header twice": lambda client, keys: client.lpush(keys.buffer, client.lindex(keys.buffer, 0) or b""),
     "no header": lambda client, keys: client.lpop(keys.buffer),
     "only a header": lambda client, keys: client.ltrim(keys.buffer, 0, 0),
     "noise in the middle": element(2, NOISE.randbytes(60)),
