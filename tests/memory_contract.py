@@ -55,6 +55,10 @@ class BlockingView:
         return BlockingView(value, self._loop) if isinstance(value, _ASYNC_TYPES) else value
 
 
+PATIENT: dict[str, Any] = {"redis_timeout_seconds": 5.0, "database_timeout_seconds": 20.0}
+"""The deadlines of a test that is not about deadlines: a busy machine may stand still for longer than the default."""
+
+
 @dataclass
 class Backend:
     """Opens managers and stores of one colour in one mode, all of one tenant, and closes them in the end."""
@@ -73,7 +77,7 @@ class Backend:
 
     def config(self, **settings: Any) -> MemoryConfig:
         given = {"redis_url": self.redis_url, "database_url": self.database_url, "tenant": self.tenant}
-        return MemoryConfig(**(given | settings))
+        return MemoryConfig(**(given | PATIENT | settings))
 
     def open(
         self,
