@@ -329,8 +329,8 @@ def test_a_tool_is_not_impersonated_by_a_person_nor_a_person_by_nobody() -> None
 def test_long_runs_are_judged_in_time(run: str) -> None:
     """Anything that grew with the square of the length would take hours."""
     long = run * (300_000 // len(run))
-    verdict_on(long, baseline="")
-    judge(GOOD, part_of([*MESSAGES, *said(long)], baseline=""), SETTINGS)
+    assert verdict_on(long, baseline="").reason == ("empty" if run == "<think>" else "malformed")
+    assert judge(GOOD, part_of([*MESSAGES, *said(long)], baseline=""), SETTINGS) == Verdict(GOOD)
 
 
 @given(st.text(max_size=300))

@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def _die() -> NoReturn:
     raise AssertionError("not reached")
 
 
-class _Interposed:
+class _Interposed(ABC):
     """What both colours share. ``away``: a server that cannot be reached all along; its effects are not counted."""
 
     _caller: Callable[[], object]
@@ -119,8 +120,9 @@ class _Interposed:
         """Let everything pass from here on."""
         self._runtime._perform = self._original
 
+    @abstractmethod
     def _perform(self, effect: Any) -> Any:
-        raise NotImplementedError
+        """Perform an effect, with the fault that is due."""
 
     def begun(self) -> list[Effect]:
         """Return the effects that a server has seen, or may have."""
