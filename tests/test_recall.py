@@ -157,7 +157,7 @@ def test_a_copy_in_redis_that_lags_behind_the_log_recalls_nothing_it_still_holds
         other.add_message("s", one)
     other.wait_for_folds()
     assert other.get_context("s")["watermark"] > loaded.state.watermark
-    old = manager._runtime.run(manager._flows._context("s", loaded, "message", 100_000))
+    old = manager._runtime.run(manager._flows._context("s", loaded, manager._flows._check_recall("message", 100_000)))
     assert seqs(old["recalled"])[-1] <= old["watermark"] < len(said)
 
 

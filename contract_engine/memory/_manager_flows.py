@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from contract_engine.memory._effects import Command, Flow, query, redis_call
 from contract_engine.memory._log import PING
@@ -39,6 +39,14 @@ from contract_engine.memory.token_counter import TokenCounter
 from contract_engine.memory.unlogged import Unlogged
 
 logger = logging.getLogger(__name__)
+
+
+class _Asked(NamedTuple):
+    """What a context is to recall, checked."""
+
+    recall: Recall
+    question: str
+    most_tokens: int
 
 
 class ManagerFlows:
@@ -97,27 +105,24 @@ class ManagerFlows:
         self, session_id: object, message: object, message_id: str | None, query: object = None, tokens: object = 0
     ) -> Flow[dict[str, Any]]:
         checked = check_session_id(session_id)
-        if query is not None:
-            self._check_recall(query, tokens)
+        asked = self._check_recall(query, tokens)
         outgoing = self._intake.message(message, message_id)
         loaded = (yield from self._sessions.append(checked, (outgoing,), read=True)).loaded
         assert loaded is not None, "the session was asked for"
-        return (yield from self._context(checked, loaded, query, tokens))
+        return (yield from self._context(checked, loaded, asked))
 
     def get_context(self, session_id: object, query: object = None, tokens: object = 0) -> Flow[dict[str, Any]]:
         checked = check_session_id(session_id)
-        if query is not None:
-            self._check_recall(query, tokens)
+        asked = self._check_recall(query, tokens)
         loaded = yield from self._sessions.load(checked)
-        return (yield from self._context(checked, loaded, query, tokens))
+        return (yield from self._context(checked, loaded, asked))
 
-    def _context(self, session_id: str, loaded: Loaded, query: object, tokens: object) -> Flow[dict[str, Any]]:
-        """Return the context, and what it recalls where there is a query: bound by the watermark of that context."""
+    def _context(self, session_id: str, loaded: Loaded, asked: _Asked | None) -> Flow[dict[str, Any]]:
+        """Return the context, and what it recalls where that was asked: bound by the watermark of that context."""
         context, state = yield from self._contexts.context(session_id, loaded)
-        if query is None:
+        if asked is None:
             return context
-        recall, question, most = self._check_recall(query, tokens)
-        recalled = yield from recall.recall(session_id, state, question, most)
+        recalled = yield from asked.recall.recall(session_id, state, asked.question, asked.most_tokens)
         return context | {
             "recalled": recalled.messages,
             "recalled_tokens": recalled.tokens,
@@ -125,11 +130,13 @@ class ManagerFlows:
             "total_tokens": context["total_tokens"] + recalled.tokens,
         }
 
-    def _check_recall(self, query: object, tokens: object) -> tuple[Recall, str, int]:
-        checked, most = check_query(query), check_limit(tokens, least=1, field="recall_tokens")
+    def _check_recall(self, query: object, tokens: object) -> _Asked | None:
+        if query is None:
+            return None
+        question, most = check_query(query), check_limit(tokens, least=1, field="recall_tokens")
         if self._sessions.recall is None:
             raise ConfigurationError("query", "folded messages are kept in a database alone; set DATABASE_URL")
-        return self._sessions.recall, checked, most
+        return _Asked(self._sessions.recall, question, most)
 
     def search_messages(self, session_id: object, query: object, limit: object) -> Flow[list[dict[str, Any]]]:
         checked = check_session_id(session_id)
