@@ -20,13 +20,9 @@ from contract_engine.memory.serializer import decode_text, decode_value
 if TYPE_CHECKING:
     from sqlalchemy.dialects.postgresql import Insert
 
-CLEARED = "cleared"
-"""Method of the empty version that goes on covering what was folded away, after the summaries were cleared."""
-
 # Epochs only have to differ between two lives of one session id; microseconds of the server's clock do.
 NEW_EPOCH: sa.ColumnElement[int] = sa.literal_column("(extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
 _ONE: sa.ColumnElement[int] = sa.literal_column("1")
-_CLEARED_LITERAL: sa.ColumnElement[str] = sa.literal_column(f"'{CLEARED}'")
 
 # SQLAlchemy keeps the names of columns for itself in inserts and updates.
 tenant = sa.bindparam("of_tenant", type_=sa.Text)
@@ -48,6 +44,23 @@ def milliseconds(column: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
 def this_session(table: sa.Table) -> sa.ColumnElement[bool]:
     """Return the condition that a row belongs to the session at hand."""
     return sa.and_(table.c.tenant == tenant, table.c.session_id == session_id)
+
+
+def array(column: sa.ColumnElement[Any], order: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """Return what the rows have in a column as one array, in this order."""
+    from sqlalchemy.dialects.postgresql import aggregate_order_by  # expensive, see insert()
+
+    return sa.func.array_agg(aggregate_order_by(column, order))
+
+
+ENTRY: dict[str, sa.ColumnElement[Any]] = {
+    "seq": messages.c.seq,
+    "tokens": messages.c.tokens,
+    "at_ms": milliseconds(messages.c.created_at),
+    "message_id": messages.c.message_id,
+    "body": messages.c.body,
+}
+"""What is read of a message to put it into a context, in the order of :class:`~contract_engine.memory.models.Entry`."""
 
 
 def _advance(by: sa.ColumnElement[int]) -> sa.CTE:
@@ -109,19 +122,8 @@ def _append_many() -> sa.Select[Any]:
 
 def _read_state() -> sa.Select[Any]:
     """One row: the session, its summary, and the messages above the watermark as parallel arrays."""
-    from sqlalchemy.dialects.postgresql import aggregate_order_by  # expensive, see insert()
-
-    def array(column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[Any]:
-        return sa.func.array_agg(aggregate_order_by(column, messages.c.seq)).label(name)
-
     tail = (
-        sa.select(
-            array(messages.c.seq, "seqs"),
-            array(messages.c.tokens, "tokens"),
-            array(milliseconds(messages.c.created_at), "at_ms"),
-            array(messages.c.message_id, "message_ids"),
-            array(messages.c.body, "bodies"),
-        )
+        sa.select(*(array(column, messages.c.seq).label(name) for name, column in ENTRY.items()))
         .where(
             messages.c.tenant == sessions.c.tenant,
             messages.c.session_id == sessions.c.session_id,
@@ -148,11 +150,7 @@ def _read_state() -> sa.Select[Any]:
             summaries.c.tokens,
             milliseconds(summaries.c.created_at),
             summaries.c.text,
-            tail.c.seqs,
-            tail.c.tokens,
-            tail.c.at_ms,
-            tail.c.message_ids,
-            tail.c.bodies,
+            *(tail.c[name] for name in ENTRY),
             sessions.c.pinned,
             sessions.c.summary_instructions,
         )
@@ -168,13 +166,7 @@ def _pinned_rows() -> sa.Select[Any]:
     all of them by a third. Messages at or below a watermark never change, so the two show one state.
     """
     return (
-        sa.select(
-            messages.c.seq,
-            messages.c.tokens,
-            milliseconds(messages.c.created_at),
-            messages.c.message_id,
-            messages.c.body,
-        )
+        sa.select(*ENTRY.values())
         .where(
             this_session(messages),
             messages.c.message_id == sa.any_(sa.bindparam("message_ids", type_=sa.ARRAY(sa.Text))),
@@ -248,40 +240,9 @@ def _save_context() -> Any:
 def _history() -> sa.Select[Any]:
     """The newest messages, newest first."""
     return (
-        sa.select(
-            messages.c.seq,
-            messages.c.tokens,
-            milliseconds(messages.c.created_at),
-            messages.c.message_id,
-            messages.c.body,
-        )
+        sa.select(*ENTRY.values())
         .where(this_session(messages))
         .order_by(messages.c.seq.desc())
-        .limit(sa.bindparam("limit", type_=sa.BigInteger))
-    )
-
-
-def _summary_history() -> sa.Select[Any]:
-    """The newest versions, newest first."""
-    return (
-        sa.select(
-            summaries.c.version,
-            summaries.c.first_seq,
-            summaries.c.last_seq,
-            sa.func.coalesce(summaries.c.segment, summaries.c.text),
-            summaries.c.tokens,
-            summaries.c.method,
-            summaries.c.metadata,
-            milliseconds(summaries.c.created_at),
-            summaries.c.parent,
-            summaries.c.model,
-            summaries.c.prompt_hash,
-            summaries.c.tokens_in,
-            summaries.c.tokens_out,
-            milliseconds(summaries.c.quarantined_at),
-        )
-        .where(this_session(summaries), summaries.c.method != _CLEARED_LITERAL)
-        .order_by(summaries.c.version.desc())
         .limit(sa.bindparam("limit", type_=sa.BigInteger))
     )
 
@@ -297,7 +258,6 @@ LOAD_INSTRUCTIONS = Statement(
     "load_instructions", lambda: sa.select(sessions.c.summary_instructions).where(this_session(sessions))
 )
 HISTORY = Statement("history", _history)
-SUMMARY_HISTORY = Statement("summary_history", _summary_history)
 PING = Statement("ping", lambda: sa.select(sa.literal_column("1")))
 
 

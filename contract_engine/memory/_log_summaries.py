@@ -8,23 +8,13 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from contract_engine.memory._effects import Statement
-from contract_engine.memory._log import CLEARED, milliseconds, session_id, tenant, this_session
+from contract_engine.memory._log import array, milliseconds, session_id, tenant, this_session
 from contract_engine.memory._tables import messages, sessions, summaries
-
-MODEL, SUPPLIED, REBUILT = "model", "supplied", "rebuilt"
-"""Methods of the versions a language model wrote, of those a caller added a text to, and of those the built-in
-summarizer wrote from the messages, and not from the version before them.
-"""
+from contract_engine.memory.models import CLEARED, EXTRACTIVE, MODEL, REBUILT, SUPPLIED
 
 
 def _text(value: str) -> sa.ColumnElement[str]:
     return sa.literal_column(f"'{value}'")
-
-
-def _array(column: sa.ColumnElement[Any], order: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-    from sqlalchemy.dialects.postgresql import aggregate_order_by  # expensive, see _log.insert()
-
-    return sa.func.array_agg(aggregate_order_by(column, order))
 
 
 def _read_source() -> sa.Select[Any]:
@@ -47,8 +37,8 @@ def _read_source() -> sa.Select[Any]:
     base = summaries.alias("base")
     added = (
         sa.select(
-            _array(summaries.c.version, summaries.c.version).label("versions"),
-            _array(summaries.c.segment, summaries.c.version).label("segments"),
+            array(summaries.c.version, summaries.c.version).label("versions"),
+            array(summaries.c.segment, summaries.c.version).label("segments"),
         )
         .where(
             this_session(summaries),
@@ -93,11 +83,36 @@ def _read_span() -> sa.Select[Any]:
     )
 
 
+def _summary_history() -> sa.Select[Any]:
+    """The newest versions, newest first."""
+    return (
+        sa.select(
+            summaries.c.version,
+            summaries.c.first_seq,
+            summaries.c.last_seq,
+            sa.func.coalesce(summaries.c.segment, summaries.c.text),
+            summaries.c.tokens,
+            summaries.c.method,
+            summaries.c.metadata,
+            milliseconds(summaries.c.created_at),
+            summaries.c.parent,
+            summaries.c.model,
+            summaries.c.prompt_hash,
+            summaries.c.tokens_in,
+            summaries.c.tokens_out,
+            milliseconds(summaries.c.quarantined_at),
+        )
+        .where(this_session(summaries), summaries.c.method != _text(CLEARED))
+        .order_by(summaries.c.version.desc())
+        .limit(sa.bindparam("limit", type_=sa.BigInteger))
+    )
+
+
 def _summary_stats() -> sa.Select[Any]:
     """One row per method: its versions, how many of them are quarantined, and the newest of them."""
 
     def newest(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-        return _array(column, summaries.c.version.desc())[sa.literal_column("1")]
+        return array(column, summaries.c.version.desc())[sa.literal_column("1")]
 
     return (
         sa.select(
@@ -116,6 +131,7 @@ def _summary_stats() -> sa.Select[Any]:
 
 READ_SOURCE = Statement("read_source", _read_source)
 READ_SPAN = Statement("read_span", _read_span)
+SUMMARY_HISTORY = Statement("summary_history", _summary_history)
 SUMMARY_STATS = Statement("summary_stats", _summary_stats)
 
 
@@ -182,7 +198,7 @@ def _parent(version: int, parent: int | None, method: str) -> int:
     Where none is recorded with a fold or a text of a caller, the version was written before parents were recorded: then
     each went on from the one before it.
     """
-    return parent or (0 if method not in ("extractive", SUPPLIED) else version - 1)
+    return parent or (0 if method not in (EXTRACTIVE, SUPPLIED) else version - 1)
 
 
 def _derived(rows: Sequence[Any], parents: Mapping[int, int], version: int) -> set[int]:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from contract_engine.memory._log import (
-    CLEARED,
     NEW_EPOCH,
     effective_limits,
     insert,
@@ -19,6 +18,7 @@ from contract_engine.memory._log import (
 )
 from contract_engine.memory._tables import messages, recall, sessions, summaries
 from contract_engine.memory.config import SessionLimits
+from contract_engine.memory.models import CLEARED
 
 
 class StoredMessage(NamedTuple):

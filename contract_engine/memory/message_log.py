@@ -18,6 +18,7 @@ from contract_engine.memory.errors import (
     PoolExhaustedError,
 )
 from contract_engine.memory.models import (
+    CLEARED,
     Entry,
     Message,
     Origin,
@@ -257,7 +258,7 @@ class LogFlows:
 
     def summary_history(self, session_id: str, limit: int) -> Flow[list[dict[str, Any]]]:
         """Read the newest summary versions, answered oldest first."""
-        rows = yield from query(_log.SUMMARY_HISTORY, {**self._key(session_id), "limit": limit})
+        rows = yield from query(_log_summaries.SUMMARY_HISTORY, {**self._key(session_id), "limit": limit})
         return [
             {
                 "text": decode_text(bytes(text)),
@@ -284,7 +285,7 @@ class LogFlows:
     def summary_stats(self, session_id: str) -> Flow[dict[str, Any]]:
         """Count the summary versions by method, and say where the current one comes from."""
         rows = yield from query(_log_summaries.SUMMARY_STATS, self._key(session_id))
-        counts = {row[0]: row[1] for row in rows if row[0] != _log.CLEARED}
+        counts = {row[0]: row[1] for row in rows if row[0] != CLEARED}
         version, method, model, first_seq, last_seq = max(
             ((row[3], row[0], *row[4:7]) for row in rows), default=(0, None, None, None, None)
         )
@@ -304,9 +305,8 @@ class LogFlows:
         rows = yield from query(_log_summaries.READ_SOURCE, {**self._key(session_id), "base_version": base_version})
         if not rows:
             return None
-        epoch, revision, last_seq, watermark, version, pinned, instructions, base, base_last_seq, base_text = rows[0][
-            :10
-        ]
+        epoch, revision, last_seq, watermark, version, pinned, instructions = rows[0][:7]
+        base, base_last_seq, base_text = rows[0][7:10]
         added = zip(*(column or () for column in rows[0][10:12]), strict=True)
         wishes = decode_text(bytes(instructions)) if instructions else ""
         summary = Summary(version, watermark, 0, 0, "", tuple(pinned or ()), (), wishes)

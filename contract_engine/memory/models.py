@@ -15,6 +15,18 @@ from contract_engine.memory.config import SessionLimits
 
 Message = dict[str, Any]
 
+# How a version of a summary came about; plain texts, as they stand in the database.
+EXTRACTIVE = "extractive"
+"""Written by a fold, with the built-in summarizer."""
+MODEL = "model"
+"""Written by a language model."""
+SUPPLIED = "supplied"
+"""A caller has added a text."""
+REBUILT = "rebuilt"
+"""Written by the built-in summarizer from the messages, and not from the version before."""
+CLEARED = "cleared"
+"""Empty: it goes on covering what was folded away, after the summaries were cleared."""
+
 
 def iso_time(at_ms: int) -> str:
     """Return milliseconds since 1970 as ISO 8601, in UTC."""

@@ -10,7 +10,7 @@ from contract_engine.memory.errors import ContentionError, InvalidInputError, Me
 from contract_engine.memory.folding import ATTEMPTS
 from contract_engine.memory.keys import check_message_id, check_session_id
 from contract_engine.memory.message_log import LogFlows
-from contract_engine.memory.models import SessionState, Summary, empty_session
+from contract_engine.memory.models import EXTRACTIVE, SessionState, Summary, empty_session
 from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.sessions import Sessions
 from contract_engine.memory.summarizers import SummaryRequest
@@ -72,7 +72,7 @@ class PinFlows:
                 instructions=state.summary_instructions,
             )
         )
-        yield from self._folding.commit(session_id, state, last_seq=state.watermark, text=text, method="extractive")
+        yield from self._folding.commit(session_id, state, last_seq=state.watermark, text=text, method=EXTRACTIVE)
 
     def unpin(self, session_id: object, message_id: object) -> Flow[bool]:
         checked, wanted = check_session_id(session_id), check_message_id(message_id)

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from contract_engine.memory._effects import Flow, summarize
-from contract_engine.memory._log_summaries import MODEL, REBUILT
 from contract_engine.memory.errors import ConfigurationError, ContentionError, InvalidInputError
 from contract_engine.memory.exchange import exchange_groups
 from contract_engine.memory.folding import ATTEMPTS
 from contract_engine.memory.message_log import LogFlows
-from contract_engine.memory.models import Entry, Origin, Source
+from contract_engine.memory.models import MODEL, REBUILT, Entry, Origin, Source
 from contract_engine.memory.refining import ROUNDS, SPAN, Draft, Progress, Refining, whole_groups
 from contract_engine.memory.sessions import Sessions
 from contract_engine.memory.summarizers import SummaryRequest

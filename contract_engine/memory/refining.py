@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from contract_engine.memory._effects import Flow, compute, spawn, write_facts
-from contract_engine.memory._log_summaries import MODEL
 from contract_engine.memory.exchange import exchange_groups
 from contract_engine.memory.folding import Folding
 from contract_engine.memory.message_log import LogFlows
-from contract_engine.memory.models import Entry, Origin, Source
+from contract_engine.memory.models import MODEL, Entry, Origin, Source
 from contract_engine.memory.summarizers import FactsRequest
 from contract_engine.memory.summarizers.merging import merged
 from contract_engine.memory.token_counter import TokenCounter

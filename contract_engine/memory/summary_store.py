@@ -19,7 +19,7 @@ from contract_engine.memory.errors import (
 from contract_engine.memory.folding import ATTEMPTS
 from contract_engine.memory.keys import check_limit, check_session_id, check_version
 from contract_engine.memory.message_log import LogFlows
-from contract_engine.memory.models import Origin
+from contract_engine.memory.models import CLEARED, SUPPLIED, Origin
 from contract_engine.memory.rebuilding import Rebuilding
 from contract_engine.memory.refining import Progress
 from contract_engine.memory.serializer import decode_value, encode_value
@@ -97,7 +97,7 @@ class SummaryFlows:
                 state,
                 last_seq=state.watermark,
                 text=text,
-                method="supplied",
+                method=SUPPLIED,
                 segment=segment,
                 metadata=metadata,
             )
@@ -193,7 +193,7 @@ class SummaryFlows:
                 state,
                 last_seq=state.watermark,
                 text="",
-                method="cleared",
+                method=CLEARED,
                 origin=Origin(None, state.watermark + 1),
             )
             if done is not None:
