@@ -19,8 +19,7 @@ from contract_engine.memory.errors import ContentionError, MemoryServiceError
 from contract_engine.memory.exchange import plan_fold
 from contract_engine.memory.mending import mend
 from contract_engine.memory.message_log import LogFlows
-from contract_engine.memory.models import Message, Origin, Outgoing, SessionState, Summary
-from contract_engine.memory.recall import Recall
+from contract_engine.memory.models import EXTRACTIVE, Message, Origin, Outgoing, SessionState, Summary
 from contract_engine.memory.serializer import encode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE, SessionCache, new_ticket
 from contract_engine.memory.summarizers import SummaryRequest
@@ -32,17 +31,14 @@ ATTEMPTS = 400
 """How often a call goes round when others keep changing its session; in each round somebody makes progress."""
 
 
-EXTRACTIVE = "extractive"
-"""Method of the versions that folds write."""
-
 PAUSE_SECONDS = 0.005
 """How long a writer waits for the room that another one is making: a fold takes about this long."""
 
 
 class Folding:
-    """Folds the sessions of one tenant. ``log`` is None in ephemeral mode, and so is ``recall``.
+    """Folds the sessions of one tenant. ``log`` is None in ephemeral mode.
 
-    ``folded``, where it is set, is run after every fold and must not take time: it spawns what does.
+    ``after_fold`` is run after every fold that was committed and must not take time: it spawns what does.
     """
 
     def __init__(
@@ -53,19 +49,14 @@ class Folding:
         *,
         log: LogFlows | None,
         distrust: Callable[[str], Flow[None]],
-        recall: Recall | None = None,
+        after_fold: Callable[[str], Flow[None]] | None = None,
     ) -> None:
-        self._budget = config.summary_budget
+        self.summary_budget = config.summary_budget
         self._counter = counter
         self._cache = cache
         self._log = log
         self._distrust = distrust
-        self._recall = recall
-        self.folded: Callable[[str], Flow[None]] | None = None
-
-    def summary_budget(self, last_seq: int) -> int:
-        """Return how many tokens a summary of messages 1 to ``last_seq`` and the pinned ones of them may have."""
-        return self._budget(last_seq)
+        self._after_fold = after_fold
 
     def text_budget(self, state: SessionState) -> int:
         """Return the tokens that the text for messages 1 to the watermark may have beside the pinned ones of them."""
@@ -78,23 +69,17 @@ class Folding:
         return (yield from self._cache.read_alone(session_id))
 
     def fold_when_due(self, session_id: str, lease_token: int = 0) -> Flow[None]:
-        """Fold in the background and give back the lease, if one is held; one that is not given back expires.
-
-        What was folded is made searchable after that.
-        """
-        folded = None
+        """Fold in the background and give back the lease, if one is held; one that is not given back expires."""
         try:
             # What waits to be logged goes before what a writer may just have logged: that must not be folded yet.
             waits = self._log is not None and (yield from self._cache.has_unlogged(session_id))
             state = None if waits else (yield from self.read_truth(session_id))
             if state is not None:
-                folded = yield from self.fold(session_id, state, hard=state.exceeds_caps)
+                yield from self.fold(session_id, state, hard=state.exceeds_caps)
         except MemoryServiceError:
             yield from self._release(session_id, lease_token)
             raise
         yield from self._release(session_id, lease_token)
-        if folded is not None and self._recall is not None:
-            yield from self._recall.index_folded(session_id)
 
     def spawn(self, session_id: str, lease_token: int) -> Flow[None]:
         """Have :meth:`fold_when_due` run in the background."""
@@ -128,8 +113,6 @@ class Folding:
                 return state
             # The reader is about to put the whole session in place: telling Redis of this step alone would be in vain.
             folded = yield from self.fold(session_id, state, hard=True, update_cache=self._log is None)
-            if folded is not None and self._recall is not None:
-                yield from self._recall.spawn_index(session_id)
             if folded is not None and not folded.exceeds_caps:
                 return folded  # not read again: writers may be faster than a fold
         raise ContentionError(session_id, ATTEMPTS)
@@ -198,8 +181,8 @@ class Folding:
             origin=state.origin(tokens_in=state.summary.tokens + sum(entry.tokens for entry in folded)),
             update_cache=update_cache,
         )
-        if done is not None and self.folded is not None:
-            yield from self.folded(session_id)
+        if done is not None and self._after_fold is not None:
+            yield from self._after_fold(session_id)
         return done
 
     def commit(

@@ -71,11 +71,11 @@ class Sessions:
     ) -> None:
         self.cache = SessionCache(config)
         self.recall = None if log is None else Recall(config, log)
-        self.folding = Folding(config, counter, self.cache, log=log, distrust=self.distrust, recall=self.recall)
+        self.folding = Folding(
+            config, counter, self.cache, log=log, distrust=self.distrust, after_fold=self._spawn_what_folds_leave
+        )
         self.refining = None if log is None else Refining(counter, self.folding, log)
         self.refines = refines
-        if self.refining is not None and refines:
-            self.folding.folded = self.refining.spawn
         self._log = log
         self._is_away = is_away or (lambda: False)
         self._limits = config.limits
@@ -85,6 +85,13 @@ class Sessions:
         self._folding_alone = alone
         self._assignment = Assignment(self.cache, alone, self._assign_command)
         self.unlogged = None if log is None else Unlogged(config, self.cache, alone, log)
+
+    def _spawn_what_folds_leave(self, session_id: str) -> Flow[None]:
+        """Have what was folded made searchable, and refined."""
+        if self.recall is not None:
+            yield from self.recall.spawn_index(session_id)
+        if self.refining is not None and self.refines:
+            yield from self.refining.spawn(session_id)
 
     def _assign_command(
         self, keys: SessionKeys, messages: Sequence[Any], *, ticket: int, message_id: bytes, expected_seq: int

@@ -26,7 +26,7 @@ SLOW_WORKERS = 4
 """How many things wait for a language model at once."""
 
 GENERATIONS = 2
-"""A fold starts what refines it, and that starts nothing."""
+"""A fold starts what indexes and refines it, and they start nothing."""
 
 
 class Background:
@@ -79,7 +79,7 @@ class Background:
         """Finish what is running and end the threads; a later start begins anew."""
         self.is_closing = True
         try:
-            for is_slow in (False, True):  # a fold that ends may have something refined
+            for is_slow in (False, False, True):  # a fold that ends may have something indexed, and refined
                 with self._lock:
                     executor = self._executors.pop(is_slow, None)
                 if executor is not None:
