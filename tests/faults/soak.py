@@ -37,13 +37,14 @@ from rich.table import Table
 from server_faults import ServerFaults, waited_for
 from soak_faults import KINDS, Happened, Injector, counts_of, plan
 from soak_history import Journals, Rows, context_violations, range_violations, violations_of
-from soak_worker import Figures, Orders, Status, command
+from soak_worker import CLEARED_SESSIONS, Figures, Orders, Status, command
 
 from contract_engine.embedded import EmbeddedServers
 from contract_engine.memory import MemoryConfig, MemoryManager, StoreUnavailableError
 
 TENANT = "soak"
 SESSIONS = 32
+CLEARED = tuple(f"c{number}" for number in range(CLEARED_SESSIONS))
 SHOWN = 40
 """Violations that are printed; ``--json`` has all of them."""
 
@@ -151,6 +152,7 @@ class Report:
     acknowledged: int = 0
     unlogged: int = 0
     refused: int = 0
+    cleared: int = 0
     reads: int = 0
     degraded: int = 0
     slowest_call: float = 0.0
@@ -279,7 +281,7 @@ class Soak:
         report.happened = injector.happened
         report.faults, report.withheld = counts_of(injector.happened), dict(injector.withheld)
         report.acknowledged = journals.acknowledged
-        for name in ("unlogged", "refused", "reads", "degraded"):
+        for name in ("unlogged", "refused", "cleared", "reads", "degraded"):
             setattr(report, name, sum(getattr(worker.status, name) for worker in everybody))
         report.slowest_call = max(worker.status.slowest for worker in everybody)
         measured = [worker for worker in self.workers if worker.status.warm and worker.status.final]
@@ -307,13 +309,13 @@ class Soak:
         found = []
         closing = {"role": "user", "writer": "end", "n": 1, "content": "That was all."}
         with MemoryManager(config=MemoryConfig(**self._settings)) as manager:
-            for number in range(SESSIONS):
+            for session in (*(f"s{number}" for number in range(SESSIONS)), *CLEARED):
                 try:
-                    receipt = manager.append(f"s{number}", closing, message_id="end")
+                    receipt = manager.append(session, closing, message_id="end")
                     if not receipt.durable or receipt.degraded:
-                        found.append(f"s{number}: {receipt} after everything was healed")
+                        found.append(f"{session}: {receipt} after everything was healed")
                 except StoreUnavailableError as exc:
-                    found.append(f"s{number}: {exc} after everything was healed")
+                    found.append(f"{session}: {exc} after everything was healed")
             manager.wait_for_folds(30)
             rows = self._rows()
             with psycopg.connect(self._faults.database.database_url) as connection:
@@ -376,6 +378,7 @@ def table(report: Report) -> Table:
         "acknowledged", f"{report.acknowledged:,} messages, {report.unlogged:,} of them while Redis alone held"
     )
     found.add_row("refused", f"{report.refused:,} calls")
+    found.add_row("erased", f"{report.cleared:,} sessions")
     found.add_row("reads", f"{report.reads:,}; {report.degraded:,} answers were degraded")
     found.add_row("in the log", f"{report.messages:,} messages, {report.folds:,} folds")
     found.add_row("slowest call", f"{report.slowest_call:.2f} s")

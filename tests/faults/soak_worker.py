@@ -22,10 +22,12 @@ from typing import Any
 
 import msgspec
 import psutil
+from soak_history import digest
 
 from contract_engine.memory import (
     AsyncMemoryManager,
     ContentionError,
+    InvalidInputError,
     MemoryConfig,
     MemoryManager,
     Receipt,
@@ -37,6 +39,9 @@ ATTEMPTS = 3
 
 REFUSALS = (StoreUnavailableError, ContentionError)
 """What a server fault may make a caller see. Everything else is a violation."""
+
+CLEARED_SESSIONS = 4
+"""How many sessions, beside those that only grow, are erased now and then."""
 
 LIMITS = (
     {"max_buffer_messages": 6},
@@ -76,6 +81,7 @@ class Status(msgspec.Struct):
     acknowledged: int = 0
     unlogged: int = 0
     refused: int = 0
+    cleared: int = 0
     reads: int = 0
     degraded: int = 0
     slowest: float = 0.0
@@ -125,9 +131,14 @@ class Client:
 
     def talk(self) -> Talk:
         """Do one thing."""
+        if self._dice.random() < 0.1:
+            session = f"c{self._dice.randrange(CLEARED_SESSIONS)}"
+            kinds, weights = (self._append, self._batch, self._read, self._clear), (60, 10, 20, 10)
+            return self._dice.choices(kinds, weights=weights)[0](session)
         session = f"s{0 if self._dice.random() < 0.1 else self._dice.randrange(self._sessions)}"
         kind = self._dice.choices(
-            (self._append, self._turn, self._batch, self._read, self._limit), weights=(45, 20, 8, 25, 2)
+            (self._append, self._turn, self._batch, self._read, self._limit, self._bad),
+            weights=(45, 20, 8, 24, 2, 1),
         )[0]
         return kind(session)
 
@@ -144,7 +155,8 @@ class Client:
 
     def _begin(self, session: str, messages: Sequence[Mapping[str, Any]]) -> str:
         call = f"{self.name}-{messages[0]['n']}"
-        self._journal.write("begin", time.monotonic(), session, call, self.name, [one["n"] for one in messages])
+        numbers, digests = [one["n"] for one in messages], [digest(one) for one in messages]
+        self._journal.write("begin", time.monotonic(), session, call, self.name, numbers, digests)
         return call
 
     def _append(self, session: str) -> Talk:
@@ -158,7 +170,8 @@ class Client:
             # Sent again although it was acknowledged: the answer must be the same, and is one effect.
             again = yield from self._insist(lambda manager: manager.append(session, message, message_id=call), call)
             is_final = receipt.durable and not receipt.degraded
-            if again is not None and is_final and again.durable and again.seq != receipt.seq:
+            is_kept = not session.startswith("c")  # in one that was erased meanwhile it is a new message
+            if again is not None and is_kept and is_final and again.durable and again.seq != receipt.seq:
                 self._violation(f"{session}: {call} was number {receipt.seq}, and {again.seq} when sent again")
 
     def _turn(self, session: str) -> Talk:
@@ -192,10 +205,32 @@ class Client:
         changes = self._dice.choice(LIMITS)
         yield lambda manager: manager.set_session_config(session, changes)
 
+    def _bad(self, session: str) -> Talk:
+        """Append what no store can give back as it was: it is refused, and nothing of it is anywhere."""
+        message = self._message()
+        call = self._begin(session, [message])
+        bad = [message, message | {"content": {1, 2}}]
+        answer = yield lambda manager: manager.add_messages(session, bad)
+        if isinstance(answer, InvalidInputError):
+            self._journal.write("fail", time.monotonic(), call)
+        else:
+            self._violation(f"{session}: a message that is none was answered with {type(answer).__name__}")
+
+    def _clear(self, session: str) -> Talk:
+        """Erase a session: what was acknowledged before is gone, and what comes later stays."""
+        self._said += 1
+        call = f"{self.name}-{self._said}"
+        self._journal.write("clear", time.monotonic(), session, call)
+        if (yield lambda manager: manager.clear_session_memory(session)) is True:
+            self._journal.write("cleared", time.monotonic(), call)
+            self._status.cleared += 1
+
     def _insist(self, call: Call, name: str, attempts: int = ATTEMPTS) -> Generator[Call, Any, Any]:
         for _ in range(attempts):
             answer = yield call
-            if not isinstance(answer, REFUSALS):
+            if isinstance(answer, InvalidInputError):
+                self._violation(f"{name} was refused: {answer}")
+            elif not isinstance(answer, REFUSALS):
                 return answer
         self._journal.write("unknown", time.monotonic(), name)
         return None
@@ -208,7 +243,7 @@ class Client:
         self._status.acknowledged += len(receipts)
         self._status.unlogged += 0 if durable else len(receipts)
         self._status.degraded += degraded
-        if durable:
+        if durable and not session.startswith("c"):
             self._logged[session] = max(seqs[-1], self._logged.get(session, 0))
 
     def _check(self, session: str, context: Mapping[str, Any], newest: Mapping[str, Any] | None = None) -> None:
@@ -244,7 +279,7 @@ class Client:
         self._status.slowest = max(self._status.slowest, time.monotonic() - started)
         if isinstance(outcome, REFUSALS):
             self._status.refused += 1
-        elif isinstance(outcome, Exception):
+        elif isinstance(outcome, Exception) and not isinstance(outcome, InvalidInputError):
             self._violation(f"unexpected {type(outcome).__name__}: {outcome}")
 
 
@@ -261,7 +296,7 @@ def blocking_client(client: Client, manager: MemoryManager, end: threading.Event
                 except Exception as exc:  # noqa: BLE001  # noted, and judged in note_call
                     answer = exc
                 client.note_call(started, answer)
-                if isinstance(answer, Exception) and not isinstance(answer, REFUSALS):
+                if isinstance(answer, Exception) and not isinstance(answer, (*REFUSALS, InvalidInputError)):
                     break
                 call = talk.send(answer)
         except StopIteration:
@@ -282,7 +317,7 @@ async def asyncio_client(client: Client, manager: AsyncMemoryManager, end: async
                 except Exception as exc:  # noqa: BLE001  # noted, and judged in note_call
                     answer = exc
                 client.note_call(started, answer)
-                if isinstance(answer, Exception) and not isinstance(answer, REFUSALS):
+                if isinstance(answer, Exception) and not isinstance(answer, (*REFUSALS, InvalidInputError)):
                     break
                 call = talk.send(answer)
         except StopIteration:
@@ -344,6 +379,8 @@ async def work(orders: Orders) -> None:
             status.final = figures(collect=True)
     await asyncio.sleep(0)  # what a loop has been told to close it closes in its next round
     status.left_open = [f"{one.status} to {one.raddr}" for one in psutil.Process().net_connections("tcp")]
+    status.left_open += [f"thread {one.name}" for one in threading.enumerate() if one.name.startswith("contract-")]
+    status.left_open += [f"task {one.get_name()}" for one in asyncio.all_tasks() if one is not asyncio.current_task()]
     report(status)
 
 

@@ -33,7 +33,8 @@ def test_a_minute_of_faults_under_load() -> None:
     assert report.degraded > 0
     assert report.reads > 500
     assert report.folds > 100
-    assert report.messages >= report.acknowledged
+    assert report.messages > 1000
+    assert report.cleared > 0
 
 
 def test_a_plan_is_that_of_its_seed_and_has_every_kind() -> None:
