@@ -5,6 +5,8 @@ SECONDS ?= 600
 SEED    ?=
 AGAIN   ?=
 EVAL    ?=
+# AGAIN=1 runs those tests once more that failed the last time.
+LAST    := $(if $(AGAIN),--last-failed --last-failed-no-failures none)
 VENV    := .venv
 RUN     := $(VENV)/bin
 
@@ -19,11 +21,11 @@ demo: $(VENV)/.ready  ## Replay real conversations on real servers and show what
 
 test: $(VENV)/.ready  ## Run the suite on a real Redis and PostgreSQL
 	@echo "-- tests, on $(WORKERS) workers, each with its own Redis and PostgreSQL"
-	@$(RUN)/pytest -n $(WORKERS) --dist loadfile --ignore tests/faults
+	@$(RUN)/pytest -n $(WORKERS) --dist loadfile $(LAST) --ignore tests/faults
 
 test-faults: $(VENV)/.ready  ## Run the fault tests: servers and processes killed, stopped and partitioned
 	@echo "-- fault tests, on $(WORKERS) workers; servers of their own are killed"
-	@$(RUN)/pytest -n $(WORKERS) --dist loadfile $(if $(AGAIN),--last-failed --last-failed-no-failures none) tests/faults
+	@$(RUN)/pytest -n $(WORKERS) --dist loadfile $(LAST) tests/faults
 
 lint: $(VENV)/.ready  ## Check style and types
 	@$(RUN)/ruff format --check . && $(RUN)/ruff check . && $(RUN)/mypy

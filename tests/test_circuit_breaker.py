@@ -77,6 +77,22 @@ def test_it_opens_at_the_threshold_and_not_before(clock: Clock) -> None:
     assert (breaker.get_state(), breaker.failure_count) == (OPEN, 3)
 
 
+@pytest.mark.parametrize("days", [-1, 1])
+def test_setting_the_clock_of_the_machine_neither_opens_nor_closes_it(clock: Clock, days: int) -> None:
+    wall = [1_700_000_000.0]
+    breaker = CircuitBreaker(1, 60, clock=clock, wall_clock=lambda: wall[0])
+    fail(breaker)
+    wall[0] += days * 86_400
+    assert breaker.get_state() == OPEN
+    with pytest.raises(CircuitOpenError) as caught:
+        breaker.acquire()
+    assert caught.value.retry_after == 60
+    clock.advance(60)
+    wall[0] -= days * 86_400
+    succeed(breaker)
+    assert breaker.get_state() == CLOSED
+
+
 def test_a_success_resets_the_row_of_failures(clock: Clock) -> None:
     breaker = CircuitBreaker(3, 60, clock=clock)
     for _ in range(4):

@@ -289,6 +289,21 @@ def test_a_message_larger_than_the_cap_stands_alone(manager: MemoryManager) -> N
     assert context["buffer_messages"] == [say(6, words=5)]
 
 
+def test_a_message_of_sixteen_megabytes_comes_back_word_for_word(backend: Backend) -> None:
+    """Where it is allowed; by default a message has a megabyte, and a larger one is refused by name."""
+    unit = "héllo wörld 😀 \x00\n"
+    large = {"role": "user", "content": unit * (2**24 // len(unit.encode()))}
+    with pytest.raises(InvalidInputError, match="message") as caught:
+        backend.open().append("s", large)
+    assert caught.value.field == "message"
+    manager = backend.open(max_message_bytes=2**25, summary_trigger_tokens=10**7, max_buffer_tokens=10**8)
+    assert manager.append("s", large).seq == 1
+    for reader in (manager, backend.open(summary_trigger_tokens=10**7, max_buffer_tokens=10**8)):
+        assert reader.get_context("s")["buffer_messages"] == [large]
+    manager.append("s", say(2))
+    assert manager.get_context("s")["buffer_messages"] == [large, say(2)]
+
+
 def test_a_batch_of_messages_each_larger_than_the_cap(manager: MemoryManager) -> None:
     said = talk(4, words=5000)
     manager.add_messages("s", said)

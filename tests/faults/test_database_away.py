@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -481,6 +484,35 @@ def test_the_command_drains_every_session(blocking: Away, tenant: str) -> None:
     assert manager.unlogged_sessions() == []
     assert blocking.logged("a") == blocking.logged("b{}%7B") == talk(4)
     assert blocking.logged("c d:*") == talk(1)
+
+
+def test_the_command_shows_how_far_it_is_on_a_terminal(blocking: Away, tenant: str) -> None:
+    manager = blocking.open()
+    blocking.kill_database()
+    for name in ("a", "b", "c"):
+        manager.append(name, say(1))
+    blocking.end()
+    shown, terminal = pty.openpty()
+    try:
+        arguments = ["drain", "--redis-url", blocking.servers.redis_url, "--tenant", tenant]
+        command = [sys.executable, "-m", "contract_engine.cli", *arguments]
+        done = subprocess.run(
+            [*command, "--database-url", blocking.servers.database_url],
+            stdout=subprocess.PIPE,
+            stderr=terminal,
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        text = os.read(shown, 65536).decode()
+    finally:
+        os.close(shown)
+        os.close(terminal)
+    assert done.returncode == 0, text
+    assert "3/3 sessions" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert "\x1b[2K" in text, "the bar goes when it is done"
+    assert "3/3" not in done.stdout
 
 
 def test_a_session_that_cannot_be_logged_keeps_no_other_waiting(blocking: Away, tenant: str) -> None:
