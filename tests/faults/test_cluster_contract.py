@@ -1,10 +1,10 @@
 """The contract of the managers and their stores on a Cluster: pytest finds these by their names in this module.
 
-Left out: what opens a client of a single server, what is refused before Redis is asked, and the slowest, in which it
-makes no difference where a key lies.
+Left out, where tests are named: what opens a client of a single server, what is refused before Redis is asked, and the
+slowest, in which it makes no difference where a key lies.
 """
 
-# ruff: noqa: F401
+# ruff: noqa: F401, F403
 
 from __future__ import annotations
 
@@ -97,6 +97,10 @@ from test_memory_manager import (
     test_the_same_id_with_another_message_is_refused,
     test_what_was_read_belongs_to_the_reader,
 )
+from test_mending import *
+from test_pins import *
+from test_recall import *  # type: ignore[assignment]  # both have a helper of that name, for themselves
+from test_refining import *
 from test_summary_store import (
     summaries,
     test_a_limit_may_be_larger_than_any_history,
