@@ -1,0 +1,172 @@
+"""How a frame of ``top`` looks: a row per fact, cut at the width of the terminal and never wrapped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from contract_engine.cli.display import bar, printable, shortened
+from contract_engine.cli.frames import ApplicationFigures, DatabaseFigures, Frame, OperationFigures, RedisFigures
+from contract_engine.cli.readings import OUTBOX_ROWS
+from contract_engine.cli.samples import Away
+
+UNKNOWN = "–"
+NAME_CELLS = 13
+MOST_OPERATIONS = 15
+OLDEST_UNLOGGED_SECONDS = 60
+SLOW_SECONDS = 0.1
+"""From here on figures are shown in red: the limits of the alerts."""
+
+HEALTHY_STATES = {"closed": "green", "disabled": "dim"}
+
+
+def frame_view(frame: Frame, *, redis_address: str, database_address: str) -> RenderableType:
+    """Show a frame; the addresses are without credentials."""
+    rows = _rows()
+    heading = Text("contract-memory top", style="bold").append(f"   {frame.at}", style="dim")
+    rows.add_row(_line("redis", style="bold"), _state(frame.redis, redis_address))
+    if isinstance(frame.redis, RedisFigures):
+        _redis_rows(rows, frame.redis)
+    if frame.postgres is None:
+        rows.add_row(_line("postgres", style="bold"), _line("none: ephemeral mode", style="dim"))
+    else:
+        rows.add_row(_line("postgres", style="bold"), _state(frame.postgres, database_address))
+    if isinstance(frame.postgres, DatabaseFigures):
+        _database_rows(rows, frame.postgres)
+    for address, found in frame.applications.items():
+        rows.add_row(_line("app", style="bold"), _state(found, address))
+        if isinstance(found, ApplicationFigures):
+            _application_rows(rows, found)
+    if not frame.applications:
+        rows.add_row(_line("app", style="bold"), _line("no metrics are served; give --metrics URL", style="dim"))
+    heading.no_wrap, heading.overflow = True, "ellipsis"
+    parts: list[RenderableType] = [heading, rows]
+    if frame.operations:
+        parts += ["", _operations(frame.operations[:MOST_OPERATIONS])]
+        if len(frame.operations) > MOST_OPERATIONS:
+            parts.append(_line(f"and {len(frame.operations) - MOST_OPERATIONS} more", style="dim"))
+    return Group(*parts)
+
+
+def _redis_rows(rows: Table, found: RedisFigures) -> None:
+    memory = Text()
+    if found.max_memory_bytes:
+        memory = bar(found.used_memory_bytes, found.max_memory_bytes).append(" ")
+    memory.append(_size(found.used_memory_bytes), style="default")
+    memory.append(f" of {_size(found.max_memory_bytes)}" if found.max_memory_bytes else ", no limit", style="default")
+    _add(rows, "memory", memory)
+    evicted = Text(f"{found.evicted_keys:,} evicted, {_rate(found.evicted_per_second)}/s")
+    if found.evicted_per_second:
+        evicted.stylize("red")
+    _add(rows, "keys", evicted.append(f" · {_rate(found.expired_per_second)} expired/s · {found.keys:,} there"))
+    scripts = f"{_rate(found.scripts_per_second)} scripts/s, {_duration(found.script_seconds)} each"
+    hits = UNKNOWN if found.hit_share is None else f"{found.hit_share:.0%}"
+    _add(rows, "traffic", Text(f"{scripts} · {_rate(found.commands_per_second)} commands/s · {hits} hits"))
+    if found.unlogged_messages is None:
+        _add(rows, "unlogged", Text("still counting", style="dim"))
+    else:
+        text = Text(f"{found.unlogged_messages:,} messages of {found.unlogged_sessions:,} sessions")
+        _add(rows, "unlogged", text, style="yellow" if found.unlogged_messages else "")
+
+
+def _database_rows(rows: Table, found: DatabaseFigures) -> None:
+    _add(rows, "log", Text(f"{_rate(found.messages_per_second)} messages/s · about {found.messages:,} there"))
+    _add(rows, "sessions", Text(f"about {found.sessions:,}"))
+    _add(rows, "summaries", Text(f"{_rate(found.summaries_per_minute)} a minute"))
+    share = f"{found.connections} of {found.max_connections}, {found.own_connections} ours"
+    waiting = Text(f"{share}, {found.waiting_connections} wait for locks")
+    _add(rows, "connections", waiting, style="yellow" if found.waiting_connections else "")
+    if found.outbox_messages is not None:
+        more = "at least " if found.outbox_messages >= OUTBOX_ROWS else ""
+        style = "yellow" if found.outbox_messages else ""
+        _add(rows, "outbox", Text(f"{more}{found.outbox_messages:,} messages"), style=style)
+
+
+def _application_rows(rows: Table, found: ApplicationFigures) -> None:
+    _add(rows, "calls", Text(f"{_rate(found.operations_per_second)}/s"))
+    _add(rows, "breakers", _breakers(found.breakers))
+    fallbacks = Text(f"{_rate(found.fallbacks_per_second)}/s")
+    _add(rows, "fallbacks", fallbacks, style="yellow" if found.fallbacks_per_second else "")
+    saved = f"{_rate(found.tokens_saved_per_second)} tokens/s saved"
+    _add(rows, "folds", Text(f"{_rate(found.folds_per_minute)} a minute · {saved}"))
+    age = found.unlogged_oldest_age_seconds
+    if age is not None:
+        style = "red" if age > OLDEST_UNLOGGED_SECONDS else "yellow" if age else ""
+        _add(rows, "unlogged", Text(f"oldest {_duration(age)}"), style=style)
+    if found.outbox_messages is not None:
+        text = Text(f"{found.outbox_messages:,.0f} messages, oldest {_duration(found.outbox_oldest_age_seconds)}")
+        if found.outbox_parked_messages:
+            text.append(f", {found.outbox_parked_messages:,.0f} parked", style="red")
+        _add(rows, "outbox", text, style="yellow" if found.outbox_messages else "")
+
+
+def _operations(operations: Sequence[OperationFigures]) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=False)
+    table.add_column("operation", no_wrap=True, overflow="ellipsis", min_width=4)
+    for name in ("a second", "failed", "p50", "p95"):
+        table.add_column(name, justify="right", no_wrap=True, overflow="ellipsis")
+    for one in operations:
+        failed = Text(_rate(one.errors_per_second), style="red" if one.errors_per_second else "dim")
+        p95 = Text(_duration(one.p95_seconds), style="red" if (one.p95_seconds or 0) > SLOW_SECONDS else "")
+        table.add_row(
+            Text(shortened(one.operation, 40)), _rate(one.per_second), failed, _duration(one.p50_seconds), p95
+        )
+    return table
+
+
+def _breakers(states: Mapping[str, str]) -> Text:
+    if not states:
+        return Text("none told of", style="dim")
+    text = Text()
+    for name, state in sorted(states.items()):
+        text.append(f"{', ' if text else ''}{shortened(name, 40)} ")
+        text.append(shortened(state, 20), style=HEALTHY_STATES.get(state, "bold red"))
+    return text
+
+
+def _state(found: object, address: str) -> Text:
+    if isinstance(found, Away):
+        since = f" since {found.since}" if found.since else ""
+        return _line(f"away{since}: {address}: {found.reason}", style="bold red")
+    return _line(address, style="green")
+
+
+def _rows() -> Table:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True, width=NAME_CELLS)
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def _add(rows: Table, name: str, text: Text, *, style: str = "") -> None:
+    if style:
+        text.stylize(style)
+    rows.add_row(_line(f"  {name}", style="dim"), text)
+
+
+def _line(text: str, *, style: str = "") -> Text:
+    return Text(printable(text), style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _rate(number: float | None) -> str:
+    """Show a rate with as many places as tell something, and what is not known as such."""
+    if number is None:
+        return UNKNOWN
+    return f"{number:,.0f}" if number >= 10 or number == 0 else f"{number:.1f}" if number >= 0.1 else f"{number:.2g}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return UNKNOWN
+    if seconds >= 120:
+        return f"{seconds / 60:,.0f} min"
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"

@@ -1,0 +1,285 @@
+"""How servers and applications are looked at again and again: cheaply, read-only, and no longer than a deadline.
+
+Each is asked in a thread of its own and keeps its connection, so that one that hangs holds up none of the others.
+"""
+
+from __future__ import annotations
+
+import http.client
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
+
+import redis
+import sqlalchemy as sa
+from redis import exceptions as redis_exc
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from contract_engine.cli.samples import ApplicationReading, Away, DatabaseReading, Operation, RedisReading
+from contract_engine.memory import ConfigurationError, MemoryConfig, MemoryServiceError, StoreUnavailableError
+from contract_engine.memory._runtime.database import Database
+from contract_engine.memory._runtime.failures import redis_failure
+from contract_engine.memory.circuit_breaker import CircuitBreaker
+from contract_engine.memory.keys import unlogged_pattern
+
+T = TypeVar("T")
+
+CALL_SECONDS = 1.0
+"""What one answer of a server may take."""
+
+LOOK_SECONDS = 3.0
+"""What a whole look may take; what has not answered then is away."""
+
+SCAN_CALLS, SCAN_KEYS = 10, 1000
+"""How much of Redis one look goes through in search of unlogged lists; the next one goes on from there."""
+
+OUTBOX_ROWS = 10_000
+"""How many rows of the outbox are counted at most: counting is the one thing here that grows with what it counts."""
+
+SCRIPT_COMMANDS = ("evalsha", "eval", "fcall")
+MAX_METRICS_BYTES = 16 * 2**20
+
+_COUNTS = sa.text(
+    """SELECT relid = to_regclass('memory_messages'), relid = to_regclass('memory_summaries'), n_live_tup, n_tup_ins
+         FROM pg_stat_user_tables
+        WHERE relid IN (to_regclass('memory_sessions'), to_regclass('memory_messages'),
+                        to_regclass('memory_summaries'))"""
+)
+_CONNECTIONS = sa.text(
+    """SELECT count(*), count(*) FILTER (WHERE application_name = 'contract-memory'),
+              count(*) FILTER (WHERE wait_event_type = 'Lock'), current_setting('max_connections')::int
+         FROM pg_stat_activity
+        WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"""
+)
+_HAS_OUTBOX = sa.text("SELECT to_regclass('memory_outbox') IS NOT NULL")
+_OUTBOX = sa.text("SELECT count(*) FROM (SELECT 1 FROM memory_outbox LIMIT :most) AS waiting")
+
+
+class Watched(Generic[T]):
+    """Asks one server in a thread nobody has to wait for; while it hangs, it is not asked again."""
+
+    def __init__(self, read: Callable[[], T]) -> None:
+        self._read = read
+        self._thread: threading.Thread | None = None
+        self._answer: T | Away | None = None
+
+    def ask(self) -> None:
+        """Begin a look, unless the last one still goes on."""
+        if self._thread is None or not self._thread.is_alive():
+            self._answer = None
+            self._thread = threading.Thread(target=self._look, daemon=True)
+            self._thread.start()
+
+    def answer(self, until: float) -> T | Away:
+        """Return what the look found, or that nothing came up to ``until`` (monotonic seconds)."""
+        assert self._thread is not None, "ask first"
+        self._thread.join(max(0.0, until - time.monotonic()))
+        if self._thread.is_alive():
+            return Away("no answer in time")
+        assert self._answer is not None, "the look ended with a fault of this program; its traceback stands above"
+        return self._answer
+
+    def _look(self) -> None:
+        try:
+            self._answer = self._read()
+        except MemoryServiceError as exc:
+            self._answer = Away(str(exc))
+
+
+class RedisReader:
+    """Reads INFO, and looks through the keys for what waits to be logged, some thousands at a time."""
+
+    def __init__(self, config: MemoryConfig) -> None:
+        options: dict[str, Any] = {"socket_timeout": CALL_SECONDS, "socket_connect_timeout": CALL_SECONDS}
+        self._client = redis.Redis.from_url(config.redis_url, retry=Retry(NoBackoff(), 0), **options)
+        self._pattern = unlogged_pattern(config.key_prefix, config.tenant)
+        self._begin_scan()
+        self._unlogged: tuple[int, int] | None = None
+
+    def read(self) -> RedisReading:
+        """Look once; raises RedisUnavailableError or StoreMisconfiguredError."""
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                for section in ("server", "memory", "stats", "clients", "commandstats"):
+                    pipeline.info(section)
+                pipeline.dbsize()
+                *sections, keys = pipeline.execute()
+            at_seconds = time.monotonic()
+            self._scan()
+        except redis_exc.RedisError as exc:
+            self._begin_scan()
+            self._unlogged = None
+            failure, _ = redis_failure(exc)
+            raise failure from exc
+        info: dict[str, Any] = {name: value for section in sections for name, value in section.items()}
+        scripts = [info[f"cmdstat_{name}"] for name in SCRIPT_COMMANDS if f"cmdstat_{name}" in info]
+        return RedisReading(
+            at_seconds=at_seconds,
+            run_id=str(info.get("run_id", "")),
+            used_memory_bytes=int(info["used_memory"]),
+            max_memory_bytes=int(info.get("maxmemory", 0)),
+            clients=int(info["connected_clients"]),
+            keys=int(keys),
+            commands=int(info["total_commands_processed"]),
+            scripts=sum(int(one["calls"]) for one in scripts),
+            script_microseconds=sum(int(one["usec"]) for one in scripts),
+            hits=int(info["keyspace_hits"]),
+            misses=int(info["keyspace_misses"]),
+            evicted_keys=int(info["evicted_keys"]),
+            expired_keys=int(info["expired_keys"]),
+            unlogged_messages=None if self._unlogged is None else self._unlogged[0],
+            unlogged_sessions=None if self._unlogged is None else self._unlogged[1],
+        )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def _begin_scan(self) -> None:
+        self._cursor = 0
+        self._found: set[bytes | str] = set()
+
+    def _scan(self) -> None:
+        """Go on through the keys; a count is told when all of them have been seen."""
+        for _ in range(SCAN_CALLS):
+            cursor, keys = self._client.scan(self._cursor, match=self._pattern, count=SCAN_KEYS)
+            self._cursor = int(cursor)
+            self._found.update(keys)
+            if not self._cursor:
+                break
+        else:
+            return
+        with self._client.pipeline(transaction=False) as pipeline:
+            for key in self._found:
+                pipeline.llen(key)
+            # What is no list is none of ours, and the first element is a header.
+            lengths = [length for length in pipeline.execute(raise_on_error=False) if isinstance(length, int)]
+        self._unlogged = sum(length - 1 for length in lengths if length), sum(length > 1 for length in lengths)
+        self._begin_scan()
+
+
+class DatabaseReader:
+    """Reads the statistics views of PostgreSQL, which cost the same however large the tables are."""
+
+    def __init__(self, url: str) -> None:
+        # It is asked once a second whatever it answered before, so the breaker never opens.
+        breaker = CircuitBreaker(10**9, 0.0, name="top")
+        self._database = Database(url, timeout=CALL_SECONDS, pool_size=1, breaker=breaker)
+
+    def read(self) -> DatabaseReading:
+        """Look once; raises DatabaseUnavailableError or StoreMisconfiguredError."""
+        return self._database.transaction(_database_reading)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._database.close()
+
+
+class ApplicationReader:
+    """Reads the Prometheus text of an application, from an http or https URL without credentials."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError as exc:
+            raise ConfigurationError("metrics", "is not a URL; expected http://host:port/metrics") from exc
+        if parts.scheme not in ("http", "https") or not host or parts.username or parts.password:
+            raise ConfigurationError("metrics", "expected http://host:port/metrics, without user and password")
+        self._connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._host, self._port = host, port
+        self._path = (parts.path or "/metrics") + (f"?{parts.query}" if parts.query else "")
+
+    def read(self) -> ApplicationReading:
+        """Look once; raises StoreUnavailableError also for an answer that is no Prometheus text."""
+        connection = self._connection(self._host, self._port, timeout=CALL_SECONDS)
+        try:
+            connection.request("GET", self._path, headers={"Accept": "text/plain; version=0.0.4"})
+            answer = connection.getresponse()
+            body = answer.read(MAX_METRICS_BYTES + 1)
+        except (OSError, http.client.HTTPException) as exc:
+            raise StoreUnavailableError(f"no answer ({type(exc).__name__})") from exc
+        finally:
+            connection.close()
+        if answer.status != http.client.OK:
+            raise StoreUnavailableError(f"answered with status {answer.status}")
+        if len(body) > MAX_METRICS_BYTES:
+            raise StoreUnavailableError(f"answered with more than {MAX_METRICS_BYTES:,} bytes")
+        return application_reading(body.decode("utf-8", "replace"), at_seconds=time.monotonic())
+
+
+def application_reading(text: str, *, at_seconds: float) -> ApplicationReading:
+    """Return what a Prometheus text says; metrics of others are passed over."""
+    # Of the extra `metrics`, which not everybody has who has the command line.
+    from prometheus_client.parser import text_string_to_metric_families
+
+    totals: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    buckets: dict[str, dict[float, float]] = {}
+    breakers: dict[str, str] = {}
+    try:
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                labels, value = sample.labels, sample.value
+                operation = labels.get("operation", "")
+                if not math.isfinite(value):
+                    continue
+                if sample.name == "memory_operation_duration_seconds_count":
+                    counts[operation] = counts.get(operation, 0.0) + value
+                    if labels.get("outcome") == "error":
+                        errors[operation] = errors.get(operation, 0.0) + value
+                elif sample.name == "memory_operation_duration_seconds_bucket":
+                    found = buckets.setdefault(operation, {})
+                    bound = float(labels["le"])
+                    found[bound] = found.get(bound, 0.0) + value
+                elif sample.name == "memory_circuit_breaker_state":
+                    if value == 1:
+                        breakers[labels["name"]] = labels["state"]
+                elif not operation:
+                    totals[sample.name] = totals.get(sample.name, 0.0) + value
+    except (ValueError, KeyError) as exc:
+        raise StoreUnavailableError("what it answers is no Prometheus text of ours") from exc
+    operations = {
+        name: Operation(count, errors.get(name, 0.0), tuple(sorted(buckets.get(name, {}).items())))
+        for name, count in counts.items()
+    }
+    return ApplicationReading(
+        at_seconds=at_seconds,
+        started=totals.get("process_start_time_seconds"),
+        operations=operations,
+        breakers=breakers,
+        fallbacks=totals.get("memory_fallback_total"),
+        folds=totals.get("memory_folds_total"),
+        tokens_saved=totals.get("memory_tokens_saved_total"),
+        unlogged_oldest_age_seconds=totals.get("memory_unlogged_oldest_age_seconds"),
+        outbox_messages=totals.get("memory_outbox_messages"),
+        outbox_oldest_age_seconds=totals.get("memory_outbox_oldest_age_seconds"),
+        outbox_parked_messages=totals.get("memory_outbox_parked_messages"),
+    )
+
+
+def _database_reading(connection: sa.Connection) -> DatabaseReading:
+    live = {"sessions": 0, "messages": 0, "summaries": 0}
+    inserted = dict(live)
+    for is_messages, is_summaries, live_rows, inserted_rows in connection.execute(_COUNTS):
+        name = "messages" if is_messages else "summaries" if is_summaries else "sessions"
+        live[name], inserted[name] = int(live_rows), int(inserted_rows)
+    total, own, waiting, most = connection.execute(_CONNECTIONS).one()
+    has_outbox = connection.execute(_HAS_OUTBOX).scalar_one()
+    return DatabaseReading(
+        at_seconds=time.monotonic(),
+        connections=total,
+        own_connections=own,
+        waiting_connections=waiting,
+        max_connections=most,
+        sessions=live["sessions"],
+        messages=live["messages"],
+        inserted_messages=inserted["messages"],
+        inserted_summaries=inserted["summaries"],
+        outbox_messages=connection.execute(_OUTBOX, {"most": OUTBOX_ROWS}).scalar_one() if has_outbox else None,
+    )
