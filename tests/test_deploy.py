@@ -71,7 +71,7 @@ def uses(expression: str) -> list[Use]:
 
     def visit(node: Any) -> None:
         if isinstance(node, promql_parser.VectorSelector):
-            found.append(Use(node.name, {matcher.name for matcher in node.matchers.matchers}))
+            found.append(Use(node.name or "", {matcher.name for matcher in node.matchers.matchers}))
 
     promql_parser.walk(promql_parser.parse(expression), visit)
     return found

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from contract_engine.cli.display import bar, printable, shortened
+from contract_engine.cli.display import bar, shortened
 from contract_engine.cli.frames import ApplicationFigures, DatabaseFigures, Frame, OperationFigures, RedisFigures
 from contract_engine.cli.readings import OUTBOX_ROWS
 from contract_engine.cli.samples import Away
@@ -25,33 +24,30 @@ HEALTHY_STATES = {"closed": "green", "disabled": "dim"}
 
 def frame_view(frame: Frame, *, redis_address: str, database_address: str) -> RenderableType:
     """Show a frame; the addresses are without credentials."""
-    rows = _rows()
-    heading = Text("contract-memory top", style="bold").append(f"   {frame.at}", style="dim")
-    rows.add_row(_line("redis", style="bold"), _state(frame.redis, redis_address))
+    rows = [Text("contract-memory top", style="bold").append(f"   {frame.at}", style="dim")]
+    rows.append(_server("redis", frame.redis, redis_address))
     if isinstance(frame.redis, RedisFigures):
         _redis_rows(rows, frame.redis)
     if frame.postgres is None:
-        rows.add_row(_line("postgres", style="bold"), _line("none: ephemeral mode", style="dim"))
+        rows.append(_row("postgres", Text("none: ephemeral mode", style="dim")))
     else:
-        rows.add_row(_line("postgres", style="bold"), _state(frame.postgres, database_address))
+        rows.append(_server("postgres", frame.postgres, database_address))
     if isinstance(frame.postgres, DatabaseFigures):
         _database_rows(rows, frame.postgres)
     for address, found in frame.applications.items():
-        rows.add_row(_line("app", style="bold"), _state(found, address))
+        rows.append(_server("app", found, address))
         if isinstance(found, ApplicationFigures):
             _application_rows(rows, found)
     if not frame.applications:
-        rows.add_row(_line("app", style="bold"), _line("no metrics are served; give --metrics URL", style="dim"))
-    heading.no_wrap, heading.overflow = True, "ellipsis"
-    parts: list[RenderableType] = [heading, rows]
+        rows.append(_row("app", Text("no metrics are served; give --metrics URL", style="dim")))
     if frame.operations:
-        parts += ["", _operations(frame.operations[:MOST_OPERATIONS])]
-        if len(frame.operations) > MOST_OPERATIONS:
-            parts.append(_line(f"and {len(frame.operations) - MOST_OPERATIONS} more", style="dim"))
-    return Group(*parts)
+        rows += [Text(), *_operations(frame.operations)]
+    for row in rows:
+        row.no_wrap, row.overflow = True, "ellipsis"
+    return Group(*rows)
 
 
-def _redis_rows(rows: Table, found: RedisFigures) -> None:
+def _redis_rows(rows: list[Text], found: RedisFigures) -> None:
     memory = Text()
     if found.max_memory_bytes:
         memory = bar(found.used_memory_bytes, found.max_memory_bytes).append(" ")
@@ -72,7 +68,7 @@ def _redis_rows(rows: Table, found: RedisFigures) -> None:
         _add(rows, "unlogged", text, style="yellow" if found.unlogged_messages else "")
 
 
-def _database_rows(rows: Table, found: DatabaseFigures) -> None:
+def _database_rows(rows: list[Text], found: DatabaseFigures) -> None:
     _add(rows, "log", Text(f"{_rate(found.messages_per_second)} messages/s · about {found.messages:,} there"))
     _add(rows, "sessions", Text(f"about {found.sessions:,}"))
     _add(rows, "summaries", Text(f"{_rate(found.summaries_per_minute)} a minute"))
@@ -85,7 +81,7 @@ def _database_rows(rows: Table, found: DatabaseFigures) -> None:
         _add(rows, "outbox", Text(f"{more}{found.outbox_messages:,} messages"), style=style)
 
 
-def _application_rows(rows: Table, found: ApplicationFigures) -> None:
+def _application_rows(rows: list[Text], found: ApplicationFigures) -> None:
     _add(rows, "calls", Text(f"{_rate(found.operations_per_second)}/s"))
     _add(rows, "breakers", _breakers(found.breakers))
     fallbacks = Text(f"{_rate(found.fallbacks_per_second)}/s")
@@ -103,18 +99,17 @@ def _application_rows(rows: Table, found: ApplicationFigures) -> None:
         _add(rows, "outbox", text, style="yellow" if found.outbox_messages else "")
 
 
-def _operations(operations: Sequence[OperationFigures]) -> Table:
-    table = Table(box=None, header_style="dim", padding=(0, 1), pad_edge=False)
-    table.add_column("operation", no_wrap=True, overflow="ellipsis", min_width=4)
-    for name in ("a second", "failed", "p50", "p95"):
-        table.add_column(name, justify="right", no_wrap=True, overflow="ellipsis")
-    for one in operations:
-        failed = Text(_rate(one.errors_per_second), style="red" if one.errors_per_second else "dim")
-        p95 = Text(_duration(one.p95_seconds), style="red" if (one.p95_seconds or 0) > SLOW_SECONDS else "")
-        table.add_row(
-            Text(shortened(one.operation, 40)), _rate(one.per_second), failed, _duration(one.p50_seconds), p95
-        )
-    return table
+def _operations(operations: Sequence[OperationFigures]) -> Iterator[Text]:
+    """Show figures first and the name last, which may be cut."""
+    yield Text("a second  failed      p50      p95  operation", style="dim")
+    for one in operations[:MOST_OPERATIONS]:
+        row = Text(f"{_rate(one.per_second):>8}")
+        row.append(f"{_rate(one.errors_per_second):>8}", style="red" if one.errors_per_second else "dim")
+        row.append(f"{_duration(one.p50_seconds):>9}")
+        row.append(f"{_duration(one.p95_seconds):>9}", style="red" if (one.p95_seconds or 0) > SLOW_SECONDS else "")
+        yield row.append(f"  {shortened(one.operation, 40)}")
+    if len(operations) > MOST_OPERATIONS:
+        yield Text(f"and {len(operations) - MOST_OPERATIONS} more", style="dim")
 
 
 def _breakers(states: Mapping[str, str]) -> Text:
@@ -127,34 +122,29 @@ def _breakers(states: Mapping[str, str]) -> Text:
     return text
 
 
-def _state(found: object, address: str) -> Text:
-    if isinstance(found, Away):
-        since = f" since {found.since}" if found.since else ""
-        return _line(f"away{since}: {address}: {found.reason}", style="bold red")
-    return _line(address, style="green")
+def _server(name: str, found: object, address: str) -> Text:
+    if not isinstance(found, Away):
+        return _row(name, Text(address, style="green"))
+    since = f" since {found.since}" if found.since else ""
+    return _row(name, Text(shortened(f"away{since}: {address}: {found.reason}", 400), style="bold red"))
 
 
-def _rows() -> Table:
-    table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True, width=NAME_CELLS)
-    table.add_column(no_wrap=True, overflow="ellipsis")
-    return table
-
-
-def _add(rows: Table, name: str, text: Text, *, style: str = "") -> None:
+def _add(rows: list[Text], name: str, text: Text, *, style: str = "") -> None:
     if style:
         text.stylize(style)
-    rows.add_row(_line(f"  {name}", style="dim"), text)
+    rows.append(_row(f"  {name}", text, style="dim"))
 
 
-def _line(text: str, *, style: str = "") -> Text:
-    return Text(printable(text), style=style, no_wrap=True, overflow="ellipsis")
+def _row(name: str, text: Text, *, style: str = "bold") -> Text:
+    return Text.assemble((f"{name:<{NAME_CELLS}} ", style), text)
 
 
 def _rate(number: float | None) -> str:
-    """Show a rate with as many places as tell something, and what is not known as such."""
+    """Show a rate in at most seven characters, and what is not known as such."""
     if number is None:
         return UNKNOWN
+    if number >= 1e5:
+        return f"{number / 1e6:,.3g} M" if number < 9.995e8 else f"{number / 1e9:.3g} G"
     return f"{number:,.0f}" if number >= 10 or number == 0 else f"{number:.1f}" if number >= 0.1 else f"{number:.2g}"
 
 
@@ -163,7 +153,7 @@ def _duration(seconds: float | None) -> str:
         return UNKNOWN
     if seconds >= 120:
         return f"{seconds / 60:,.0f} min"
-    if seconds >= 1:
+    if seconds >= 0.9995:  # which three digits of a millisecond would round up to
         return f"{seconds:.3g} s"
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"
 
