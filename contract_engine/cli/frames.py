@@ -239,15 +239,14 @@ def _application(
             more = operation_increase(before.operations.get(name) if is_same_run else None, operation)
             per_operation.setdefault(name, []).append((more, seconds))
             count += more.count
-    folds = grown("folds")
-    if reading.folds is not None:
-        course.tally.add(reading.at_seconds, folds)
+    # From the first look on: a counter with labels is not there before it counts.
+    course.tally.add(reading.at_seconds, grown("folds"))
     return ApplicationFigures(
         seconds=seconds,
         operations_per_second=rate(count, seconds),
         breakers=reading.breakers,
         fallbacks_per_second=rate(grown("fallbacks"), seconds),
-        folds_per_minute=course.tally.per_minute(),
+        folds_per_minute=None if reading.folds is None else course.tally.per_minute(),
         tokens_saved_per_second=rate(grown("tokens_saved"), seconds),
         unlogged_oldest_age_seconds=reading.unlogged_oldest_age_seconds,
         outbox_messages=reading.outbox_messages,
