@@ -87,15 +87,15 @@ class Application:
         self.breakers = prometheus_client.Gauge(
             "memory_circuit_breaker_state", "", ("name", "state"), registry=registry
         )
-        self.folds = prometheus_client.Counter("memory_folds", "", ("outcome",), registry=registry)
+        self.folds = prometheus_client.Counter("memory_folds", "", registry=registry)
         self.outbox = prometheus_client.Gauge("memory_outbox_messages", "", registry=registry)
         self._server, self._thread = prometheus_client.start_http_server(port, "127.0.0.1", registry)
         self.port = int(self._server.server_port)
         self.url = f"http://127.0.0.1:{self.port}/metrics"
 
-    def ran(self, operation: str, *seconds: float, outcome: str = "ok") -> None:
+    def ran(self, operation: str, *seconds: float, outcome: str = "ok", backend: str = "manager") -> None:
         for duration in seconds:
-            self.durations.labels(operation, "redis", outcome).observe(duration)
+            self.durations.labels(operation, backend, outcome).observe(duration)
 
     def close(self) -> None:
         self._server.shutdown()
@@ -297,18 +297,20 @@ def test_operations_of_an_application_between_two_looks(application: Application
     with closing(Lookout(config, [application.url])) as lookout:
         lookout.look()
         application.ran("append", *[0.005] * 18, *[0.05] * 2)
-        application.ran("append", 0.05, outcome="error")
+        application.ran("append", 0.05, outcome="unavailable")
+        application.ran("append", 0.05, outcome="invalid")  # that is the caller's
+        application.ran("append", *[0.9] * 50, backend="redis")  # steps of the same calls
         application.ran("get_context", 0.0005)
-        application.folds.labels("ok").inc(3)
+        application.folds.inc(3)
         found = lookout.look().as_json()
         told = found["applications"][application.url]
         append, read = found["operations"]
         assert append["operation"] == "append"
-        assert append["per_second"] * told["seconds"] == pytest.approx(21)
+        assert append["per_second"] * told["seconds"] == pytest.approx(22)
         assert append["errors_per_second"] * told["seconds"] == pytest.approx(1)
         assert 0.001 < append["p50_seconds"] <= 0.01 < append["p95_seconds"] <= 0.1
         assert read["per_second"] * told["seconds"] == pytest.approx(1)
-        assert told["operations_per_second"] * told["seconds"] == pytest.approx(22)
+        assert told["operations_per_second"] * told["seconds"] == pytest.approx(23)
         assert told["folds_per_minute"] == pytest.approx(3 * 60 / told["seconds"])
         assert told["breakers"] == {"redis": "open"}
         assert told["outbox_messages"] == 4
@@ -338,6 +340,7 @@ def test_an_application_that_restarts_is_counted_anew(redis_url: str, tenant: st
         (404, b"", "status 404"),
         (200, b"<html><body>not here</body></html>", "no Prometheus text"),
         (200, b'memory_operation_duration_seconds_bucket{operation="x"} 1\n', "no Prometheus text of ours"),
+        (200, b'memory_circuit_breaker_state{name="redis",state="ajar"} 1\n', "no Prometheus text of ours"),
         (200, b"memory_folds_total many\n", "no Prometheus text"),
     ],
 )
@@ -352,8 +355,14 @@ def test_an_answer_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
         ApplicationReader(url).read()
 
 
+def test_the_worst_of_several_breakers_of_one_name_is_told() -> None:
+    states = {"closed": 2, "open": 1, "half_open": 1, "forced_open": 0, "disabled": 0}
+    text = "".join(f'memory_circuit_breaker_state{{name="redis",state="{state}"}} {n}\n' for state, n in states.items())
+    assert application_reading(text, at_seconds=1.0).breakers == {"redis": "open"}
+
+
 def test_metrics_of_others_are_passed_over() -> None:
-    text = 'other_total{operation="x"} 5\nmemory_folds_total{outcome="ok"} 2\nmemory_folds_total{outcome="lost"} 3\n'
+    text = 'other_total{operation="x"} 5\nmemory_folds_total{of="a"} 2\nmemory_folds_total{of="b"} 3\n'
     found = application_reading(text + "memory_outbox_messages NaN\n", at_seconds=1.0)
     assert (found.folds, found.operations, found.outbox_messages, found.started) == (5.0, {}, None, None)
 
@@ -370,8 +379,9 @@ def test_every_metric_that_is_read_is_in_the_list() -> None:
     listed = [line.split()[0] for line in METRICS.read_text("utf-8").splitlines() if not line.startswith("#")]
     source = Path(readings.__file__).read_text("utf-8").split("def application_reading")[1].split("\ndef ")[0]
     read = {word for word in source.split('"') if word.startswith("memory_")}
-    assert len(read) >= 9
-    assert {word.removesuffix("_bucket").removesuffix("_count") for word in read} <= set(listed)
+    read.add(readings.DURATIONS)
+    assert len(read) >= 10
+    assert read <= set(listed)
 
 
 # -- servers that go away

@@ -91,7 +91,8 @@ def _application_rows(rows: list[Text], found: ApplicationFigures) -> None:
     age = found.unlogged_oldest_age_seconds
     if age is not None:
         style = "red" if age > OLDEST_UNLOGGED_SECONDS else "yellow" if age else ""
-        _add(rows, "unlogged", Text(f"oldest {_duration(age)}"), style=style)
+        count = UNKNOWN if found.unlogged_sessions is None else f"{found.unlogged_sessions:,.0f}"
+        _add(rows, "unlogged", Text(f"{count} sessions, oldest {_duration(age)}"), style=style)
     if found.outbox_messages is not None:
         text = Text(f"{found.outbox_messages:,.0f} messages, oldest {_duration(found.outbox_oldest_age_seconds)}")
         if found.outbox_parked_messages:

@@ -67,6 +67,7 @@ class ApplicationFigures:
     fallbacks_per_second: float | None
     folds_per_minute: float | None
     tokens_saved_per_second: float | None
+    unlogged_sessions: float | None
     unlogged_oldest_age_seconds: float | None
     outbox_messages: float | None
     outbox_oldest_age_seconds: float | None
@@ -248,6 +249,7 @@ def _application(
         fallbacks_per_second=rate(grown("fallbacks"), seconds),
         folds_per_minute=None if reading.folds is None else course.tally.per_minute(),
         tokens_saved_per_second=rate(grown("tokens_saved"), seconds),
+        unlogged_sessions=reading.unlogged_sessions,
         unlogged_oldest_age_seconds=reading.unlogged_oldest_age_seconds,
         outbox_messages=reading.outbox_messages,
         outbox_oldest_age_seconds=reading.outbox_oldest_age_seconds,

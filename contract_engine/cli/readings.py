@@ -9,6 +9,7 @@ import http.client
 import math
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
@@ -42,6 +43,13 @@ OUTBOX_ROWS = 10_000
 
 SCRIPT_COMMANDS = ("evalsha", "eval", "fcall")
 MAX_METRICS_BYTES = 16 * 2**20
+
+DURATIONS = "memory_operation_duration_seconds"
+NO_FAILURES = ("ok", "invalid", "cancelled", "nothing")
+"""Outcomes that say nothing against the memory: bad input and giving up are the caller's."""
+
+STATES = ("disabled", "closed", "half_open", "open", "forced_open")
+"""Of a circuit breaker, from good to bad."""
 
 _COUNTS = sa.text(
     """SELECT relid = to_regclass('memory_messages'), relid = to_regclass('memory_summaries'), n_live_tup, n_tup_ins
@@ -213,40 +221,40 @@ class ApplicationReader:
 
 
 def application_reading(text: str, *, at_seconds: float) -> ApplicationReading:
-    """Return what a Prometheus text says; metrics of others are passed over."""
+    """Return what a Prometheus text says; metrics of others, and steps within operations, are passed over."""
     # Of the extra `metrics`, which not everybody has who has the command line.
     from prometheus_client.parser import text_string_to_metric_families
 
     totals: dict[str, float] = {}
-    counts: dict[str, float] = {}
-    errors: dict[str, float] = {}
-    buckets: dict[str, dict[float, float]] = {}
+    counts: defaultdict[str, float] = defaultdict(float)
+    errors: defaultdict[str, float] = defaultdict(float)
+    buckets: defaultdict[str, defaultdict[float, float]] = defaultdict(lambda: defaultdict(float))
     breakers: dict[str, str] = {}
     try:
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                labels, value = sample.labels, sample.value
-                operation = labels.get("operation", "")
-                if not math.isfinite(value):
-                    continue
-                if sample.name == "memory_operation_duration_seconds_count":
-                    counts[operation] = counts.get(operation, 0.0) + value
-                    if labels.get("outcome") == "error":
-                        errors[operation] = errors.get(operation, 0.0) + value
-                elif sample.name == "memory_operation_duration_seconds_bucket":
-                    found = buckets.setdefault(operation, {})
-                    bound = float(labels["le"])
-                    found[bound] = found.get(bound, 0.0) + value
-                elif sample.name == "memory_circuit_breaker_state":
-                    if value == 1:
-                        breakers[labels["name"]] = labels["state"]
-                elif not operation:
-                    totals[sample.name] = totals.get(sample.name, 0.0) + value
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        for sample in samples:
+            labels, value = sample.labels, sample.value
+            if not math.isfinite(value):
+                continue
+            if sample.name == "memory_circuit_breaker_state":
+                # Several managers in one process: the worst of their breakers of one name.
+                known = STATES.index(labels["state"])
+                if value > 0 and known >= STATES.index(breakers.get(labels["name"], STATES[0])):
+                    breakers[labels["name"]] = labels["state"]
+            elif not sample.name.startswith(DURATIONS):
+                totals[sample.name] = totals.get(sample.name, 0.0) + value
+            elif labels["backend"] == "manager":
+                operation = labels["operation"]
+                if sample.name == f"{DURATIONS}_count":
+                    counts[operation] += value
+                    if labels["outcome"] not in NO_FAILURES:
+                        errors[operation] += value
+                elif sample.name == f"{DURATIONS}_bucket":
+                    buckets[operation][float(labels["le"])] += value
     except (ValueError, KeyError) as exc:
         raise StoreUnavailableError("what it answers is no Prometheus text of ours") from exc
     operations = {
-        name: Operation(count, errors.get(name, 0.0), tuple(sorted(buckets.get(name, {}).items())))
-        for name, count in counts.items()
+        name: Operation(count, errors[name], tuple(sorted(buckets[name].items()))) for name, count in counts.items()
     }
     return ApplicationReading(
         at_seconds=at_seconds,
@@ -256,6 +264,7 @@ def application_reading(text: str, *, at_seconds: float) -> ApplicationReading:
         fallbacks=totals.get("memory_fallback_total"),
         folds=totals.get("memory_folds_total"),
         tokens_saved=totals.get("memory_tokens_saved_total"),
+        unlogged_sessions=totals.get("memory_unlogged_sessions"),
         unlogged_oldest_age_seconds=totals.get("memory_unlogged_oldest_age_seconds"),
         outbox_messages=totals.get("memory_outbox_messages"),
         outbox_oldest_age_seconds=totals.get("memory_outbox_oldest_age_seconds"),

@@ -83,6 +83,7 @@ class ApplicationReading:
     fallbacks: float | None = None
     folds: float | None = None
     tokens_saved: float | None = None
+    unlogged_sessions: float | None = None
     unlogged_oldest_age_seconds: float | None = None
     outbox_messages: float | None = None
     outbox_oldest_age_seconds: float | None = None

@@ -32,9 +32,14 @@ class Panel:
     alarm_above: float | None = None
 
 
-def per_second(metric: str, *, by: str = "") -> str:
+def per_second(metric: str, *, by: str = "", matchers: str = "") -> str:
     """Return the rate of a counter over the processes of the chosen jobs."""
-    return f"sum by ({by}) (rate({metric}{{{OURS}}}[$__rate_interval]))"
+    return f"sum by ({by}) (rate({metric}{{{OURS}{matchers}}}[$__rate_interval]))"
+
+
+def calls(*, by: str, matchers: str) -> str:
+    """Return how many operations or steps end a second; those of backend ``manager`` are whole operations."""
+    return per_second("memory_operation_duration_seconds_count", by=by, matchers=matchers)
 
 
 def most(metric: str, *, by: str = "job", matchers: str = "") -> str:
@@ -83,15 +88,21 @@ ROWS: dict[str, Sequence[Panel]] = {
     "Operations": (
         Panel(
             "Operations by kind",
-            "A second.",
+            "A second, background work included.",
             "ops",
-            [(per_second("memory_operation_duration_seconds_count", by="operation"), "{{operation}}")],
+            [(calls(by="operation", matchers=',backend="manager"'), "{{operation}}")],
         ),
         Panel(
-            "Outcomes",
-            "A second, by who served them.",
+            "Outcomes that are not ok",
+            "A second; `invalid` and `cancelled` are the caller's own doing.",
             "ops",
-            [(per_second("memory_operation_duration_seconds_count", by="backend, outcome"), "{{backend}} {{outcome}}")],
+            [(calls(by="outcome", matchers=',backend="manager",outcome!="ok"'), "{{outcome}}")],
+        ),
+        Panel(
+            "Steps",
+            "A second: round trips, statements, and what models are asked.",
+            "ops",
+            [(calls(by="backend", matchers=',backend!="manager"'), "{{backend}}")],
         ),
         Panel("p95", "The budget is 100 ms.", "s", [(duration(95), "{{operation}}")], alarm_above=0.1),
         Panel("p50", "Half of the calls are faster.", "s", [(duration(50), "{{operation}}")]),
@@ -99,7 +110,7 @@ ROWS: dict[str, Sequence[Panel]] = {
     "Degraded operation": (
         Panel(
             "Circuit breakers that are not closed",
-            "1 while open, half open or forced open; nothing is drawn while all are closed.",
+            "How many are open, half open or forced open; nothing is drawn while all are closed.",
             "short",
             [
                 (
@@ -108,7 +119,7 @@ ROWS: dict[str, Sequence[Panel]] = {
                         by="job, instance, name, state",
                         matchers=',state=~"open|half_open|forced_open"',
                     )
-                    + " == 1",
+                    + " > 0",
                     "{{instance}} {{name}} {{state}}",
                 )
             ],
@@ -132,23 +143,27 @@ ROWS: dict[str, Sequence[Panel]] = {
             [(most("memory_unlogged_oldest_age_seconds"), "{{job}}")],
             alarm_above=60,
         ),
+        Panel(
+            "Sessions with unlogged messages",
+            "As each process knows of those it has written to.",
+            "short",
+            [(f"sum by (job, instance) (memory_unlogged_sessions{{{OURS}}})", "{{instance}}")],
+        ),
     ),
     "Folding": (
-        Panel(
-            "Folds", "A second, by outcome.", "ops", [(per_second("memory_folds_total", by="outcome"), "{{outcome}}")]
-        ),
+        Panel("Folds", "A second.", "ops", [(per_second("memory_folds_total", by="job"), "{{job}}")]),
         Panel(
             "Summaries and merges",
             "A second.",
             "ops",
             [
-                (per_second("memory_summaries_total"), "summaries"),
+                (per_second("memory_summaries_total", by="method"), "{{method}}"),
                 (per_second("memory_summary_merges_total"), "merges"),
             ],
         ),
         Panel(
             "Tokens saved",
-            "A second: what models did not have to read.",
+            "A second: by how much contexts have become smaller.",
             "short",
             [(per_second("memory_tokens_saved_total"), "tokens")],
         ),
@@ -171,7 +186,7 @@ ROWS: dict[str, Sequence[Panel]] = {
             "Mismatches",
             "In a quarter of an hour. Must be 0.",
             "short",
-            [(f"sum by (job) (increase(memory_dual_write_mismatch_total{{{OURS}}}[15m]))", "{{job}}")],
+            [(f"sum by (kind) (increase(memory_dual_write_mismatch_total{{{OURS}}}[15m]))", "{{kind}}")],
             alarm_above=0,
         ),
     ),
