@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import prometheus_client
+import psutil
 import psycopg
 import pytest
 import redis
@@ -34,7 +36,7 @@ from contract_engine.cli.readings import (
     RedisReader,
     application_reading,
 )
-from contract_engine.cli.servers import ADDRESS_VARIABLES
+from contract_engine.cli.servers import ADDRESS_VARIABLES, HOME_VARIABLE
 from contract_engine.cli.top import Lookout
 from contract_engine.embedded import EmbeddedServers
 from contract_engine.memory import (
@@ -492,6 +494,42 @@ def test_without_a_terminal_frames_are_printed_one_after_the_other(private_serve
         program.until(lambda: sum(line.startswith("contract-memory top") for line in program.lines) >= 3)
         program.end(signal.SIGTERM)
     assert not any("\x1b" in line for line in program.lines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_being_told_to_end_twice_is_no_reason_to_leave_servers_behind(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The servers that top has started for itself take a while to stop, and the second signal comes meanwhile."""
+    with TemporaryDirectory(prefix="contract-top-") as home:
+        Path(home).chmod(0o711)  # PostgreSQL's user must pass when we are root
+        monkeypatch.setenv(HOME_VARIABLE, home)
+        command = [sys.executable, "-m", "contract_engine.cli", "top", "--json"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            assert process.stdout is not None
+            assert json.loads(process.stdout.readline())["postgres"]["state"] == "up"
+            assert servers_in(home)
+            process.send_signal(number)
+            time.sleep(0.05)
+            was_ending = process.poll() is None
+            process.send_signal(number)
+            process.stdout.read()
+            assert process.wait(PATIENCE) == 0
+        assert was_ending, "the second signal came too late to prove anything"
+        assert servers_in(home) == []
+
+
+def servers_in(home: str) -> list[int]:
+    """Return the processes that work in a directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            directory = process.cwd()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if directory.startswith(home):
+            found.append(process.pid)
+    return found
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -18,6 +18,12 @@ def end_in_order() -> None:
     sys.unraisablehook = _tell_unraisable
 
 
+def end_once() -> None:
+    """Ignore further signals: for a command that has been told to end and takes down what it has put up."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _end(number: int, _frame: FrameType | None) -> None:
     sys.exit(128 + number)
 

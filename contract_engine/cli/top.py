@@ -21,6 +21,7 @@ from contract_engine.cli.options import AsJson, DatabaseUrl, Ephemeral, RedisUrl
 from contract_engine.cli.readings import LOOK_SECONDS, ApplicationReader, DatabaseReader, RedisReader, Watched
 from contract_engine.cli.samples import ApplicationReading, Away
 from contract_engine.cli.servers import Choice, chosen_servers, database_address, redis_address
+from contract_engine.cli.signals import end_once
 from contract_engine.memory import ConfigurationError, MemoryConfig
 
 DEFAULT_METRICS = "http://127.0.0.1:9464/metrics"
@@ -112,7 +113,7 @@ def top(
             else:
                 _show(lookout, config, interval=interval)
         except (KeyboardInterrupt, SystemExit):
-            return  # that is how it is ended
+            end_once()  # that is how it is ended; `timeout` and the impatient say so twice
 
 
 def _print_once(lookout: Lookout, config: MemoryConfig, *, interval: float, as_json: bool) -> None:
