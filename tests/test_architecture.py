@@ -25,6 +25,7 @@ LAYERS = (
     "encodings encodings.measurement token_counter exchange mending swisper_context circuit_guard circuit_control"
     " circuit_breaker",
     "models serializer",
+    "archive",
     "summarizers summarizers.request summarizers.sentences summarizers.salience summarizers.facts summarizers.form"
     " summarizers.units summarizers.notes summarizers.wishes summarizers.extractive summarizers.merging"
     " summarizers.transcript summarizers.languages summarizers.evidence"
@@ -35,7 +36,7 @@ LAYERS = (
     "terms ranking",
     "_effects",
     "_scripts _tables",
-    "_layout _log _log_transactions _log_summaries _log_drain _log_pins _log_recall intake",
+    "_layout _log _log_transactions _log_summaries _log_drain _log_pins _log_recall _log_retention _log_archive intake",
     "_runtime _runtime.failures _runtime.redis_steps _runtime.redis_topology _runtime.redis_conversation"
     " _runtime.redis_connections _runtime.redis_routing _runtime.redis_cluster _runtime.redis_sentinel"
     " _runtime.redis_transport _runtime.database_connections _runtime.database _runtime.background _runtime.runner",
@@ -46,8 +47,9 @@ LAYERS = (
     "assignment",
     "unlogged",
     "sessions",
-    "rebuilding contexts",
-    "buffer_store summary_store session_store pins",
+    "rebuilding contexts archiving",
+    "erasing",
+    "buffer_store summary_store session_store pins retention",
     "_manager_flows",
     "_manager_base",
     "manager async_manager",
@@ -120,6 +122,8 @@ def test_only_the_runtime_touches_clients_and_engines() -> None:
         "_log_pins",
         "_log_summaries",
         "_log_recall",
+        "_log_retention",
+        "_log_archive",
         "_tables",
         "_effects",
         "message_log",
@@ -195,6 +199,7 @@ def test_each_script_is_called_with_the_arguments_its_header_states() -> None:
         "forget": _scripts.forget_call(keys),
         "waiting": _scripts.waiting_call(keys, most_messages=1, most_bytes=1),
         "pin": _scripts.pin_call(keys, epoch=1, revision=1, version=1, ttl=1, summary=b""),
+        "drop": _scripts.drop_call(keys),
         "discard": _scripts.discard_call(keys, seen=b""),
     }  # fmt: skip
     assert set(calls) == {script.name for script in _scripts.ALL_SCRIPTS}

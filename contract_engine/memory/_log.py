@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from contract_engine.memory._effects import Statement
 from contract_engine.memory._tables import messages, sessions, summaries
 from contract_engine.memory.config import SessionLimits
-from contract_engine.memory.models import NO_SUMMARY, SessionState, Summary
+from contract_engine.memory.models import NO_SUMMARY, SUPPLIED, SessionState, Summary
 from contract_engine.memory.serializer import decode_text, decode_value
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Epochs only have to differ between two lives of one session id; microseconds of the server's clock do.
 NEW_EPOCH: sa.ColumnElement[int] = sa.literal_column("(extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
 _ONE: sa.ColumnElement[int] = sa.literal_column("1")
+_SUPPLIED_LITERAL: sa.ColumnElement[str] = sa.literal_column(f"'{SUPPLIED}'")
 
 # SQLAlchemy keeps the names of columns for itself in inserts and updates.
 tenant = sa.bindparam("of_tenant", type_=sa.Text)
@@ -179,7 +180,8 @@ def _pinned_rows() -> sa.Select[Any]:
 def _commit_summary() -> sa.Select[Any]:
     """Move the watermark and add the version that covers it, or do neither: the revision is the compare-and-set.
 
-    It counts every fold, and a drain that has put what waited before what was logged later.
+    It counts every fold, and a drain that has put what waited before what was logged later. A text of a caller touches
+    the session, as a message does; a fold does not, for it may follow from a read.
     """
     watermark = sa.cast(sa.bindparam("last_seq"), sa.BigInteger)
     expected = sa.cast(sa.bindparam("version"), sa.Integer)
@@ -193,7 +195,15 @@ def _commit_summary() -> sa.Select[Any]:
             sessions.c.watermark <= watermark,
             sessions.c.last_seq >= watermark,
         )
-        .values(watermark=watermark, summary_version=expected + _ONE, revision=sessions.c.revision + _ONE)
+        .values(
+            watermark=watermark,
+            summary_version=expected + _ONE,
+            revision=sessions.c.revision + _ONE,
+            updated_at=sa.case(
+                (sa.cast(sa.bindparam("method"), sa.Text) == _SUPPLIED_LITERAL, sa.func.now()),
+                else_=sessions.c.updated_at,
+            ),
+        )
         .returning(sessions.c.summary_version, sessions.c.revision)
         .cte("moved")
     )

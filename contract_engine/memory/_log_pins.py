@@ -90,5 +90,8 @@ def set_instructions(connection: sa.Connection, key: Mapping[str, str], text: by
 
 def _write(connection: sa.Connection, key: Mapping[str, str], **values: object) -> None:
     connection.execute(
-        sa.update(sessions).where(this_session(sessions)).values(**values, revision=sessions.c.revision + 1), key
+        sa.update(sessions)
+        .where(this_session(sessions))
+        .values(**values, revision=sessions.c.revision + 1, updated_at=sa.func.now()),
+        key,
     )

@@ -16,9 +16,12 @@ from contract_engine.memory._log import (
     tenant,
     this_session,
 )
-from contract_engine.memory._tables import messages, recall, sessions, summaries
+from contract_engine.memory._tables import messages, sessions, summaries, tables_of_sessions
 from contract_engine.memory.config import SessionLimits
 from contract_engine.memory.models import CLEARED
+
+ROWS_AT_ONCE = 50_000
+"""Messages deleted by one statement: it has to be done within the deadline, also of a session of a million."""
 
 
 class StoredMessage(NamedTuple):
@@ -72,11 +75,25 @@ def erase(connection: sa.Connection, key: Mapping[str, str]) -> bool:
     one that comes later waits for us and begins a new session. Where there is no such row there is nothing else either:
     what may appear meanwhile belongs to a new session, and stays.
     """
-    if connection.execute(sa.delete(sessions).where(this_session(sessions)), key).rowcount == 0:
+    last_seq = connection.scalar(sa.delete(sessions).where(this_session(sessions)).returning(sessions.c.last_seq), key)
+    if last_seq is None:
         return False
-    for table in (messages, summaries, recall):
-        connection.execute(sa.delete(table).where(this_session(table)), key)
+    delete_rows(connection, key, last_seq)
     return True
+
+
+def delete_rows(connection: sa.Connection, key: Mapping[str, str], last_seq: int) -> dict[str, int]:
+    """Delete every row of a session whose own row is locked or gone; answers how many there were of each table."""
+    counts: dict[str, int] = {}
+    for table in tables_of_sessions():
+        rows = sa.delete(table).where(this_session(table))
+        count = 0
+        if "seq" in table.c:
+            up_to = sa.bindparam("up_to", type_=sa.BigInteger)
+            for reached in range(ROWS_AT_ONCE, last_seq, ROWS_AT_ONCE):
+                count += connection.execute(rows.where(table.c.seq <= up_to), {**key, "up_to": reached}).rowcount
+        counts[table.name] = count + connection.execute(rows, key).rowcount
+    return counts
 
 
 def clear_summaries(connection: sa.Connection, key: Mapping[str, str]) -> None:
@@ -104,7 +121,7 @@ def clear_summaries(connection: sa.Connection, key: Mapping[str, str]) -> None:
     connection.execute(
         sa.update(sessions)
         .where(this_session(sessions))
-        .values(summary_version=version, revision=sessions.c.revision + 1),
+        .values(summary_version=version, revision=sessions.c.revision + 1, updated_at=sa.func.now()),
         key,
     )
 

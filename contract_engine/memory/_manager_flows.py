@@ -28,6 +28,7 @@ from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.models import Loaded, Receipt
 from contract_engine.memory.pins import PinFlows
 from contract_engine.memory.recall import Recall
+from contract_engine.memory.retention import RetentionFlows
 from contract_engine.memory.serializer import decode_value, encode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.session_store import StoreFlows
@@ -80,6 +81,7 @@ class ManagerFlows:
         self.summary = SummaryFlows(config, self.counter, self._sessions, log=self._log)
         self.pins = PinFlows(config, self.counter, self._sessions, log=self._log)
         self.store = StoreFlows(config, self._intake)
+        self.retention = RetentionFlows(config, self._sessions)
 
     def append(self, session_id: object, message: object, message_id: str | None) -> Flow[Receipt]:
         checked = check_session_id(session_id)

@@ -31,6 +31,7 @@ NAMES = (
     "configure",
     "discard",
     "drained",
+    "drop",
     "forget",
     "install",
     "lease",
@@ -48,6 +49,7 @@ ALL_SCRIPTS = tuple(map(_load, NAMES))
     CONFIGURE,
     DISCARD,
     DRAINED,
+    DROP,
     FORGET,
     INSTALL,
     LEASE,
@@ -281,6 +283,11 @@ def drained_call(keys: SessionKeys, *, count: int, first: bytes, last: bytes) ->
 def forget_call(keys: SessionKeys) -> Command:
     """Have the buffer rebuilt by its next reader."""
     return Command((2, keys.buffer, keys.unlogged), FORGET)
+
+
+def drop_call(keys: SessionKeys) -> Command:
+    """Delete every key of a session, unless messages wait there."""
+    return Command((7, *keys), DROP)
 
 
 def release_call(key: str, *, lease_token: int) -> Command:

@@ -53,6 +53,8 @@ sessions = sa.Table(
         comment="every message up to here can be searched",
     ),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    # Moved by whatever a caller writes: a message, a text for the summary, the context object, limits, a pin, wishes.
+    # Not by reads, folds, and what an operator does. Retention goes by it.
     sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
 )
 
@@ -100,3 +102,13 @@ recall = sa.Table(
     sa.Column("length", sa.Integer, nullable=False, comment="how many terms the message has"),
     sa.Column("terms", Tsvector, nullable=False, comment="what it is found by, each as often as it stands there"),
 )
+
+
+def tables_of_sessions() -> list[sa.Table]:
+    """Return every table that has rows of sessions; first the one whose row is the session's lock.
+
+    What erases a session goes by this list, so a table that is added above is erased from without further ado.
+    """
+    others = [table for table in metadata.sorted_tables if {"tenant", "session_id"} <= set(table.c.keys())]
+    others.remove(sessions)
+    return [sessions, *others]

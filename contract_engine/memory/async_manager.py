@@ -10,6 +10,7 @@ from contract_engine.memory._manager_base import ManagerBase, once
 from contract_engine.memory._runtime import AsyncRuntime
 from contract_engine.memory.buffer_store import AsyncBufferStore
 from contract_engine.memory.models import Message, Receipt
+from contract_engine.memory.retention import AsyncRetention
 from contract_engine.memory.session_store import AsyncPostgresSessionStore
 from contract_engine.memory.summary_store import AsyncSummaryStore
 from contract_engine.memory.swisper_context import SwisperContext
@@ -41,6 +42,11 @@ class AsyncMemoryManager(ManagerBase):
     def session_store(self) -> AsyncPostgresSessionStore:
         """The log of this manager; its calls raise :class:`ConfigurationError` where no database is configured."""
         return AsyncPostgresSessionStore.within(self._runtime, self._flows.store)
+
+    @once
+    def retention(self) -> AsyncRetention:
+        """What an operator does to sessions: purge old ones, erase some with proof, export and import them."""
+        return AsyncRetention.within(self._runtime, self._flows.retention)
 
     async def add_message(self, session_id: str, message: Message) -> bool:
         """See :meth:`MemoryManager.add_message`."""

@@ -7,6 +7,7 @@ sessions never share a key.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -39,6 +40,14 @@ def session_keys(prefix: str, tenant: str, session_id: str) -> SessionKeys:
 def unlogged_pattern(prefix: str, tenant: str) -> str:
     """Return the glob of a tenant's unlogged lists; no character of the names means something in a glob."""
     return f"{prefix}:{{{tenant}/*}}:unlogged"
+
+
+def session_pattern(prefix: str, tenant: str, session_id: str | None = None) -> str:
+    """Return the glob of all keys of a session, whatever their names; of all sessions of the tenant without one."""
+    if session_id is None:
+        return f"{prefix}:{{{tenant}/*}}:*"
+    stem = session_keys(prefix, tenant, session_id).buffer.removesuffix(SessionKeys._fields[0])
+    return re.sub(r"([\\*?\[\]])", r"\\\1", stem) + "*"
 
 
 def session_of_key(prefix: str, tenant: str, key: str) -> str | None:

@@ -10,6 +10,7 @@ from contract_engine.memory._manager_base import ManagerBase, once
 from contract_engine.memory._runtime import Runtime
 from contract_engine.memory.buffer_store import BufferStore
 from contract_engine.memory.models import Message, Receipt
+from contract_engine.memory.retention import Retention
 from contract_engine.memory.session_store import PostgresSessionStore
 from contract_engine.memory.summary_store import SummaryStore
 from contract_engine.memory.swisper_context import SwisperContext
@@ -53,6 +54,11 @@ class MemoryManager(ManagerBase):
     def session_store(self) -> PostgresSessionStore:
         """The log of this manager; its calls raise :class:`ConfigurationError` where no database is configured."""
         return PostgresSessionStore.within(self._runtime, self._flows.store)
+
+    @once
+    def retention(self) -> Retention:
+        """What an operator does to sessions: purge old ones, erase some with proof, export and import them."""
+        return Retention.within(self._runtime, self._flows.retention)
 
     def add_message(self, session_id: str, message: Message) -> bool:
         """Append one message; False only if nothing was acknowledged.

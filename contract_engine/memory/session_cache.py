@@ -307,6 +307,11 @@ class SessionCache:
         """Have the next reader or writer rebuild the buffer from the log, after what waits to be logged."""
         yield from redis_call(_scripts.forget_call(self.keys(session_id)))
 
+    def drop(self, session_id: str) -> Flow[bool]:
+        """Delete every key of the session; False where messages wait to be logged: then nothing was deleted."""
+        (done,) = yield from redis_call(_scripts.drop_call(self.keys(session_id)))
+        return bool(done)
+
     def forget(self, session_id: str) -> Flow[int]:
         """Delete every key of the session; answers how many there were."""
         (count,) = yield from redis_call(Command(("DEL", *self.keys(session_id))))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -30,6 +30,8 @@ from contract_engine.memory.unlogged import Unlogged
 from contract_engine.memory.untold import Untold
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FIRST_PAUSE_SECONDS, PAUSES = 0.002, 4
 """How a reader waits for another that rebuilds the same buffer, each time twice as long; then it reads the log too."""
@@ -348,8 +350,12 @@ class Sessions:
             # Its revision is old: the next append replaces it, and this process does not believe it before.
             logger.info("session %s: Redis not told of a change: %s", session_id, exc)
 
-    def erase(self, session_id: str) -> Flow[None]:
-        """Delete the session everywhere. Raises where a server is away: then call again, some of it is still there."""
+    def erase(self, session_id: str, erase_rows: Callable[[str], Flow[T]] | None = None) -> Flow[T | None]:
+        """Delete the session everywhere. Raises where a server is away: then call again, some of it is still there.
+
+        ``erase_rows`` is what deletes it from the log, where that is to answer more.
+        """
+        erased: T | None = None
         if self._log is not None:
             try:
                 waits = yield from self.cache.has_unlogged(session_id)
@@ -359,13 +365,28 @@ class Sessions:
                 # It goes first: whoever is about to log it then finds the epoch gone under which it was read.
                 yield from self._log.check()
                 yield from self.cache.forget(session_id)
-            yield from self._log.erase(session_id)
+            if erase_rows is None:
+                yield from self._log.erase(session_id)
+            else:
+                erased = yield from erase_rows(session_id)
         if self.unlogged is not None:
             # Before the last step: what is appended after that waits, and is remembered.
             self.unlogged.forget_begun(session_id)
         note = self._untold.note(session_id, math.inf)
         yield from self.cache.forget(session_id)
         self._untold.settle(session_id, note)
+        return erased
+
+    def drop_copy(self, session_id: str) -> Flow[None]:
+        """Delete what Redis has of a session whose rows were erased or replaced; what waits there is logged first."""
+        note = self._untold.note(session_id, math.inf)
+        for _ in range(ATTEMPTS):
+            if (yield from self.cache.drop(session_id)):
+                self._untold.settle(session_id, note)
+                return
+            if self.unlogged is not None:
+                yield from self.unlogged.drain(session_id)
+        raise ContentionError(session_id, ATTEMPTS)
 
 
 def _receipts(placed: Placed, outgoing: Sequence[Outgoing], *, is_durable: bool, degraded: bool) -> list[Receipt]:
