@@ -21,6 +21,7 @@ from contract_engine.memory import (
     AsyncBufferStore,
     AsyncMemoryManager,
     AsyncPostgresSessionStore,
+    AsyncRetention,
     AsyncSummaryStore,
     BufferStore,
     MemoryConfig,
@@ -38,7 +39,7 @@ SYNC, ASYNC = "sync", "async"
 DURABLE, EPHEMERAL = "durable", "ephemeral"
 TABLES = ("memory_sessions", "memory_messages", "memory_summaries", "memory_recall")
 
-_ASYNC_TYPES = (AsyncMemoryManager, AsyncBufferStore, AsyncSummaryStore, AsyncPostgresSessionStore)
+_ASYNC_TYPES = (AsyncMemoryManager, AsyncBufferStore, AsyncSummaryStore, AsyncPostgresSessionStore, AsyncRetention)
 
 
 class BlockingView:

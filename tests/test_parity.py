@@ -10,10 +10,12 @@ from contract_engine.memory import (
     AsyncBufferStore,
     AsyncMemoryManager,
     AsyncPostgresSessionStore,
+    AsyncRetention,
     AsyncSummaryStore,
     BufferStore,
     MemoryManager,
     PostgresSessionStore,
+    Retention,
     SummaryStore,
 )
 
@@ -22,6 +24,7 @@ TWINS = [
     (BufferStore, AsyncBufferStore),
     (SummaryStore, AsyncSummaryStore),
     (PostgresSessionStore, AsyncPostgresSessionStore),
+    (Retention, AsyncRetention),
 ]
 RENAMED = {"close": "aclose"}
 SHELLS = {"within"}  # how a manager hands out its layers: the runtime is of the other colour

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from contract_engine import demo as shipped
-from contract_engine.cli import display, doctor, probes, summaries, top
+from contract_engine.cli import archive, display, doctor, probes, retention, summaries, top
 from contract_engine.cli.conversations import Conversation, conversation_of, read_conversations
 from contract_engine.cli.drain import drain_sessions
 from contract_engine.cli.options import AsJson, DatabaseUrl, Ephemeral, Full, Limit, RedisUrl, Session, Tenant, Yes
@@ -200,6 +200,10 @@ app.command()(summaries.summaries)
 app.command()(summaries.resummarize)
 app.command()(summaries.quarantine)
 app.command()(top.top)
+app.command()(retention.purge)
+app.command()(retention.erase)
+app.command()(archive.export)
+app.command(name="import")(archive.import_)
 
 
 @app.command()

@@ -30,6 +30,7 @@ from contract_engine.memory.errors import (
 )
 from contract_engine.memory.manager import MemoryManager
 from contract_engine.memory.models import Receipt
+from contract_engine.memory.retention import AsyncRetention, Retention
 from contract_engine.memory.serializer import MessageSerializer
 from contract_engine.memory.session_store import AsyncPostgresSessionStore, PostgresSessionStore
 from contract_engine.memory.summarizers import ExtractiveSummarizer
@@ -45,6 +46,7 @@ __all__ = [
     "AsyncBufferStore",
     "AsyncMemoryManager",
     "AsyncPostgresSessionStore",
+    "AsyncRetention",
     "AsyncSummaryStore",
     "BufferStore",
     "CircuitBreaker",
@@ -69,6 +71,7 @@ __all__ = [
     "Receipt",
     "RedisCircuitBreaker",
     "RedisUnavailableError",
+    "Retention",
     "SerializationError",
     "SessionLimits",
     "StoreMisconfiguredError",

@@ -70,7 +70,6 @@ class Archiving:
     def import_sessions(
         self,
         lines: Iterable[bytes],
-        *,
         session_id: object,
         existing: object,
         dry_run: bool,

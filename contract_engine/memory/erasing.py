@@ -31,6 +31,9 @@ BATCH_SESSIONS, BATCH_MESSAGES = 50, 5_000
 LOOKS, LOOK_SECONDS = 5, 0.02
 """How often an erasure looks whether a key that came back stays, and how long it waits between."""
 
+PLACEHOLDER = b"[0,"
+"""How the only element of a buffer begins where a reader is looking for the session: it holds nothing of it."""
+
 
 class Erasing:
     """Erases sessions of one tenant."""
@@ -183,8 +186,12 @@ class Erasing:
         return report | {"left_keys": [*others, *report["left_keys"]]}
 
     def _look(self, session_id: str, epoch: int, left: dict[str, int], keys: SessionKeys) -> Flow[dict[str, Any]]:
-        there = yield from redis_call(*(Command(("EXISTS", key)) for key in keys))
+        *there, elements = yield from redis_call(
+            *(Command(("EXISTS", key)) for key in keys), Command(("LRANGE", keys.buffer, 0, 1))
+        )
         found = [key for key, is_there in zip(keys, there, strict=True) if is_there]
+        if isinstance(elements, list) and len(elements) == 1 and elements[0].startswith(PLACEHOLDER):
+            found.remove(keys.buffer)
         rows = yield from self._rows(session_id)
         state = (yield from self._sessions.cache.read(session_id)).state
         is_other = state is not None and state.epoch != epoch

@@ -38,8 +38,11 @@ class RetentionFlows:
             problem = "without a database sessions expire by themselves, and nobody can list them; set DATABASE_URL"
             raise ConfigurationError("database_url", problem)
 
-    def purge(self, older_than: object, **given: Any) -> Flow[dict[str, Any]]:
+    def purge(
+        self, older_than: object, limit: object, dry_run: bool, rate: object, progress: Callable[[int], object] | None
+    ) -> Flow[dict[str, Any]]:
         self._needs_log()
+        given: dict[str, Any] = {"limit": limit, "dry_run": dry_run, "sessions_per_second": rate, "progress": progress}
         return (yield from self._erasing.purge(older_than, **given))
 
     def session_ids(self, after: object, limit: object) -> Flow[list[str]]:
@@ -80,15 +83,8 @@ class Retention:
         ``kept`` and ``oldest`` (times as ISO 8601). Nothing goes on in Redis either. May be interrupted anywhere and
         called again. Raises where a server is away. ``progress`` is told how many sessions are done.
         """
-        return self._runtime.run(
-            self._flows.purge(
-                older_than,
-                limit=limit,
-                dry_run=dry_run,
-                sessions_per_second=sessions_per_second,
-                progress=progress,
-            )
-        )
+        flow = self._flows.purge(older_than, limit, dry_run, sessions_per_second, progress)
+        return self._runtime.run(flow)
 
     def erase(
         self, session_ids: Sequence[str], *, dry_run: bool = False, progress: Callable[[int], object] | None = None
@@ -130,11 +126,7 @@ class Retention:
         off, edited or written by a newer format raises :class:`InvalidInputError`, which names the line and not what it
         says. Times are those of the archive, the last touch too. A writer to the same session waits meanwhile.
         """
-        return self._runtime.run(
-            self._flows.import_sessions(
-                lines, session_id=session_id, existing=existing, dry_run=dry_run, progress=progress
-            )
-        )
+        return self._runtime.run(self._flows.import_sessions(lines, session_id, existing, dry_run, progress))
 
     def session_ids(self, *, after: str = "", limit: int = 1000) -> list[str]:
         """Return the ids of the sessions behind ``after``, in the order of the database; an empty list ends it."""
@@ -164,8 +156,7 @@ class AsyncRetention:
         progress: Callable[[int], object] | None = None,
     ) -> dict[str, Any]:
         """See :meth:`Retention.purge`."""
-        rate = sessions_per_second
-        flow = self._flows.purge(older_than, limit=limit, dry_run=dry_run, sessions_per_second=rate, progress=progress)
+        flow = self._flows.purge(older_than, limit, dry_run, sessions_per_second, progress)
         return await self._runtime.run(flow)
 
     async def erase(
@@ -190,9 +181,7 @@ class AsyncRetention:
         progress: Progress | None = None,
     ) -> dict[str, Any]:
         """See :meth:`Retention.import_sessions`."""
-        flow = self._flows.import_sessions
-        given: dict[str, Any] = {"existing": existing, "dry_run": dry_run, "progress": progress}
-        return await self._runtime.run(flow(lines, session_id=session_id, **given))
+        return await self._runtime.run(self._flows.import_sessions(lines, session_id, existing, dry_run, progress))
 
     async def session_ids(self, *, after: str = "", limit: int = 1000) -> list[str]:
         """See :meth:`Retention.session_ids`."""
