@@ -26,6 +26,8 @@ LAYERS = (
     " circuit_breaker",
     "models serializer",
     "archive",
+    "legacy_messages history_alignment",
+    "parity",
     "summarizers summarizers.request summarizers.sentences summarizers.salience summarizers.facts summarizers.form"
     " summarizers.units summarizers.notes summarizers.wishes summarizers.extractive summarizers.merging"
     " summarizers.transcript summarizers.languages summarizers.evidence"
@@ -37,10 +39,13 @@ LAYERS = (
     "_effects",
     "_scripts _tables",
     "_layout _log _log_transactions _log_summaries _log_drain _log_pins _log_recall _log_retention _log_archive intake",
+    "_log_backfill _legacy_table",
     "_runtime _runtime.failures _runtime.redis_steps _runtime.redis_topology _runtime.redis_conversation"
     " _runtime.redis_connections _runtime.redis_routing _runtime.redis_cluster _runtime.redis_sentinel"
     " _runtime.redis_transport _runtime.database_connections _runtime.database _runtime.background _runtime.runner",
     "message_log session_cache",
+    "legacy_store legacy_redis",
+    "legacy_source",
     "recall",
     "folding",
     "refining",
@@ -50,6 +55,7 @@ LAYERS = (
     "rebuilding contexts archiving",
     "erasing",
     "buffer_store summary_store session_store pins retention",
+    "backfill",
     "_manager_flows",
     "_manager_base",
     "manager async_manager",
@@ -124,6 +130,8 @@ def test_only_the_runtime_touches_clients_and_engines() -> None:
         "_log_recall",
         "_log_retention",
         "_log_archive",
+        "_log_backfill",
+        "_legacy_table",
         "_tables",
         "_effects",
         "message_log",

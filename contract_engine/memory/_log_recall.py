@@ -43,6 +43,7 @@ def _unindexed() -> sa.Select[Any]:
     return (
         sa.select(
             sessions.c.epoch,
+            sessions.c.revision,
             sessions.c.indexed_seq,
             sessions.c.watermark,
             messages.c.seq,
@@ -59,6 +60,7 @@ def _unindexed() -> sa.Select[Any]:
 def _index() -> sa.Select[Any]:
     """Lock the session's row and add rows up to ``up_to``, where it is indexed up to ``after`` as yet; else nothing.
 
+    Nothing either where its revision is another one: older history may have been put in, and the numbers moved.
     Erasing a session deletes that row first: what it finds gone gets no rows, and rows that came before are deleted.
     """
     up_to = sa.cast(sa.bindparam("up_to"), sa.BigInteger)
@@ -67,6 +69,7 @@ def _index() -> sa.Select[Any]:
         .where(
             this_session(sessions),
             sessions.c.epoch == sa.cast(sa.bindparam("epoch"), sa.BigInteger),
+            sessions.c.revision == sa.cast(sa.bindparam("revision"), sa.BigInteger),
             sessions.c.indexed_seq == sa.cast(sa.bindparam("after"), sa.BigInteger),
             sessions.c.watermark >= up_to,
         )

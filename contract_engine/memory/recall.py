@@ -115,16 +115,17 @@ class Recall:
             rows = yield from query(UNINDEXED, {**self._key(session_id), "limit": BATCH})
             if not rows:
                 return
-            epoch, after, watermark = rows[0][:3]
+            epoch, revision, after, watermark = rows[0][:4]
             if after >= watermark:
                 return
-            indexed = [(seq, _terms(body, at_ms)) for _, _, _, seq, at_ms, body in rows if seq is not None]
+            indexed = [(seq, _terms(body, at_ms)) for _, _, _, _, seq, at_ms, body in rows if seq is not None]
             up_to = indexed[-1][0] if indexed else watermark
             yield from query(
                 INDEX,
                 {
                     **self._key(session_id),
                     "epoch": epoch,
+                    "revision": revision,
                     "after": after,
                     "up_to": up_to,
                     "seqs": [seq for seq, _ in indexed],

@@ -1,0 +1,145 @@
+"""The SQL of the older session store: one row per session, with the whole conversation in a column of type ``jsonb``.
+
+Written as text, because it is all operators of ``jsonb``. Whatever changes a row is one statement, so that what is read
+and what is written lie under the same row lock: a list that is read, extended and written back loses what others
+appended meanwhile.
+"""
+
+from __future__ import annotations
+
+import re
+
+import sqlalchemy as sa
+
+from contract_engine.memory._effects import Statement
+from contract_engine.memory.errors import InvalidInputError
+from contract_engine.memory.legacy_messages import MESSAGE_ID_FIELD
+
+TITLE_CHARS = 64
+_PART = re.compile(r"[^\W\d]\w{0,62}")
+
+_ARRAY = "CASE WHEN jsonb_typeof(s.chat_history) = 'array' THEN s.chat_history ELSE '[]' END"
+_COLUMNS = (
+    "session_id, created_at, updated_at, title, message_count, last_user_text, last_user_ts, short_summary,"
+    " chat_history, session_metadata, has_contract"
+)
+
+_CREATE = """
+CREATE TABLE IF NOT EXISTS {table} (
+    session_id varchar PRIMARY KEY,
+    title varchar(64),
+    created_at timestamp NOT NULL DEFAULT now(),
+    updated_at timestamp NOT NULL DEFAULT now(),
+    message_count integer DEFAULT 0,
+    last_user_text text,
+    last_user_ts timestamp,
+    short_summary text,
+    chat_history jsonb NOT NULL DEFAULT '[]',
+    session_metadata jsonb NOT NULL DEFAULT '{{}}',
+    has_contract boolean DEFAULT false
+)"""
+
+# No row comes back where the message is there already. A history that is no list is left alone by the last condition.
+_APPEND = """
+INSERT INTO {table} AS s ({columns})
+VALUES (:session_id, now(), now(), CAST(:title AS text), 1, CAST(:user_text AS text),
+        CASE WHEN CAST(:user_text AS text) IS NOT NULL THEN now() END, NULL,
+        jsonb_build_array(CAST(:message AS jsonb)), '{{}}', false)
+ON CONFLICT (session_id) DO UPDATE SET
+    chat_history = s.chat_history || excluded.chat_history,
+    message_count = jsonb_array_length(s.chat_history) + 1,
+    title = COALESCE(s.title, excluded.title),
+    last_user_text = COALESCE(excluded.last_user_text, s.last_user_text),
+    last_user_ts = COALESCE(excluded.last_user_ts, s.last_user_ts),
+    updated_at = excluded.updated_at
+WHERE jsonb_typeof(s.chat_history) = 'array'
+  AND (CAST(:mark AS jsonb) IS NULL OR NOT s.chat_history @> CAST(:mark AS jsonb))
+RETURNING s.message_count"""
+
+_SAVE = """
+INSERT INTO {table} AS s ({columns})
+VALUES (:session_id, now(), now(), CAST(:title AS text), 0, NULL, NULL, CAST(:short_summary AS text), '[]',
+        COALESCE(CAST(:metadata AS jsonb), '{{}}'), COALESCE(CAST(:has_contract AS boolean), false))
+ON CONFLICT (session_id) DO UPDATE SET
+    title = COALESCE(CAST(:title AS text), s.title),
+    short_summary = COALESCE(CAST(:short_summary AS text), s.short_summary),
+    session_metadata = COALESCE(s.session_metadata, '{{}}') || COALESCE(CAST(:metadata AS jsonb), '{{}}'),
+    has_contract = COALESCE(CAST(:has_contract AS boolean), s.has_contract),
+    updated_at = excluded.updated_at
+RETURNING s.session_id"""
+
+_HISTORY = """
+SELECT e.value::text FROM {table} AS s,
+    LATERAL jsonb_path_query({history}, CAST(:path AS jsonpath)) WITH ORDINALITY AS e(value, place)
+WHERE s.session_id = :session_id ORDER BY e.place"""
+
+_SEARCH = """
+SELECT s.session_id, e.place, e.value::text FROM {table} AS s,
+    LATERAL jsonb_array_elements({history}) WITH ORDINALITY AS e(value, place)
+WHERE (CAST(:session_id AS text) IS NULL OR s.session_id = CAST(:session_id AS text))
+  AND position(lower(CAST(:words AS text)) in lower(e.value ->> 'content')) > 0
+ORDER BY s.updated_at DESC, s.session_id, e.place LIMIT :most"""
+
+_SESSIONS = """
+SELECT session_id, title, created_at, updated_at, message_count, last_user_text, last_user_ts, short_summary,
+       has_contract
+FROM {table} ORDER BY updated_at DESC, session_id LIMIT :most"""
+
+_CONTEXT = "SELECT (session_metadata -> 'context')::text FROM {table} WHERE session_id = :session_id"
+
+_IDS = """
+SELECT e.value ->> '{id_field}' FROM {table} AS s,
+    LATERAL jsonb_array_elements({history}) WITH ORDINALITY AS e(value, place)
+WHERE s.session_id = :session_id AND e.value ->> '{id_field}' IS NOT NULL ORDER BY e.place"""
+
+_HAS_ID = """
+SELECT 1 FROM {table} WHERE session_id = :session_id AND chat_history @> CAST(:mark AS jsonb)"""
+
+_TOTALS = "SELECT count(*), COALESCE(sum(message_count), 0)::bigint FROM {table}"
+
+_NAMES = "SELECT session_id FROM {table} WHERE session_id > :after ORDER BY session_id LIMIT :most"
+
+# Seconds are taken as those of UTC, for a column without time zone does not say.
+_OUTLINE = """
+SELECT jsonb_typeof(s.chat_history), jsonb_array_length({history}), octet_length(s.chat_history::text),
+       jsonb_path_exists({history}, '$[*].{id_field}'),
+       (extract(epoch FROM s.created_at) * 1000)::bigint, (extract(epoch FROM s.updated_at) * 1000)::bigint,
+       s.short_summary
+FROM {table} AS s WHERE s.session_id = :session_id"""
+
+_TEMPLATES = {
+    "append": _APPEND,
+    "save": _SAVE,
+    "history": _HISTORY,
+    "search": _SEARCH,
+    "sessions": _SESSIONS,
+    "context": _CONTEXT,
+    "ids": _IDS,
+    "has_id": _HAS_ID,
+    "totals": _TOTALS,
+    "names": _NAMES,
+    "outline": _OUTLINE,
+}
+
+
+class LegacyTable:
+    """The statements for one table, by their names; ``schema.table`` is a name too."""
+
+    def __init__(self, name: str) -> None:
+        parts = name.split(".")
+        if not 1 <= len(parts) <= 2 or not all(_PART.fullmatch(part) for part in parts):
+            raise InvalidInputError("table", "expected the name of a table, or of a schema and a table with a dot")
+        self.name = name
+        self._quoted = ".".join(f'"{part}"' for part in parts)
+        self._statements = {key: self._statement(key, text) for key, text in _TEMPLATES.items()}
+
+    def _statement(self, key: str, template: str) -> Statement:
+        sql = template.format(table=self._quoted, columns=_COLUMNS, history=_ARRAY, id_field=MESSAGE_ID_FIELD)
+        return Statement(f"legacy_{key}", lambda: sa.text(sql))
+
+    def __getitem__(self, key: str) -> Statement:
+        return self._statements[key]
+
+    def create(self, connection: sa.Connection) -> None:
+        """Create the table as the original declares it, unless it is there."""
+        connection.execute(sa.text(_CREATE.format(table=self._quoted)))

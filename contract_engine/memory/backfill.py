@@ -1,0 +1,412 @@
+"""Backfill: the sessions of an older store come into the log, exactly once and in their order.
+
+While both stores are written to, the older history holds the beginning of a session, and after it what the log holds
+already. So a session is taken in batches that go in front of that. Each batch is one transaction; where the next one
+begins can be read off the log itself, since a message that is imported gets an id made of its place and its content. A
+run that was interrupted anywhere is simply started again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from contract_engine.memory._effects import Flow, query, transaction
+from contract_engine.memory._log_backfill import PAGE, PLACES, POSITION, HistoryRow, Position, insert_history
+from contract_engine.memory._runtime import Runtime, breaker_for
+from contract_engine.memory.config import MemoryConfig
+from contract_engine.memory.errors import (
+    ConfigurationError,
+    ContentionError,
+    InvalidInputError,
+    StoreUnavailableError,
+)
+from contract_engine.memory.exchange import exchange_groups
+from contract_engine.memory.history_alignment import content_anchors, is_contained
+from contract_engine.memory.intake import Intake
+from contract_engine.memory.keys import check_session_id
+from contract_engine.memory.legacy_messages import content_digest, imported_id, imported_place
+from contract_engine.memory.legacy_redis import LegacySummary
+from contract_engine.memory.legacy_source import Element, History
+from contract_engine.memory.message_log import LogFlows
+from contract_engine.memory.serializer import decode_value
+from contract_engine.memory.sessions import Sessions
+from contract_engine.memory.summary_store import SummaryFlows
+from contract_engine.memory.token_counter import TokenCounter
+
+BATCH = 1000
+"""Messages of one transaction."""
+
+AT_ONCE = 200
+"""A history up to this long is folded as any other; of a longer one the log covers all but the end at once."""
+
+ATTEMPTS = 20
+"""How often a session is begun anew because it changed meanwhile in another way than by an append."""
+
+PAGE_MESSAGES = 2000
+IMPORTED_BY = "imported_from"
+"""Marks, in the metadata of a supplied summary, the key of the original that it comes from."""
+
+
+class Refused(NamedTuple):
+    """An element of an older history that is not imported: its place, from 1, and why not."""
+
+    place: int
+    problem: str
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one session.
+
+    ``older``: messages of the older history, of which ``imported`` came into the log now (or would, in a dry run) and
+    ``refused`` never can. ``left``: why the session was left as it is, None where it was not. ``elsewhere``: messages
+    that the log has at another place than the older history. ``summaries``: texts that came along.
+    """
+
+    session_id: str
+    older: int = 0
+    imported: int = 0
+    elsewhere: int = 0
+    summaries: int = 0
+    refused: list[Refused] = field(default_factory=list)
+    left: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the log has all there is."""
+        return self.left is None and not self.refused
+
+
+class _Left(Exception):  # noqa: N818  # ends a session, and is told of as its outcome
+    """A session cannot be imported, for this reason; nothing more of it is written."""
+
+
+class _Changed(Exception):  # noqa: N818  # begins a session anew
+    """The session is not what it was when its import was planned."""
+
+
+class Backfill:
+    """Imports sessions into the log of one tenant; blocking, one session after the other.
+
+    ``rate``: at most so many messages per second, None for no limit. ``dry_run``: nothing is written. ``summarize``:
+    unless it is, the summaries of long histories are left to a later run, for they take more time than the import.
+    ``advance`` is called with the number of elements that have been dealt with. Raises :class:`StoreUnavailableError` where a server
+    is away: what was imported stays, and the session is gone on with next time.
+    """
+
+    def __init__(
+        self,
+        config: MemoryConfig,
+        *,
+        rate: float | None = None,
+        dry_run: bool = False,
+        summarize: bool = True,
+        batch: int = BATCH,
+        advance: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        if not config.is_durable:
+            raise ConfigurationError("database_url", "older history goes into a database; set DATABASE_URL")
+        counter = TokenCounter(config.model)
+        self._config = config
+        self._log = LogFlows(config)
+        self._sessions = Sessions(config, counter, log=self._log)
+        self._summaries = SummaryFlows(config, counter, self._sessions, log=self._log)
+        self._intake = Intake(counter, max_message_bytes=config.max_message_bytes)
+        self._runtime = Runtime(config, breaker=breaker_for(config, is_shared=False))
+        self._dry_run = dry_run
+        self._summarize = summarize
+        self._advance = advance
+        self._pace = _Pace(rate)
+        self._batch = batch if rate is None else max(1, min(batch, int(rate)))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._runtime.close()
+
+    def import_session(self, history: History) -> Outcome:
+        """Import one session; what stands in the way is told in its outcome."""
+        outcome = Outcome(history.session_id, history.length)
+        advanced = 0
+        try:
+            check_session_id(history.session_id)
+            advanced = self._import(history, outcome)
+        except InvalidInputError as exc:
+            outcome.left = str(exc)
+        except _Left as exc:
+            outcome.left = str(exc)
+        self._advance(max(0, history.length - advanced))
+        return outcome
+
+    def _import(self, history: History, outcome: Outcome) -> int:
+        if history.problem is not None:
+            raise _Left(history.problem)
+        if not self._dry_run and self._sessions.unlogged is not None:
+            # What waits in Redis is numbered behind what the log holds; it goes first, so that nothing else moves.
+            self._runtime.run(self._sessions.unlogged.drain_own(history.session_id))
+        if history.is_trimmed and self._has_all(history):
+            return 0
+        self._supply(history, outcome)
+        for _ in range(ATTEMPTS):
+            attempt = _Attempt(self, history, outcome)
+            try:
+                return attempt.run()
+            except _Changed:
+                outcome.imported += attempt.imported
+                outcome.refused, outcome.elsewhere = [], 0
+        raise ContentionError(history.session_id, ATTEMPTS)
+
+    def _has_all(self, history: History) -> bool:
+        """Whether the log has every message of a list that loses its oldest, whatever their places are now."""
+        older = [content_digest(item.message) for item in history.read(0) if item.message is not None]
+        newer = [digest for _, _, digest in self.digests(history.session_id, 0)]
+        return bool(older) and len(older) == history.length and is_contained(older, newer)
+
+    def _supply(self, history: History, outcome: Outcome) -> None:
+        """Add the summaries of what no message is left of, each once."""
+        outcome.refused += [Refused(place, f"summary: {problem}") for place, problem in history.refused_summaries]
+        if not history.summaries:
+            return
+        key = {IMPORTED_BY: history.summary_name}
+        known = {
+            entry["metadata"].get("place")
+            for entry in self._runtime.run(self._summaries.get_summary_history(history.session_id, 2**31 - 1))
+            if isinstance(entry["metadata"], dict) and entry["metadata"].get(IMPORTED_BY) == history.summary_name
+        }
+        for summary in history.summaries:
+            if summary.place not in known:
+                if not self._dry_run:
+                    self._add_summary(history.session_id, summary, key)
+                outcome.summaries += 1
+
+    def _add_summary(self, session_id: str, summary: LegacySummary, key: dict[str, Any]) -> None:
+        metadata = key | {"place": summary.place, "timestamp": summary.timestamp}
+        if not self._runtime.run(self._summaries.add_summary(session_id, summary.text, metadata)):
+            raise StoreUnavailableError("a summary could not be added", hint="run it again")
+
+    # -- what an attempt asks of the log
+
+    def position(self, session_id: str) -> Position:
+        """Return how far the import of a session has come."""
+        rows = self._runtime.run(query(POSITION, self._key(session_id)))
+        if not rows:
+            return Position(0, None, 0, 0, False)
+        place, message_id, seq, last_seq, is_unsummarized = rows[0]
+        return Position(place or 0, message_id, seq or 0, last_seq, is_unsummarized)
+
+    def digests(self, session_id: str, after: int) -> Iterator[tuple[int, str, bytes]]:
+        """Give number, id and digest of each message of the log behind ``after``."""
+        while rows := self._runtime.run(query(PAGE, {**self._key(session_id), "after": after, "limit": PAGE_MESSAGES})):
+            for seq, message_id, body in rows:
+                yield seq, message_id, content_digest(decode_value(bytes(body)))
+            after = rows[-1][0]
+
+    def places(self, session_id: str, message_ids: list[str]) -> dict[str, int]:
+        """Return the numbers of those of these messages that the log has."""
+        return dict(self._runtime.run(query(PLACES, {**self._key(session_id), "message_ids": message_ids})))
+
+    def _key(self, session_id: str) -> dict[str, str]:
+        return {"of_tenant": self._config.tenant, "of_session": session_id}
+
+    def _store(self, history: History, rows: list[HistoryRow], after_id: str | None, *, is_covered: bool) -> Flow[bool]:
+        key = self._key(history.session_id)
+        done = yield from transaction(
+            lambda connection: insert_history(
+                connection,
+                key,
+                rows,
+                after_id=after_id,
+                is_covered=is_covered,
+                created_ms=history.created_ms,
+                updated_ms=history.updated_ms,
+            )
+        )
+        if done:
+            yield from self._sessions.distrust(history.session_id)
+        return done
+
+    def _settle(self, session_id: str, *, is_unsummarized: bool) -> Flow[None]:
+        """Write the summary of what was imported below the watermark, fold the rest within its caps, make it found."""
+        if is_unsummarized and self._summarize:
+            yield from self._summaries.resummarize(session_id, use_model=False, dry_run=False, progress=None)
+        yield from self._sessions.folding.read_within_caps(session_id)
+        if self._sessions.recall is not None:
+            yield from self._sessions.recall.index_folded(session_id)
+
+
+class _Attempt:
+    """One go at a session, as long as it stays what it was planned for."""
+
+    def __init__(self, backfill: Backfill, history: History, outcome: Outcome) -> None:
+        self._backfill = backfill
+        self._history = history
+        self._outcome = outcome
+        self._session_id = history.session_id
+        self._position = backfill.position(history.session_id)
+        self._pending: list[HistoryRow] = []
+        self._after_id = self._position.message_id
+        self._after_seq = self._position.seq
+        self._is_covered = False
+        self._until_covered = 0
+        self.imported = 0
+
+    def run(self) -> int:
+        """Import what is missing; answers how many elements were told to ``advance``."""
+        history, position, backfill = self._history, self._position, self._backfill
+        self._check_unchanged()
+        anchors = self._anchors()
+        self._until_covered = self._cut()
+        advanced = position.place
+        backfill._advance(position.place)
+        for page in _pages(history.read(position.place)):
+            known = self._known(page)
+            for item in page:
+                anchor = anchors.get(item.place)
+                if item.message_id is not None and item.message_id in known:
+                    anchor = (item.message_id, known[item.message_id])
+                self._take(item, anchor)
+            self._flush()
+            backfill._advance(len(page))
+            advanced += len(page)
+        if not backfill._dry_run:
+            after = backfill.position(self._session_id)
+            if self.imported or after.is_unsummarized:
+                backfill._runtime.run(backfill._settle(self._session_id, is_unsummarized=after.is_unsummarized))
+        self._outcome.imported += self.imported
+        return advanced
+
+    def _known(self, page: list[Element]) -> dict[str, int]:
+        """Return the numbers of the messages of a page that the log has under their ids."""
+        ids = [item.message_id for item in page if item.message_id is not None]
+        if not ids:
+            return {}
+        if self._after_id is not None:
+            ids.append(self._after_id)  # what was inserted has moved what stands behind it
+        known = self._backfill.places(self._session_id, ids)
+        self._after_seq = known.get(self._after_id or "", self._after_seq)
+        return known
+
+    def _take(self, item: Element, anchor: tuple[str, int] | None) -> None:
+        if anchor is not None:
+            if anchor[1] <= self._after_seq:
+                self._outcome.elsewhere += 1
+                return
+            self._flush()
+            self._after_id, seq = anchor
+            self._after_seq = seq
+            return
+        if item.message is None:
+            self._outcome.refused.append(Refused(item.place, item.problem))
+            return
+        digest = content_digest(item.message)
+        try:
+            outgoing = self._backfill._intake.message(item.message, item.message_id or imported_id(item.place, digest))
+        except InvalidInputError as exc:
+            self._outcome.refused.append(Refused(item.place, str(exc)))
+            return
+        is_covered = item.place <= self._until_covered
+        if self._pending and (is_covered != self._is_covered or len(self._pending) >= self._backfill._batch):
+            self._flush()
+        self._is_covered = is_covered
+        self._pending.append(HistoryRow(outgoing.message_id, outgoing.tokens, item.at_ms, outgoing.body))
+
+    def _flush(self) -> None:
+        rows, self._pending = self._pending, []
+        if not rows:
+            return
+        backfill = self._backfill
+        if not backfill._dry_run:
+            store = backfill._store(self._history, rows, self._after_id, is_covered=self._is_covered)
+            if not backfill._runtime.run(store):
+                raise _Changed
+            backfill._pace.wait(len(rows))
+        self._after_id = rows[-1].message_id
+        self.imported += len(rows)
+
+    def _check_unchanged(self) -> None:
+        """Refuse a history that is not the one that was imported before; look again for what was refused then."""
+        position, history = self._position, self._history
+        if not position.place or position.message_id is None:
+            return
+        if position.place > history.length:
+            raise _Left(f"the older history has {history.length} messages, and {position.place} of it were imported")
+        known = imported_place(position.message_id)
+        last = next(iter(history.read(position.place - 1)), None)
+        if known is None or last is None or last.message is None or content_digest(last.message) != known[1]:
+            raise _Left(f"message {position.place} of the older history was changed after it was imported")
+        if position.seq < position.place:
+            for item in history.read(0):
+                if item.place > position.place:
+                    break
+                problem = item.problem if item.message is None else self._problem(item)
+                if problem:
+                    self._outcome.refused.append(Refused(item.place, problem))
+
+    def _problem(self, item: Element) -> str:
+        try:
+            self._backfill._intake.message(item.message)
+        except InvalidInputError as exc:
+            return str(exc)
+        return ""
+
+    def _anchors(self) -> dict[int, tuple[str, int]]:
+        """Return, by their places in the older history, the messages that the log has and that no id tells."""
+        position, history = self._position, self._history
+        if history.has_ids or position.last_seq <= position.seq:
+            return {}
+        newer = list(self._backfill.digests(self._session_id, position.seq))
+        older: list[tuple[int, bytes]] = [
+            (item.place, content_digest(item.message))
+            for item in history.read(position.place)
+            if item.message is not None
+        ]
+        found = content_anchors([digest for _, digest in older], [digest for _, _, digest in newer])
+        if found is None:
+            raise _Left(
+                f"{len(newer)} messages of the log may or may not be among the older ones; wait until the older store "
+                "has everything that was written to both, then run it again"
+            )
+        return {older[left][0]: (newer[right][1], newer[right][0]) for left, right in found.items()}
+
+    def _cut(self) -> int:
+        """Return up to which place messages are covered by the summary at once: all but a whole exchange or more."""
+        history = self._history
+        if history.length - self._position.place <= AT_ONCE:
+            return 0
+        keep = self._backfill._config.limits.max_buffer_messages
+        start = max(0, history.length - 2 * keep)
+        end = list(history.read(start))
+        cut = len(end) - keep
+        for group in exchange_groups([item.message for item in end]):
+            if group.stop > cut:
+                return start + group.start
+        return start + cut
+
+
+def _pages(items: Iterator[Element]) -> Iterator[list[Element]]:
+    page: list[Element] = []
+    for item in items:
+        page.append(item)
+        if len(page) == BATCH:
+            yield page
+            page = []
+    if page:
+        yield page
+
+
+class _Pace:
+    """Keeps to a number of messages per second; time that was not used is not made up for."""
+
+    def __init__(self, rate: float | None) -> None:
+        self._rate = rate
+        self._next = time.monotonic()
+
+    def wait(self, count: int) -> None:
+        """Wait until as much time has passed as so many messages may take."""
+        if self._rate is None:
+            return
+        now = time.monotonic()
+        self._next = max(self._next, now - 1) + count / self._rate
+        time.sleep(max(0.0, self._next - now))

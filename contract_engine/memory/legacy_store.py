@@ -1,0 +1,393 @@
+"""The older session store: a table with one row per session, read and appended to without losing anything.
+
+For programs that still keep their sessions there, and for moving out of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from contract_engine.memory._effects import Flow, Statement, query, query_once, transaction
+from contract_engine.memory._legacy_table import TITLE_CHARS, LegacyTable
+from contract_engine.memory._runtime import AsyncRuntime, Runtime, breaker_for
+from contract_engine.memory.config import MemoryConfig
+from contract_engine.memory.errors import InvalidInputError, SerializationError, StoreMisconfiguredError
+from contract_engine.memory.keys import check_limit, check_message_id, check_query, check_session_id
+from contract_engine.memory.legacy_messages import (
+    MESSAGE_ID_FIELD,
+    legacy_json,
+    legacy_message,
+    parse_legacy,
+    readable_text,
+)
+from contract_engine.memory.models import Message
+from contract_engine.memory.swisper_context import SwisperContext
+
+DEFAULT_TABLE = "swisper_sessions"
+
+_SAVED = ("title", "short_summary", "session_metadata", "has_contract")
+_OF_SESSION = (
+    "session_id", "title", "created_at", "updated_at", "message_count", "last_user_text", "last_user_ts",
+    "short_summary", "has_contract",
+)  # fmt: skip
+
+
+class Outline(NamedTuple):
+    """What is known of a session before its messages are read.
+
+    ``kind``: the JSON type of its history, ``array`` where it is in order. ``length`` messages of ``size_bytes`` in
+    all; ``has_ids``: some of them carry the id they have in the new log.
+    """
+
+    kind: str | None
+    length: int
+    size_bytes: int
+    has_ids: bool
+    created_ms: int
+    updated_ms: int
+    short_summary: str | None
+
+
+class LegacyFlows:
+    """What the store offers, as flows: arguments are checked here."""
+
+    def __init__(self, table: str) -> None:
+        self._table = LegacyTable(table)
+
+    def _query(
+        self, key: str, parameters: Mapping[str, Any], *, is_repeatable: bool = True
+    ) -> Flow[Sequence[tuple[Any, ...]]]:
+        statement: Statement = self._table[key]
+        try:
+            return (yield from (query if is_repeatable else query_once)(statement, parameters))
+        except StoreMisconfiguredError as exc:
+            if "tables are missing" not in exc.reason:
+                raise
+            reason = f"there is no table {self._table.name!r} with the columns of the older session store"
+            raise StoreMisconfiguredError("postgres", reason, hint="name the right one, or create it") from exc
+
+    def create_table(self) -> Flow[None]:
+        yield from transaction(self._table.create)
+
+    def add_chat_message(self, session_id: str, message: object, message_id: str | None) -> Flow[bool]:
+        check_session_id(session_id)
+        text = legacy_json(message, message_id=message_id)
+        assert isinstance(message, dict), "legacy_json refuses everything else"
+        said = message.get("content") if message.get("role") == "user" else None
+        user_text = readable_text(said) if isinstance(said, str) else None
+        rows = yield from self._query(
+            "append",
+            {
+                "session_id": session_id,
+                "message": text,
+                "mark": None if message_id is None else _mark(message_id),
+                "user_text": user_text,
+                "title": None if user_text is None else user_text[:TITLE_CHARS],
+            },
+            is_repeatable=message_id is not None,
+        )
+        if rows or (message_id is not None and (yield from self.has_message(session_id, message_id))):
+            return bool(rows)
+        raise StoreMisconfiguredError(
+            "postgres", f"the history of session {session_id!r} is no list", hint="mend that row, then send it again"
+        )
+
+    def get_chat_history(self, session_id: str, limit: object) -> Flow[list[Message]]:
+        check_session_id(session_id)
+        path = "$[*]"
+        if limit is not None:
+            most = check_limit(limit)
+            if not most:
+                return []
+            path = f"$[last - {most - 1} to last]"
+        rows = yield from self._query("history", {"session_id": session_id, "path": path})
+        return [_shown(text) for (text,) in rows]
+
+    def read_page(self, session_id: str, after: int, count: int) -> Flow[list[str]]:
+        path = f"$[{after} to {after + count - 1}]"
+        rows = yield from self._query("history", {"session_id": session_id, "path": path})
+        return [text for (text,) in rows]
+
+    def outline(self, session_id: str) -> Flow[Outline | None]:
+        rows = yield from self._query("outline", {"session_id": session_id})
+        return Outline(*rows[0]) if rows else None
+
+    def totals(self) -> Flow[tuple[int, int]]:
+        ((sessions, messages),) = yield from self._query("totals", {})
+        return sessions, messages
+
+    def session_names(self, after: str, most: int) -> Flow[list[str]]:
+        rows = yield from self._query("names", {"after": after, "most": most})
+        return [name for (name,) in rows]
+
+    def save_session(self, session_id: str, session: object) -> Flow[bool]:
+        check_session_id(session_id)
+        if not isinstance(session, Mapping):
+            raise InvalidInputError("session", f"expected a dict, got {type(session).__name__}")
+        for name in session:
+            if name not in _SAVED:
+                raise InvalidInputError(f"session.{name}", f"cannot be saved; known are {', '.join(_SAVED)}")
+        texts = {name: session.get(name) for name in ("title", "short_summary")}
+        for name, text in texts.items():
+            if text is not None and not isinstance(text, str):
+                raise InvalidInputError(f"session.{name}", f"expected a text, got {type(text).__name__}")
+        has_contract, fields = session.get("has_contract"), session.get("session_metadata")
+        if has_contract is not None and not isinstance(has_contract, bool):
+            raise InvalidInputError("session.has_contract", f"expected a bool, got {type(has_contract).__name__}")
+        title = texts["title"]
+        yield from self._query(
+            "save",
+            {
+                "session_id": session_id,
+                "title": None if title is None else readable_text(title)[:TITLE_CHARS],
+                "short_summary": None if texts["short_summary"] is None else readable_text(texts["short_summary"]),
+                "has_contract": has_contract,
+                "metadata": None if fields is None else legacy_json(fields),
+            },
+        )
+        return True
+
+    def search_chat_history(self, words: object, session_id: str | None, limit: object) -> Flow[list[dict[str, Any]]]:
+        rows = yield from self._query(
+            "search",
+            {
+                "words": readable_text(check_query(words)),
+                "session_id": None if session_id is None else check_session_id(session_id),
+                "most": check_limit(limit, least=1),
+            },
+        )
+        return [{"session_id": name, "place": place, "message": _shown(text)} for name, place, text in rows]
+
+    def get_all_sessions(self, limit: object) -> Flow[list[dict[str, Any]]]:
+        rows = yield from self._query("sessions", {"most": check_limit(limit)})
+        return [dict(zip(_OF_SESSION, row, strict=True)) for row in rows]
+
+    def save_session_context_atomic(self, session_id: str, context: object) -> Flow[bool]:
+        fields = context.to_dict() if isinstance(context, SwisperContext) else context
+        if not isinstance(fields, Mapping):
+            raise InvalidInputError("context", f"expected a dict, got {type(context).__name__}")
+        body = legacy_json(dict(fields))
+        check_session_id(session_id)
+        yield from self._query(
+            "save",
+            {
+                "session_id": session_id,
+                "title": None,
+                "short_summary": None,
+                "has_contract": None,
+                "metadata": f'{{"context": {body}}}',
+            },
+        )
+        return True
+
+    def get_session_context_atomic(self, session_id: str) -> Flow[dict[str, Any] | None]:
+        check_session_id(session_id)
+        rows = yield from self._query("context", {"session_id": session_id})
+        if not rows or rows[0][0] is None:
+            return None
+        return legacy_message(json.loads(rows[0][0])).message
+
+    def message_ids(self, session_id: str) -> Flow[list[str]]:
+        check_session_id(session_id)
+        return [name for (name,) in (yield from self._query("ids", {"session_id": session_id}))]
+
+    def has_message(self, session_id: str, message_id: str) -> Flow[bool]:
+        parameters = {"session_id": check_session_id(session_id), "mark": _mark(check_message_id(message_id))}
+        return bool((yield from self._query("has_id", parameters)))
+
+
+def _mark(message_id: str) -> str:
+    """Return the JSON that a history contains exactly when it has this message."""
+    return json.dumps([{MESSAGE_ID_FIELD: message_id}])
+
+
+def _shown(text: str) -> Any:
+    """Return a stored message; what is none, as it stands."""
+    try:
+        return parse_legacy(text).message
+    except SerializationError:
+        return json.loads(text)
+
+
+def _config(database_url: str, timeout_seconds: float) -> MemoryConfig:
+    return MemoryConfig(database_url=database_url, database_timeout_seconds=timeout_seconds)
+
+
+class LegacySwisperStore:
+    """Sessions in a table of one row each, in the shape of the original: the whole conversation is one JSONB list.
+
+    Every write is one statement that appends where the row is, so any number of writers lose nothing; a session begins
+    with its first message. Appending costs what the whole history weighs, for PostgreSQL writes the list anew: this is
+    for moving out of such a table. A message comes back equal, also one with NUL or lone surrogates, which ``jsonb``
+    refuses (:mod:`contract_engine.memory.legacy_messages` says how). ``table``: a name, or schema and name with a dot.
+
+    Opened by the first call. An unreachable database raises :class:`DatabaseUnavailableError`; nothing is ever answered
+    in its stead.
+    """
+
+    def __init__(self, database_url: str, *, table: str = DEFAULT_TABLE, timeout_seconds: float = 5.0) -> None:
+        config = _config(database_url, timeout_seconds)
+        self._flows = LegacyFlows(table)
+        self._runtime = Runtime(config, breaker=breaker_for(config, is_shared=False))
+
+    def create_table(self) -> None:
+        """Create the table as the original declares it, unless it is there."""
+        self._runtime.run(self._flows.create_table())
+
+    def add_chat_message(self, session_id: str, message: Message, *, message_id: str | None = None) -> bool:
+        """Append one message in one statement; True where it was appended by this call.
+
+        With a ``message_id`` the call may be repeated: the id is kept inside the message, and a message whose id is
+        there already is not appended again (False). Without one an error leaves it open whether it was.
+        """
+        return self._runtime.run(self._flows.add_chat_message(session_id, message, message_id))
+
+    def get_chat_history(self, session_id: str, limit: int | None = None) -> list[Message]:
+        """Return the newest ``limit`` messages (all by default), oldest first; what is no object, as it stands."""
+        return self._runtime.run(self._flows.get_chat_history(session_id, limit))
+
+    def save_session(self, session_id: str, session: Mapping[str, Any]) -> bool:
+        """Set any of title, short_summary, session_metadata (merged by its keys) and has_contract; always True."""
+        return self._runtime.run(self._flows.save_session(session_id, session))
+
+    def search_chat_history(
+        self, query: str, *, session_id: str | None = None, limit: int = 20
+    ) -> list[dict[str, Any]]:
+        """Return messages whose content has this text, in any case: ``{"session_id", "place", "message"}``.
+
+        Those of the session used last come first. Reads the whole table, or one session.
+        """
+        return self._runtime.run(self._flows.search_chat_history(query, session_id, limit))
+
+    def get_all_sessions(self, limit: int = 100) -> list[dict[str, Any]]:
+        """Return the columns of sessions but history and metadata, most recently used first."""
+        return self._runtime.run(self._flows.get_all_sessions(limit))
+
+    def save_session_context_atomic(self, session_id: str, context: Mapping[str, Any] | SwisperContext) -> bool:
+        """Replace the session's context object in one statement, beginning the session if need be; always True.
+
+        It is kept in session_metadata, under ``context``; other metadata stays.
+        """
+        return self._runtime.run(self._flows.save_session_context_atomic(session_id, context))
+
+    def get_session_context_atomic(self, session_id: str) -> dict[str, Any] | None:
+        """Return the session's context object, or None where none was saved."""
+        return self._runtime.run(self._flows.get_session_context_atomic(session_id))
+
+    def message_ids(self, session_id: str) -> list[str]:
+        """Return the ids of the messages that were appended with one, in order."""
+        return self._runtime.run(self._flows.message_ids(session_id))
+
+    def has_message(self, session_id: str, message_id: str) -> bool:
+        """Whether a message was appended under this id."""
+        return self._runtime.run(self._flows.has_message(session_id, message_id))
+
+    def outline(self, session_id: str) -> Outline | None:
+        """Return what is known of a session before its messages are read; None where it has no row."""
+        return self._runtime.run(self._flows.outline(session_id))
+
+    def read_page(self, session_id: str, *, after: int, count: int) -> list[str]:
+        """Return the elements behind the first ``after`` as JSON texts, at most ``count`` of them."""
+        return self._runtime.run(self._flows.read_page(session_id, after, count))
+
+    def session_names(self, *, after: str = "", most: int = 1000) -> list[str]:
+        """Return session ids in the order of the database, behind ``after``; whatever they look like."""
+        return self._runtime.run(self._flows.session_names(after, most))
+
+    def totals(self) -> tuple[int, int]:
+        """Return how many sessions there are, and how many messages their rows claim to have."""
+        return self._runtime.run(self._flows.totals())
+
+    def close(self) -> None:
+        """Close the connections; a later call opens them again."""
+        self._runtime.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _exc: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncLegacySwisperStore:
+    """:class:`LegacySwisperStore` for asyncio."""
+
+    def __init__(self, database_url: str, *, table: str = DEFAULT_TABLE, timeout_seconds: float = 5.0) -> None:
+        config = _config(database_url, timeout_seconds)
+        self._flows = LegacyFlows(table)
+        self._runtime = AsyncRuntime(config, breaker=breaker_for(config, is_shared=False))
+
+    async def create_table(self) -> None:
+        """See :meth:`LegacySwisperStore.create_table`."""
+        await self._runtime.run(self._flows.create_table())
+
+    async def add_chat_message(self, session_id: str, message: Message, *, message_id: str | None = None) -> bool:
+        """See :meth:`LegacySwisperStore.add_chat_message`."""
+        return await self._runtime.run(self._flows.add_chat_message(session_id, message, message_id))
+
+    async def get_chat_history(self, session_id: str, limit: int | None = None) -> list[Message]:
+        """See :meth:`LegacySwisperStore.get_chat_history`."""
+        return await self._runtime.run(self._flows.get_chat_history(session_id, limit))
+
+    async def save_session(self, session_id: str, session: Mapping[str, Any]) -> bool:
+        """See :meth:`LegacySwisperStore.save_session`."""
+        return await self._runtime.run(self._flows.save_session(session_id, session))
+
+    async def search_chat_history(
+        self, query: str, *, session_id: str | None = None, limit: int = 20
+    ) -> list[dict[str, Any]]:
+        """See :meth:`LegacySwisperStore.search_chat_history`."""
+        return await self._runtime.run(self._flows.search_chat_history(query, session_id, limit))
+
+    async def get_all_sessions(self, limit: int = 100) -> list[dict[str, Any]]:
+        """See :meth:`LegacySwisperStore.get_all_sessions`."""
+        return await self._runtime.run(self._flows.get_all_sessions(limit))
+
+    async def save_session_context_atomic(self, session_id: str, context: Mapping[str, Any] | SwisperContext) -> bool:
+        """See :meth:`LegacySwisperStore.save_session_context_atomic`."""
+        return await self._runtime.run(self._flows.save_session_context_atomic(session_id, context))
+
+    async def get_session_context_atomic(self, session_id: str) -> dict[str, Any] | None:
+        """See :meth:`LegacySwisperStore.get_session_context_atomic`."""
+        return await self._runtime.run(self._flows.get_session_context_atomic(session_id))
+
+    async def message_ids(self, session_id: str) -> list[str]:
+        """See :meth:`LegacySwisperStore.message_ids`."""
+        return await self._runtime.run(self._flows.message_ids(session_id))
+
+    async def has_message(self, session_id: str, message_id: str) -> bool:
+        """See :meth:`LegacySwisperStore.has_message`."""
+        return await self._runtime.run(self._flows.has_message(session_id, message_id))
+
+    async def outline(self, session_id: str) -> Outline | None:
+        """See :meth:`LegacySwisperStore.outline`."""
+        return await self._runtime.run(self._flows.outline(session_id))
+
+    async def read_page(self, session_id: str, *, after: int, count: int) -> list[str]:
+        """See :meth:`LegacySwisperStore.read_page`."""
+        return await self._runtime.run(self._flows.read_page(session_id, after, count))
+
+    async def session_names(self, *, after: str = "", most: int = 1000) -> list[str]:
+        """See :meth:`LegacySwisperStore.session_names`."""
+        return await self._runtime.run(self._flows.session_names(after, most))
+
+    async def totals(self) -> tuple[int, int]:
+        """See :meth:`LegacySwisperStore.totals`."""
+        return await self._runtime.run(self._flows.totals())
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._runtime.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _exc: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
