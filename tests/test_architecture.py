@@ -55,6 +55,7 @@ LAYERS = (
     "rebuilding contexts archiving",
     "erasing",
     "buffer_store summary_store session_store pins retention",
+    "log_writer",
     "backfill",
     "_manager_flows",
     "_manager_base",

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from contract_engine import demo as shipped
-from contract_engine.cli import archive, display, doctor, probes, retention, summaries, top
+from contract_engine.cli import archive, backfill, display, doctor, parity, probes, retention, summaries, top
 from contract_engine.cli.conversations import Conversation, conversation_of, read_conversations
 from contract_engine.cli.drain import drain_sessions
 from contract_engine.cli.options import AsJson, DatabaseUrl, Ephemeral, Full, Limit, RedisUrl, Session, Tenant, Yes
@@ -257,6 +257,10 @@ def drain(
     if drained.failed:
         say(f"{len(drained.failed)} sessions still wait; the first of them says why.", display.notices())
         raise next(iter(drained.failed.values()))
+
+
+app.command()(backfill.backfill)
+app.command()(parity.parity)
 
 
 @app.command()

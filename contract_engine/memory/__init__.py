@@ -39,11 +39,13 @@ from contract_engine.memory.swisper_context import SwisperContext
 from contract_engine.memory.token_counter import TokenCounter
 
 if TYPE_CHECKING:
+    from contract_engine.memory.legacy_store import AsyncLegacySwisperStore, LegacySwisperStore
     from contract_engine.memory.packaging import to_messages
     from contract_engine.memory.summarizers import ModelSummarizer, OpenAIChat
 
 __all__ = [
     "AsyncBufferStore",
+    "AsyncLegacySwisperStore",
     "AsyncMemoryManager",
     "AsyncPostgresSessionStore",
     "AsyncRetention",
@@ -58,6 +60,7 @@ __all__ = [
     "DatabaseUnavailableError",
     "ExtractiveSummarizer",
     "InvalidInputError",
+    "LegacySwisperStore",
     "MemoryConfig",
     "MemoryManager",
     "MemoryServiceError",
@@ -88,7 +91,13 @@ memory_manager = MemoryManager()
 """The manager of this process, set up from the environment at its first call."""
 
 # What not every program needs is imported when it is asked for.
-_LATE = {"ModelSummarizer": "summarizers", "OpenAIChat": "summarizers", "to_messages": "packaging"}
+_LATE = {
+    "AsyncLegacySwisperStore": "legacy_store",
+    "LegacySwisperStore": "legacy_store",
+    "ModelSummarizer": "summarizers",
+    "OpenAIChat": "summarizers",
+    "to_messages": "packaging",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -54,9 +54,11 @@ def _position() -> sa.Select[Any]:
         .where(
             messages.c.tenant == sessions.c.tenant,
             messages.c.session_id == sessions.c.session_id,
+            messages.c.message_id.like(sa.literal_column("'legacy-%'")),
             messages.c.message_id.op("~")(_PLACE),
         )
-        .order_by(place.desc())
+        # Places rise with the numbers, so that only what was logged since has to be looked through.
+        .order_by(messages.c.seq.desc())
         .limit(sa.literal_column("1"))
         .lateral("newest")
     )

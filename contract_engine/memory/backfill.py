@@ -11,30 +11,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from contract_engine.memory._effects import Flow, query, transaction
-from contract_engine.memory._log_backfill import PAGE, PLACES, POSITION, HistoryRow, Position, insert_history
-from contract_engine.memory._runtime import Runtime, breaker_for
-from contract_engine.memory.config import MemoryConfig
-from contract_engine.memory.errors import (
-    ConfigurationError,
-    ContentionError,
-    InvalidInputError,
-    StoreUnavailableError,
-)
+from contract_engine.memory._log_backfill import HistoryRow, Position
+from contract_engine.memory.errors import ContentionError, InvalidInputError
 from contract_engine.memory.exchange import exchange_groups
 from contract_engine.memory.history_alignment import content_anchors, is_contained
-from contract_engine.memory.intake import Intake
 from contract_engine.memory.keys import check_session_id
 from contract_engine.memory.legacy_messages import content_digest, imported_id, imported_place
-from contract_engine.memory.legacy_redis import LegacySummary
 from contract_engine.memory.legacy_source import Element, History
-from contract_engine.memory.message_log import LogFlows
-from contract_engine.memory.serializer import decode_value
-from contract_engine.memory.sessions import Sessions
-from contract_engine.memory.summary_store import SummaryFlows
-from contract_engine.memory.token_counter import TokenCounter
+from contract_engine.memory.log_writer import LogWriter
 
 BATCH = 1000
 """Messages of one transaction."""
@@ -45,9 +31,11 @@ AT_ONCE = 200
 ATTEMPTS = 20
 """How often a session is begun anew because it changed meanwhile in another way than by an append."""
 
-PAGE_MESSAGES = 2000
-IMPORTED_BY = "imported_from"
+IMPORTED_FROM = "imported_from"
 """Marks, in the metadata of a supplied summary, the key of the original that it comes from."""
+
+
+NOTHING_YET = Position(0, None, 0, 0, False)
 
 
 class Refused(NamedTuple):
@@ -72,12 +60,13 @@ class Outcome:
     elsewhere: int = 0
     summaries: int = 0
     refused: list[Refused] = field(default_factory=list)
+    refused_summaries: list[Refused] = field(default_factory=list)
     left: str | None = None
 
     @property
     def is_whole(self) -> bool:
         """Whether the log has all there is."""
-        return self.left is None and not self.refused
+        return self.left is None and not self.refused and not self.refused_summaries
 
 
 class _Left(Exception):  # noqa: N818  # ends a session, and is told of as its outcome
@@ -89,17 +78,18 @@ class _Changed(Exception):  # noqa: N818  # begins a session anew
 
 
 class Backfill:
-    """Imports sessions into the log of one tenant; blocking, one session after the other.
+    """Imports sessions into a log, one after the other.
 
     ``rate``: at most so many messages per second, None for no limit. ``dry_run``: nothing is written. ``summarize``:
-    unless it is, the summaries of long histories are left to a later run, for they take more time than the import.
-    ``advance`` is called with the number of elements that have been dealt with. Raises :class:`StoreUnavailableError` where a server
-    is away: what was imported stays, and the session is gone on with next time.
+    unless it is, the summaries of long histories, and their index, are left to a later run: they take more time than
+    the import.
+    ``advance`` is called with the number of elements that have been dealt with. Raises :class:`StoreUnavailableError`
+    where a server is away: what was imported stays, and the session is gone on with next time.
     """
 
     def __init__(
         self,
-        config: MemoryConfig,
+        log: LogWriter,
         *,
         rate: float | None = None,
         dry_run: bool = False,
@@ -107,24 +97,12 @@ class Backfill:
         batch: int = BATCH,
         advance: Callable[[int], object] = lambda _: None,
     ) -> None:
-        if not config.is_durable:
-            raise ConfigurationError("database_url", "older history goes into a database; set DATABASE_URL")
-        counter = TokenCounter(config.model)
-        self._config = config
-        self._log = LogFlows(config)
-        self._sessions = Sessions(config, counter, log=self._log)
-        self._summaries = SummaryFlows(config, counter, self._sessions, log=self._log)
-        self._intake = Intake(counter, max_message_bytes=config.max_message_bytes)
-        self._runtime = Runtime(config, breaker=breaker_for(config, is_shared=False))
-        self._dry_run = dry_run
-        self._summarize = summarize
-        self._advance = advance
-        self._pace = _Pace(rate)
-        self._batch = batch if rate is None else max(1, min(batch, int(rate)))
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._runtime.close()
+        self.log = log
+        self.dry_run = dry_run
+        self.summarize = summarize
+        self.pace = _Pace(rate)
+        self.batch = batch if rate is None else max(1, min(batch, int(rate)))
+        self.advance = advance
 
     def import_session(self, history: History) -> Outcome:
         """Import one session; what stands in the way is told in its outcome."""
@@ -133,22 +111,20 @@ class Backfill:
         try:
             check_session_id(history.session_id)
             advanced = self._import(history, outcome)
-        except InvalidInputError as exc:
+        except (InvalidInputError, ContentionError, _Left) as exc:
             outcome.left = str(exc)
-        except _Left as exc:
-            outcome.left = str(exc)
-        self._advance(max(0, history.length - advanced))
+        self.advance(max(0, history.length - advanced))
         return outcome
 
     def _import(self, history: History, outcome: Outcome) -> int:
         if history.problem is not None:
             raise _Left(history.problem)
-        if not self._dry_run and self._sessions.unlogged is not None:
+        if not self.dry_run:
             # What waits in Redis is numbered behind what the log holds; it goes first, so that nothing else moves.
-            self._runtime.run(self._sessions.unlogged.drain_own(history.session_id))
+            self.log.drain(history.session_id)
+        self._supply(history, outcome)
         if history.is_trimmed and self._has_all(history):
             return 0
-        self._supply(history, outcome)
         for _ in range(ATTEMPTS):
             attempt = _Attempt(self, history, outcome)
             try:
@@ -161,79 +137,26 @@ class Backfill:
     def _has_all(self, history: History) -> bool:
         """Whether the log has every message of a list that loses its oldest, whatever their places are now."""
         older = [content_digest(item.message) for item in history.read(0) if item.message is not None]
-        newer = [digest for _, _, digest in self.digests(history.session_id, 0)]
+        newer = [digest for _, _, digest in self.log.digests(history.session_id)]
         return bool(older) and len(older) == history.length and is_contained(older, newer)
 
     def _supply(self, history: History, outcome: Outcome) -> None:
         """Add the summaries of what no message is left of, each once."""
-        outcome.refused += [Refused(place, f"summary: {problem}") for place, problem in history.refused_summaries]
+        outcome.refused_summaries += [Refused(place, problem) for place, problem in history.refused_summaries]
         if not history.summaries:
             return
-        key = {IMPORTED_BY: history.summary_name}
         known = {
-            entry["metadata"].get("place")
-            for entry in self._runtime.run(self._summaries.get_summary_history(history.session_id, 2**31 - 1))
-            if isinstance(entry["metadata"], dict) and entry["metadata"].get(IMPORTED_BY) == history.summary_name
+            metadata.get("place")
+            for metadata in self.log.supplied_summaries(history.session_id)
+            if metadata.get(IMPORTED_FROM) == history.summary_name
         }
         for summary in history.summaries:
             if summary.place not in known:
-                if not self._dry_run:
-                    self._add_summary(history.session_id, summary, key)
+                metadata = {IMPORTED_FROM: history.summary_name, **summary._asdict()}
+                del metadata["text"]
+                if not self.dry_run:
+                    self.log.add_summary(history.session_id, summary.text, metadata)
                 outcome.summaries += 1
-
-    def _add_summary(self, session_id: str, summary: LegacySummary, key: dict[str, Any]) -> None:
-        metadata = key | {"place": summary.place, "timestamp": summary.timestamp}
-        if not self._runtime.run(self._summaries.add_summary(session_id, summary.text, metadata)):
-            raise StoreUnavailableError("a summary could not be added", hint="run it again")
-
-    # -- what an attempt asks of the log
-
-    def position(self, session_id: str) -> Position:
-        """Return how far the import of a session has come."""
-        rows = self._runtime.run(query(POSITION, self._key(session_id)))
-        if not rows:
-            return Position(0, None, 0, 0, False)
-        place, message_id, seq, last_seq, is_unsummarized = rows[0]
-        return Position(place or 0, message_id, seq or 0, last_seq, is_unsummarized)
-
-    def digests(self, session_id: str, after: int) -> Iterator[tuple[int, str, bytes]]:
-        """Give number, id and digest of each message of the log behind ``after``."""
-        while rows := self._runtime.run(query(PAGE, {**self._key(session_id), "after": after, "limit": PAGE_MESSAGES})):
-            for seq, message_id, body in rows:
-                yield seq, message_id, content_digest(decode_value(bytes(body)))
-            after = rows[-1][0]
-
-    def places(self, session_id: str, message_ids: list[str]) -> dict[str, int]:
-        """Return the numbers of those of these messages that the log has."""
-        return dict(self._runtime.run(query(PLACES, {**self._key(session_id), "message_ids": message_ids})))
-
-    def _key(self, session_id: str) -> dict[str, str]:
-        return {"of_tenant": self._config.tenant, "of_session": session_id}
-
-    def _store(self, history: History, rows: list[HistoryRow], after_id: str | None, *, is_covered: bool) -> Flow[bool]:
-        key = self._key(history.session_id)
-        done = yield from transaction(
-            lambda connection: insert_history(
-                connection,
-                key,
-                rows,
-                after_id=after_id,
-                is_covered=is_covered,
-                created_ms=history.created_ms,
-                updated_ms=history.updated_ms,
-            )
-        )
-        if done:
-            yield from self._sessions.distrust(history.session_id)
-        return done
-
-    def _settle(self, session_id: str, *, is_unsummarized: bool) -> Flow[None]:
-        """Write the summary of what was imported below the watermark, fold the rest within its caps, make it found."""
-        if is_unsummarized and self._summarize:
-            yield from self._summaries.resummarize(session_id, use_model=False, dry_run=False, progress=None)
-        yield from self._sessions.folding.read_within_caps(session_id)
-        if self._sessions.recall is not None:
-            yield from self._sessions.recall.index_folded(session_id)
 
 
 class _Attempt:
@@ -244,7 +167,7 @@ class _Attempt:
         self._history = history
         self._outcome = outcome
         self._session_id = history.session_id
-        self._position = backfill.position(history.session_id)
+        self._position = backfill.log.position(history.session_id) or NOTHING_YET
         self._pending: list[HistoryRow] = []
         self._after_id = self._position.message_id
         self._after_seq = self._position.seq
@@ -259,7 +182,7 @@ class _Attempt:
         anchors = self._anchors()
         self._until_covered = self._cut()
         advanced = position.place
-        backfill._advance(position.place)
+        backfill.advance(position.place)
         for page in _pages(history.read(position.place)):
             known = self._known(page)
             for item in page:
@@ -268,14 +191,21 @@ class _Attempt:
                     anchor = (item.message_id, known[item.message_id])
                 self._take(item, anchor)
             self._flush()
-            backfill._advance(len(page))
+            backfill.advance(len(page))
             advanced += len(page)
-        if not backfill._dry_run:
-            after = backfill.position(self._session_id)
-            if self.imported or after.is_unsummarized:
-                backfill._runtime.run(backfill._settle(self._session_id, is_unsummarized=after.is_unsummarized))
+        if not backfill.dry_run:
+            self._settle()
         self._outcome.imported += self.imported
         return advanced
+
+    def _settle(self) -> None:
+        """Write what was left out while messages came in; after an interruption there is more than of this run."""
+        backfill = self._backfill
+        is_due = (backfill.log.position(self._session_id) or NOTHING_YET).is_unsummarized and backfill.summarize
+        if is_due:
+            backfill.log.resummarize(self._session_id)
+        if is_due or self.imported:
+            backfill.log.fold(self._session_id, index=backfill.summarize)
 
     def _known(self, page: list[Element]) -> dict[str, int]:
         """Return the numbers of the messages of a page that the log has under their ids."""
@@ -284,7 +214,7 @@ class _Attempt:
             return {}
         if self._after_id is not None:
             ids.append(self._after_id)  # what was inserted has moved what stands behind it
-        known = self._backfill.places(self._session_id, ids)
+        known = self._backfill.log.places(self._session_id, ids)
         self._after_seq = known.get(self._after_id or "", self._after_seq)
         return known
 
@@ -302,12 +232,14 @@ class _Attempt:
             return
         digest = content_digest(item.message)
         try:
-            outgoing = self._backfill._intake.message(item.message, item.message_id or imported_id(item.place, digest))
+            outgoing = self._backfill.log.intake.message(
+                item.message, item.message_id or imported_id(item.place, digest)
+            )
         except InvalidInputError as exc:
             self._outcome.refused.append(Refused(item.place, str(exc)))
             return
         is_covered = item.place <= self._until_covered
-        if self._pending and (is_covered != self._is_covered or len(self._pending) >= self._backfill._batch):
+        if self._pending and (is_covered != self._is_covered or len(self._pending) >= self._backfill.batch):
             self._flush()
         self._is_covered = is_covered
         self._pending.append(HistoryRow(outgoing.message_id, outgoing.tokens, item.at_ms, outgoing.body))
@@ -317,11 +249,18 @@ class _Attempt:
         if not rows:
             return
         backfill = self._backfill
-        if not backfill._dry_run:
-            store = backfill._store(self._history, rows, self._after_id, is_covered=self._is_covered)
-            if not backfill._runtime.run(store):
+        if not backfill.dry_run:
+            is_done = backfill.log.store(
+                self._session_id,
+                rows,
+                after_id=self._after_id,
+                is_covered=self._is_covered,
+                created_ms=self._history.created_ms,
+                updated_ms=self._history.updated_ms,
+            )
+            if not is_done:
                 raise _Changed
-            backfill._pace.wait(len(rows))
+            backfill.pace.wait(len(rows))
         self._after_id = rows[-1].message_id
         self.imported += len(rows)
 
@@ -346,7 +285,7 @@ class _Attempt:
 
     def _problem(self, item: Element) -> str:
         try:
-            self._backfill._intake.message(item.message)
+            self._backfill.log.intake.message(item.message)
         except InvalidInputError as exc:
             return str(exc)
         return ""
@@ -356,7 +295,7 @@ class _Attempt:
         position, history = self._position, self._history
         if history.has_ids or position.last_seq <= position.seq:
             return {}
-        newer = list(self._backfill.digests(self._session_id, position.seq))
+        newer = list(self._backfill.log.digests(self._session_id, after=position.seq))
         older: list[tuple[int, bytes]] = [
             (item.place, content_digest(item.message))
             for item in history.read(position.place)
@@ -375,7 +314,7 @@ class _Attempt:
         history = self._history
         if history.length - self._position.place <= AT_ONCE:
             return 0
-        keep = self._backfill._config.limits.max_buffer_messages
+        keep = self._backfill.log.max_buffer_messages
         start = max(0, history.length - 2 * keep)
         end = list(history.read(start))
         cut = len(end) - keep

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from contract_engine.memory.errors import CorruptDataError, SerializationError
-from contract_engine.memory.legacy_messages import LegacyMessage, legacy_message, parse_envelope, parse_legacy
+from contract_engine.memory.legacy_messages import (
+    LegacyMessage,
+    content_digest,
+    legacy_message,
+    parse_envelope,
+    parse_legacy,
+)
 from contract_engine.memory.legacy_redis import LegacyRedis, LegacySummary
 from contract_engine.memory.legacy_store import LegacySwisperStore
 from contract_engine.memory.models import Message
@@ -98,6 +105,17 @@ def redis_history(redis: LegacyRedis, session_id: str) -> History:
     return History(
         session_id, len(elements), False, now_ms, now_ms, read, summaries, SUMMARY_LIST, refused, problem, True
     )
+
+
+def missing_messages(buffer: History, history: History) -> int:
+    """Return how many messages of a buffer, which holds the newest, are not among the last of a history."""
+    wanted = Counter(_digests(buffer, 0))
+    wanted.subtract(_digests(history, max(0, history.length - 4 * buffer.length - 100)))
+    return sum(count for count in wanted.values() if count > 0)
+
+
+def _digests(history: History, after: int) -> Iterator[bytes]:
+    return (content_digest(item.message) for item in history.read(after) if item.message is not None)
 
 
 def message_time_ms(message: Message, *, default_ms: int, latest_ms: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import SequenceMatcher
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -82,16 +82,7 @@ def compare(session_id: str, legacy: Sequence[Mark] | None, new: Sequence[Mark] 
         return whole
     assert legacy is not None
     assert new is not None
-    pairs = _aligned([item.digest for item in legacy], [item.digest for item in new])
-    found: list[Difference] = []
-    old_start = new_start = 0
-    for old_stop, new_stop in [*pairs, (len(legacy), len(new))]:
-        position = "leading" if not old_start and not new_start else "middle"
-        if old_stop == len(legacy) and new_stop == len(new):
-            position = "trailing"
-        found += _changed(session_id, legacy, new, range(old_start, old_stop), range(new_start, new_stop), position)
-        old_start, new_start = old_stop + 1, new_stop + 1
-    return _moved_or_duplicated(found, legacy, new)
+    return _Comparison(session_id, legacy, new).differences()
 
 
 def summed(differences: Iterable[Difference]) -> Mapping[str, int]:
@@ -171,71 +162,75 @@ def _rising(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return found[::-1]
 
 
-def _changed(
-    session_id: str, legacy: Sequence[Mark], new: Sequence[Mark], old: range, other: range, position: str
-) -> list[Difference]:
-    """Name what stands between two messages that both sides share."""
-    found: list[Difference] = []
-    left, right = list(old), list(other)
-    # The same words said by somebody else.
-    places: dict[bytes, list[int]] = defaultdict(list)
-    for place in right:
-        places[new[place].content].append(place)
-    for place in list(left):
-        if others := places.get(legacy[place].content):
-            partner = others.pop(0)
-            left.remove(place)
-            right.remove(partner)
-            found.append(Difference(session_id, Kind.ROLE_CHANGED, place + 1, partner + 1, position))
-    # What remains may be somewhere else altogether; only what is nowhere else can have been changed here.
-    here, there = {item.digest for item in legacy}, {item.digest for item in new}
-    lost = [place for place in left if legacy[place].digest not in there]
-    extra = [place for place in right if new[place].digest not in here]
-    for place, partner in zip(lost, extra, strict=False):
-        if legacy[place].role != new[partner].role:
-            continue
-        left.remove(place)
-        right.remove(partner)
-        found.append(Difference(session_id, Kind.CONTENT_CHANGED, place + 1, partner + 1, position))
-    found += [Difference(session_id, Kind.MISSING_IN_NEW, place + 1, None, position) for place in left]
-    found += [Difference(session_id, Kind.MISSING_IN_LEGACY, None, place + 1, position) for place in right]
-    return sorted(found, key=lambda item: item.legacy_place or item.new_place or 0)
+class _Comparison:
+    """Two histories with something in each, and what they differ in."""
 
+    def __init__(self, session_id: str, legacy: Sequence[Mark], new: Sequence[Mark]) -> None:
+        self._session_id = session_id
+        self._legacy, self._new = legacy, new
+        self._legacy_counts = Counter(item.digest for item in legacy)
+        self._new_counts = Counter(item.digest for item in new)
+        self._found: list[Difference] = []
+        self._lost: list[Difference] = []
+        self._extra: dict[bytes, list[Difference]] = defaultdict(list)
 
-def _moved_or_duplicated(found: Sequence[Difference], legacy: Sequence[Mark], new: Sequence[Mark]) -> list[Difference]:
-    """Tell a message that is lost from one that stands elsewhere, and one that is extra from one that is there twice.
+    def differences(self) -> list[Difference]:
+        """Return them, in the order of the older history."""
+        legacy, new = self._legacy, self._new
+        pairs = _aligned([item.digest for item in legacy], [item.digest for item in new])
+        left = right = 0
+        for old_stop, new_stop in [*pairs, (len(legacy), len(new))]:
+            position = "middle" if left or right else "leading"
+            if (old_stop, new_stop) == (len(legacy), len(new)):
+                position = "trailing"
+            self._look_between(range(left, old_stop), range(right, new_stop), position)
+            left, right = old_stop + 1, new_stop + 1
+        self._name_the_rest()
+        return sorted(self._found, key=lambda item: (item.legacy_place or item.new_place or 0, item.new_place or 0))
 
-    A message that both sides have equally often is in another place; one that a side has more often than the other,
-    which has it too, is there twice.
-    """
-    counts = Counter(item.digest for item in legacy), Counter(item.digest for item in new)
-    elsewhere: dict[bytes, list[Difference]] = defaultdict(list)
-    for item in found:
-        if item.kind is Kind.MISSING_IN_LEGACY and item.new_place is not None:
-            elsewhere[new[item.new_place - 1].digest].append(item)
-    named: list[Difference] = []
-    moved: set[int] = set()
-    for item in found:
-        if item.kind is Kind.MISSING_IN_NEW and item.legacy_place is not None:
-            digest = legacy[item.legacy_place - 1].digest
-            if partners := elsewhere.get(digest):
-                partner = partners.pop(0)
-                moved.add(id(partner))
-                named.append(
-                    Difference(item.session_id, Kind.REORDERED, item.legacy_place, partner.new_place, item.position)
-                )
-            elif counts[1][digest]:
-                named.append(_renamed(item, Kind.DUPLICATED_IN_LEGACY))
-            else:
-                named.append(item)
-        elif item.kind is not Kind.MISSING_IN_LEGACY:
-            named.append(item)
-    for item in found:
-        if item.kind is Kind.MISSING_IN_LEGACY and item.new_place is not None and id(item) not in moved:
-            is_double = counts[0][new[item.new_place - 1].digest] > 0
-            named.append(_renamed(item, Kind.DUPLICATED_IN_NEW) if is_double else item)
-    return sorted(named, key=lambda item: (item.legacy_place or item.new_place or 0, item.new_place or 0))
+    def _look_between(self, old: range, other: range, position: str) -> None:
+        """Name what stands between two messages that both sides share."""
+        if not old and not other:
+            return
+        legacy, new = self._legacy, self._new
+        places: dict[bytes, list[int]] = defaultdict(list)
+        for right in reversed(other):
+            places[new[right].content].append(right)
+        # The same words said by somebody else; then other words in the same place, unless they stand elsewhere.
+        partners = {left: places[legacy[left].content].pop() for left in old if places.get(legacy[left].content)}
+        taken = set(partners.values())
+        lost = [left for left in old if left not in partners and not self._new_counts[legacy[left].digest]]
+        extra = [right for right in other if right not in taken and not self._legacy_counts[new[right].digest]]
+        changed = {
+            left: right for left, right in zip(lost, extra, strict=False) if legacy[left].role == new[right].role
+        }
+        taken |= set(changed.values())
+        for kind, found in ((Kind.ROLE_CHANGED, partners), (Kind.CONTENT_CHANGED, changed)):
+            for left, right in found.items():
+                self._found.append(Difference(self._session_id, kind, left + 1, right + 1, position))
+        for left in old:
+            if left not in partners and left not in changed:
+                self._lost.append(Difference(self._session_id, Kind.MISSING_IN_NEW, left + 1, None, position))
+        for right in other:
+            if right not in taken:
+                item = Difference(self._session_id, Kind.MISSING_IN_LEGACY, None, right + 1, position)
+                self._extra[new[right].digest].append(item)
 
+    def _name_the_rest(self) -> None:
+        """Tell a message that is missing from one that stands elsewhere, and from one that is there twice.
 
-def _renamed(item: Difference, kind: Kind) -> Difference:
-    return Difference(item.session_id, kind, item.legacy_place, item.new_place, item.position)
+        One that a side has more often than the other, which has it too, is named a duplicate: content alone does not
+        tell it from one of several equal messages that the other side has lost.
+        """
+        for item in self._lost:
+            assert item.legacy_place is not None
+            digest = self._legacy[item.legacy_place - 1].digest
+            if self._extra[digest]:
+                partner = self._extra[digest].pop(0)
+                item = replace(item, kind=Kind.REORDERED, new_place=partner.new_place)  # noqa: PLW2901
+            elif self._new_counts[digest]:
+                item = replace(item, kind=Kind.DUPLICATED_IN_LEGACY)  # noqa: PLW2901
+            self._found.append(item)
+        for digest, items in self._extra.items():
+            kind = Kind.DUPLICATED_IN_NEW if self._legacy_counts[digest] else Kind.MISSING_IN_LEGACY
+            self._found += [replace(item, kind=kind) for item in items]

@@ -1,0 +1,93 @@
+"""Where a command finds the sessions of an older store, and what those have in common that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Annotated
+
+import typer
+
+from contract_engine.memory.errors import ConfigurationError
+from contract_engine.memory.legacy_messages import readable_text
+from contract_engine.memory.legacy_redis import LegacyRedis
+from contract_engine.memory.legacy_source import History, missing_messages, redis_history, table_history
+from contract_engine.memory.legacy_store import LegacySwisperStore
+
+PANEL = "Older store"
+PATIENCE_SECONDS = 120.0
+"""A statement may read or renumber a history of a hundred thousand messages."""
+
+NAMES_AT_ONCE = 1000
+
+LegacyUrl = Annotated[
+    str | None,
+    typer.Option("--legacy-url", metavar="URL", help="The PostgreSQL with the older table.", rich_help_panel=PANEL),
+]
+LegacyTable = Annotated[str, typer.Option("--table", metavar="NAME", help="Its name.", rich_help_panel=PANEL)]
+LegacyRedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--legacy-redis-url", metavar="URL", help="The Redis with buffer:* and summary_list:*.", rich_help_panel=PANEL
+    ),
+]
+OnlySessions = Annotated[
+    list[str] | None, typer.Option("--session", metavar="ID", help="Only this session; may be given again.")
+]
+
+
+class OlderStore:
+    """The table, or the keys in Redis, or both: then Redis is asked for the sessions that the table does not have."""
+
+    def __init__(self, table: LegacySwisperStore | None, redis: LegacyRedis | None) -> None:
+        self._table = table
+        self._redis = redis
+        self._redis_names = [] if redis is None else redis.session_names()
+
+    def totals(self) -> tuple[int, int | None]:
+        """Return about how many sessions there are, and how many messages their rows claim; None where nobody knows."""
+        sessions, messages = (0, 0) if self._table is None else self._table.totals()
+        return sessions + len(self._redis_names), None if self._redis_names else messages
+
+    def session_names(self) -> Iterator[str]:
+        """Give every session id, each once."""
+        after = ""
+        while self._table is not None and (names := self._table.session_names(after=after, most=NAMES_AT_ONCE)):
+            yield from names
+            after = names[-1]
+        for name in self._redis_names:
+            if self._table is None or self._row(name) is None:
+                yield name
+
+    def history(self, session_id: str) -> History | None:
+        """Return a session; None where there is none of this id."""
+        found = self._row(session_id)
+        if found is not None or self._redis is None:
+            return found
+        return redis_history(self._redis, session_id) if session_id in self._redis_names else None
+
+    def only_in_redis(self, history: History) -> int:
+        """Return how many messages the buffer in Redis has that this session of the table has not."""
+        if self._redis is None or history.is_trimmed or history.session_id not in self._redis_names:
+            return 0
+        return missing_messages(redis_history(self._redis, history.session_id), history)
+
+    def _row(self, session_id: str) -> History | None:
+        # Redis takes keys that no text in PostgreSQL can be.
+        if self._table is None or readable_text(session_id) != session_id:
+            return None
+        return table_history(self._table, session_id)
+
+
+@contextmanager
+def older_store(url: str | None, table: str, redis_url: str | None) -> Iterator[OlderStore]:
+    """Open what the options name; refuses to do without any of it."""
+    if url is None and redis_url is None:
+        raise ConfigurationError("legacy_url", "no older store is named; give --legacy-url, --legacy-redis-url or both")
+    with ExitStack() as stack:
+        store = redis = None
+        if url is not None:
+            store = stack.enter_context(LegacySwisperStore(url, table=table, timeout_seconds=PATIENCE_SECONDS))
+        if redis_url is not None:
+            redis = stack.enter_context(LegacyRedis(redis_url))
+        yield OlderStore(store, redis)

@@ -1,0 +1,181 @@
+"""Compare the sessions of an older store with those of the log, as an operator asks for it."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from contract_engine.cli import display
+from contract_engine.cli.legacy import PATIENCE_SECONDS, LegacyTable, OlderStore, OnlySessions, older_store
+from contract_engine.cli.options import AsJson, DatabaseUrl, RedisUrl, Tenant
+from contract_engine.cli.outcome import NO, say
+from contract_engine.cli.servers import Choice, chosen_servers
+from contract_engine.memory.errors import InvalidInputError
+from contract_engine.memory.legacy_store import DEFAULT_TABLE
+from contract_engine.memory.log_writer import LogWriter
+from contract_engine.memory.parity import Difference, Kind, Mark, compare, mark, summed
+
+SHOWN = 50
+LOOKS, PAUSE_SECONDS = 3, 0.3
+"""How often a session with differences is looked at: what was written to one store may be on its way to the other."""
+
+
+def parity(
+    *,
+    legacy_url: Annotated[
+        str, typer.Option("--legacy-url", metavar="URL", help="The PostgreSQL with the older table.")
+    ],
+    table: LegacyTable = DEFAULT_TABLE,
+    session: OnlySessions = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only so many sessions, taken at random.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every difference to this file, as JSON Lines.")
+    ] = None,
+    redis_url: RedisUrl = None,
+    database_url: DatabaseUrl = None,
+    tenant: Tenant = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare both stores: the number of messages, their order and content, session by session.
+
+    Content is compared as JSON values. A session with differences is looked at again before they are told. Nothing is
+    written. Exit code 0 if there is no difference, 1 if there is any, 2 if the stores could not be compared.
+    """
+    choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
+    console = display.notices()
+    with ExitStack() as stack:
+        config = stack.enter_context(
+            chosen_servers(choice, console, only_database=True, database_timeout_seconds=PATIENCE_SECONDS)
+        )
+        store = stack.enter_context(older_store(legacy_url, table, None))
+        log = stack.enter_context(LogWriter(config))
+        write = stack.enter_context(_Export(export)).write
+        bar = stack.enter_context(display.progress(console, "sessions"))
+        names = _chosen(session, sample, store, log)
+        task = bar.add_task("", total=len(names))
+        differences: list[Difference] = []
+        messages = sessions = 0
+        for name in names:
+            bar.update(task, description=escape(display.shortened(name, 30)))
+            found, count = _compare(store, log, name)
+            messages += count
+            sessions += bool(found)
+            for item in found:
+                write(item)
+            differences += found
+            bar.advance(task)
+    if as_json:
+        told: dict[str, Any] = {"sessions": len(names), "messages": messages, "sessions_with_differences": sessions}
+        kinds = dict(summed(differences))
+        display.print_json(told | {"kinds": kinds, "differences": [item.as_json() for item in differences]})
+    else:
+        _print(differences, len(names), messages)
+    if differences:
+        raise typer.Exit(NO)
+
+
+def _chosen(session: Sequence[str] | None, sample: int | None, store: OlderStore, log: LogWriter) -> list[str]:
+    if session:
+        return list(dict.fromkeys(session))
+    names = list(dict.fromkeys([*store.session_names(), *_names(log)]))
+    return names if sample is None or sample >= len(names) else random.sample(names, sample)
+
+
+def _names(log: LogWriter) -> Iterator[str]:
+    after = ""
+    while names := log.session_names(after=after):
+        yield from names
+        after = names[-1]
+
+
+def _compare(store: OlderStore, log: LogWriter, name: str) -> tuple[list[Difference], int]:
+    """Return the differences of a session that stay, and how many messages were compared."""
+    for look in range(LOOKS):
+        if look:
+            time.sleep(PAUSE_SECONDS)
+        found, count = _look(store, log, name)
+        if not found:
+            break
+    return found, count
+
+
+def _look(store: OlderStore, log: LogWriter, name: str) -> tuple[list[Difference], int]:
+    # The older store first: what is written to both comes into the log before.
+    history = store.history(name)
+    places: list[int] = []
+    legacy: list[Mark] = []
+    found: list[Difference] = []
+    if history is not None and history.problem is not None:
+        found.append(Difference(name, Kind.UNREADABLE_IN_LEGACY))
+    for item in () if history is None else history.read(0):
+        if item.message is None:
+            found.append(Difference(name, Kind.UNREADABLE_IN_LEGACY, legacy_place=item.place))
+        else:
+            places.append(item.place)
+            legacy.append(mark(item.message))
+    new = [mark(message) for _, _, message in log.messages(name)]
+    is_known = bool(new) or log.position(name) is not None
+    for difference in compare(name, None if history is None else legacy, new if is_known else None):
+        at = difference.legacy_place
+        found.append(difference if at is None else replace(difference, legacy_place=places[at - 1]))
+    return found, max(len(legacy), len(new))
+
+
+class _Export:
+    """A file that takes differences line by line; none where no path is given."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _Export:
+        self._write: Callable[[str], object] = lambda _: None
+        if self._path is not None:
+            try:
+                self._write = self._stack.enter_context(self._path.open("w", encoding="utf-8")).write
+            except OSError as exc:
+                raise InvalidInputError("export", f"{self._path} cannot be written: {exc.strerror}") from exc
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def write(self, item: Difference) -> None:
+        """Write one difference."""
+        self._write(json.dumps(item.as_json()) + "\n")
+
+
+def _print(differences: Sequence[Difference], sessions: int, messages: int) -> None:
+    if not differences:
+        say(f"No difference: {messages:,} messages of {sessions:,} sessions.")
+        return
+    view = Table(
+        "session", "difference", "legacy", "new", "", box=None, header_style="dim", padding=(0, 1), pad_edge=False
+    )
+    for item in differences[:SHOWN]:
+        where = item.position or (f"{item.count:,} messages" if item.count > 1 else "")
+        view.add_row(
+            Text(display.shortened(item.session_id, 40)),
+            Text(item.kind.replace("_", " "), style="yellow"),
+            str(item.legacy_place or ""),
+            str(item.new_place or ""),
+            where,
+        )
+    display.output().print(view)
+    if len(differences) > SHOWN:
+        say(f"{len(differences) - SHOWN:,} more; --export FILE writes all of them.")
+    kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in summed(differences).items())
+    say(f"{len(differences):,} differences in {sessions:,} sessions with {messages:,} messages: {kinds}.")

@@ -1,0 +1,143 @@
+"""The log as a backfill and a comparison see it: read page by page, written to in batches that go where they belong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from contract_engine.memory._effects import Flow, query, transaction
+from contract_engine.memory._log_backfill import NAMES, PAGE, PLACES, POSITION, HistoryRow, Position, insert_history
+from contract_engine.memory._runtime import Runtime, breaker_for
+from contract_engine.memory.config import MemoryConfig
+from contract_engine.memory.errors import ConfigurationError, StoreUnavailableError
+from contract_engine.memory.intake import Intake
+from contract_engine.memory.legacy_messages import content_digest
+from contract_engine.memory.message_log import LogFlows
+from contract_engine.memory.models import Message
+from contract_engine.memory.serializer import decode_value
+from contract_engine.memory.sessions import Sessions
+from contract_engine.memory.summary_store import SummaryFlows
+from contract_engine.memory.token_counter import TokenCounter
+
+PAGE_MESSAGES = 2000
+
+
+class LogWriter:
+    """One tenant's log, blocking. Raises :class:`StoreUnavailableError` where the database is away; Redis may be."""
+
+    def __init__(self, config: MemoryConfig) -> None:
+        if not config.is_durable:
+            raise ConfigurationError("database_url", "older history goes into a database; set DATABASE_URL")
+        counter = TokenCounter(config.model)
+        log = LogFlows(config)
+        self._tenant = config.tenant
+        self._sessions = Sessions(config, counter, log=log)
+        self._summaries = SummaryFlows(config, counter, self._sessions, log=log)
+        self._runtime = Runtime(config, breaker=breaker_for(config, is_shared=False))
+        self.intake = Intake(counter, max_message_bytes=config.max_message_bytes)
+        self.max_buffer_messages = config.limits.max_buffer_messages
+
+    def _key(self, session_id: str) -> dict[str, str]:
+        return {"of_tenant": self._tenant, "of_session": session_id}
+
+    def position(self, session_id: str) -> Position | None:
+        """Return how far the import of a session has come; None where the log has no such session."""
+        rows = self._runtime.run(query(POSITION, self._key(session_id)))
+        if not rows:
+            return None
+        place, message_id, seq, last_seq, is_unsummarized = rows[0]
+        return Position(place or 0, message_id, seq or 0, last_seq, is_unsummarized)
+
+    def messages(self, session_id: str, *, after: int = 0) -> Iterator[tuple[int, str, Message]]:
+        """Give number, id and message of each message behind ``after``."""
+        while rows := self._runtime.run(query(PAGE, {**self._key(session_id), "after": after, "limit": PAGE_MESSAGES})):
+            for seq, message_id, body in rows:
+                yield seq, message_id, decode_value(bytes(body))
+            after = rows[-1][0]
+
+    def digests(self, session_id: str, *, after: int = 0) -> Iterator[tuple[int, str, bytes]]:
+        """Give number, id and digest of each message behind ``after``."""
+        for seq, message_id, message in self.messages(session_id, after=after):
+            yield seq, message_id, content_digest(message)
+
+    def places(self, session_id: str, message_ids: Sequence[str]) -> dict[str, int]:
+        """Return the numbers of those of these messages that the log has."""
+        rows = self._runtime.run(query(PLACES, {**self._key(session_id), "message_ids": list(message_ids)}))
+        return {str(message_id): int(seq) for message_id, seq in rows}
+
+    def session_names(self, *, after: str = "", most: int = 1000) -> list[str]:
+        """Return session ids in the order of the database, behind ``after``."""
+        rows = self._runtime.run(query(NAMES, {"of_tenant": self._tenant, "after": after, "limit": most}))
+        return [name for (name,) in rows]
+
+    def store(
+        self,
+        session_id: str,
+        rows: Sequence[HistoryRow],
+        *,
+        after_id: str | None,
+        is_covered: bool,
+        created_ms: int,
+        updated_ms: int,
+    ) -> bool:
+        """Insert messages in one transaction, see :func:`insert_history`, and have Redis follow."""
+        key = self._key(session_id)
+
+        def store() -> Flow[bool]:
+            done = yield from transaction(
+                lambda connection: insert_history(
+                    connection,
+                    key,
+                    rows,
+                    after_id=after_id,
+                    is_covered=is_covered,
+                    created_ms=created_ms,
+                    updated_ms=updated_ms,
+                )
+            )
+            if done:
+                yield from self._sessions.distrust(session_id)
+            return done
+
+        return self._runtime.run(store())
+
+    def resummarize(self, session_id: str) -> None:
+        """Write the summary of everything up to the watermark from the messages."""
+        self._runtime.run(self._summaries.resummarize(session_id, use_model=False, dry_run=False, progress=None))
+
+    def fold(self, session_id: str, *, index: bool) -> None:
+        """Fold what exceeds the caps of a context; with ``index`` have all that is folded be found by a search."""
+        self._runtime.run(self._fold(session_id, index=index))
+
+    def _fold(self, session_id: str, *, index: bool) -> Flow[None]:
+        yield from self._sessions.folding.read_within_caps(session_id)
+        if index and self._sessions.recall is not None:
+            yield from self._sessions.recall.index_folded(session_id)
+
+    def drain(self, session_id: str) -> None:
+        """Log what waits in Redis, where Redis can be asked."""
+        if self._sessions.unlogged is not None:
+            self._runtime.run(self._sessions.unlogged.drain_own(session_id))
+
+    def supplied_summaries(self, session_id: str) -> list[Mapping[str, Any]]:
+        """Return the metadata of the versions that have any."""
+        found = self._runtime.run(self._summaries.get_summary_history(session_id, 2**31 - 1))
+        return [entry["metadata"] for entry in found if isinstance(entry["metadata"], dict)]
+
+    def add_summary(self, session_id: str, text: str, metadata: Mapping[str, Any]) -> None:
+        """Add a text to the summary of a session, which begins here if there is none."""
+        if not self._runtime.run(self._summaries.add_summary(session_id, text, metadata)):
+            raise StoreUnavailableError("a summary could not be added", hint="send it again")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._runtime.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _exc: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,211 @@
+"""The older session store: one row per session, appended to without losing anything."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from legacy_tables import Older, said
+
+from contract_engine.memory import (
+    AsyncLegacySwisperStore,
+    DatabaseUnavailableError,
+    InvalidInputError,
+    LegacySwisperStore,
+    SerializationError,
+    StoreMisconfiguredError,
+)
+from contract_engine.memory.legacy_messages import (
+    EXACT_FIELD,
+    MESSAGE_ID_FIELD,
+    LegacyMessage,
+    content_digest,
+    legacy_json,
+    parse_legacy,
+)
+
+pytest_plugins = ("legacy_fixtures",)
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(), max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+MESSAGES = st.dictionaries(st.text(st.characters(), max_size=5), VALUES, max_size=4)
+
+
+def test_a_row_begins_with_its_first_message_and_is_kept_up_to_date(older: Older) -> None:
+    store = older.store
+    first, second = {"role": "user", "content": "hello " * 20}, {"role": "assistant", "content": "yes?"}
+    assert store.get_chat_history("s") == []
+    assert store.add_chat_message("s", first)
+    assert store.add_chat_message("s", second)
+    assert store.get_chat_history("s") == [first, second]
+    assert store.get_chat_history("s", 1) == [second]
+    assert store.get_chat_history("s", 0) == []
+    (row,) = older.execute(
+        "SELECT title, message_count, last_user_text, updated_at >= created_at, last_user_ts FROM {table}"
+    )
+    assert row[:4] == (first["content"][:64], 2, first["content"], True)
+    assert row[4] is not None
+
+
+def test_a_row_of_the_original_is_gone_on_with(older: Older) -> None:
+    older.fill("s", [said(1), said(2)])
+    older.execute("UPDATE {table} SET message_count = 1")  # as the original leaves it
+    older.store.add_chat_message("s", said(3))
+    assert older.store.get_chat_history("s") == [said(1), said(2), said(3)]
+    assert older.execute("SELECT message_count FROM {table}") == [(3,)]
+
+
+def test_eight_threads_append_and_nothing_is_lost(older: Older) -> None:
+    start = threading.Barrier(8)
+
+    def write(writer: int) -> None:
+        start.wait()
+        for number in range(25):
+            assert older.store.add_chat_message("s", {"role": "user", "content": f"{writer}.{number}"})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    texts = [message["content"] for message in older.store.get_chat_history("s")]
+    assert len(texts) == len(set(texts)) == 200
+    for writer in range(8):
+        own = [text for text in texts if text.startswith(f"{writer}.")]
+        assert own == [f"{writer}.{number}" for number in range(25)]
+    assert older.execute("SELECT message_count FROM {table}") == [(200,)]
+
+
+def test_a_message_with_an_id_is_appended_once_however_often_it_is_sent(older: Older) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda _: older.store.add_chat_message("s", said(1), message_id="m-1"), range(16)))
+    assert sorted(done) == [False] * 15 + [True]
+    assert older.store.add_chat_message("s", said(2), message_id="m-2")
+    older.store.add_chat_message("s", said(3))
+    assert older.store.get_chat_history("s") == [said(1), said(2), said(3)]
+    assert older.store.message_ids("s") == ["m-1", "m-2"]
+    assert older.store.has_message("s", "m-2")
+    assert not older.store.has_message("s", "m-3")
+    assert not older.store.has_message("nobody", "m-1")
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "\ud800", "x\udfff\x00", "\\u0000", "emoji \U0001f600 \u05d0"])
+def test_what_jsonb_refuses_comes_back_exactly(older: Older, text: str) -> None:
+    message = {"role": "user", "content": text, "deep": [{"key" + text: text}]}
+    older.store.add_chat_message("s", message, message_id="m")
+    assert older.store.get_chat_history("s") == [message]
+    older.store.save_session_context_atomic("s", {"note": text})
+    assert older.store.get_session_context_atomic("s") == {"note": text}
+    assert len(older.store.search_chat_history(text)) == 1
+    ((shown,),) = older.execute("SELECT chat_history -> 0 ->> 'content' FROM {table}")
+    assert shown == text.replace("\x00", "\ufffd").replace("\ud800", "\ufffd").replace("\udfff", "\ufffd")
+
+
+@given(MESSAGES)
+def test_any_message_survives_its_text(message: dict[str, Any]) -> None:
+    if {MESSAGE_ID_FIELD, EXACT_FIELD} & set(message):
+        return
+    text = legacy_json(message, message_id="m")
+    assert "\\u0000" not in text.replace("\\\\", "")
+    found = parse_legacy(text)
+    assert found == LegacyMessage(message, "m")
+    assert content_digest(found.message) == content_digest(message)
+
+
+def test_what_is_no_message_is_refused_before_anything_is_written(older: Older) -> None:
+    store: Any = older.store
+    with pytest.raises(InvalidInputError, match="message"):
+        store.add_chat_message("s", ["no dict"])
+    with pytest.raises(SerializationError, match="bytes"):
+        store.add_chat_message("s", {"content": b"bytes"})
+    with pytest.raises(SerializationError, match=MESSAGE_ID_FIELD):
+        store.add_chat_message("s", {MESSAGE_ID_FIELD: "mine"})
+    with pytest.raises(InvalidInputError, match="session_id"):
+        store.add_chat_message("", said(1))
+    with pytest.raises(InvalidInputError, match="message_id"):
+        store.add_chat_message("s", said(1), message_id="")
+    with pytest.raises(InvalidInputError, match=r"session\.colour"):
+        store.save_session("s", {"colour": "red"})
+    assert older.execute("SELECT count(*) FROM {table}") == [(0,)]
+
+
+def test_sessions_are_saved_searched_and_listed(older: Older) -> None:
+    store = older.store
+    store.add_chat_message("a", {"role": "user", "content": "A blue BICYCLE"})
+    store.add_chat_message("b", {"role": "user", "content": "a red car"})
+    assert store.save_session("b", {"title": "Cars", "has_contract": True, "session_metadata": {"lang": "de"}})
+    assert store.save_session_context_atomic("b", {"state": "search"})
+    assert store.save_session_context_atomic("new", {"state": "start"})
+    assert store.get_session_context_atomic("b") == {"state": "search"}
+    assert store.get_session_context_atomic("a") is None
+    assert store.get_session_context_atomic("nobody") is None
+    assert older.execute("SELECT session_metadata ->> 'lang' FROM {table} WHERE session_id = 'b'") == [("de",)]
+    (found,) = store.search_chat_history("bicycle")
+    assert (found["session_id"], found["place"]) == ("a", 1)
+    assert store.search_chat_history("bicycle", session_id="b") == []
+    listed = {row["session_id"]: row for row in store.get_all_sessions()}
+    assert set(listed) == {"a", "b", "new"}
+    assert (listed["b"]["title"], listed["b"]["has_contract"], listed["b"]["message_count"]) == ("Cars", True, 1)
+    assert len(store.get_all_sessions(2)) == 2
+
+
+def test_a_history_that_is_no_list_is_not_written_over(older: Older) -> None:
+    older.fill("s", {"0": "strange"})
+    with pytest.raises(StoreMisconfiguredError, match="no list"):
+        older.store.add_chat_message("s", said(1))
+    assert older.execute("SELECT chat_history FROM {table}") == [({"0": "strange"},)]
+
+
+def test_a_wrong_table_says_so(database_url: str) -> None:
+    with (
+        LegacySwisperStore(database_url, table="nothing_here") as store,
+        pytest.raises(StoreMisconfiguredError, match="nothing_here"),
+    ):
+        store.get_chat_history("s")
+    with pytest.raises(InvalidInputError, match="table"):
+        LegacySwisperStore(database_url, table="a; DROP TABLE b")
+
+
+def test_an_outage_is_no_empty_history() -> None:
+    with LegacySwisperStore("postgresql://nobody@127.0.0.1:1/none", timeout_seconds=2) as store:
+        for call in (lambda: store.get_chat_history("s"), lambda: store.add_chat_message("s", said(1))):
+            with pytest.raises(DatabaseUnavailableError):
+                call()
+
+
+def test_a_newcomer_makes_the_table_itself(database_url: str, tenant: str) -> None:
+    with LegacySwisperStore(database_url, table=f"public.made_{tenant}") as store:
+        store.create_table()
+        store.create_table()
+        store.add_chat_message("s", said(1))
+        assert store.get_chat_history("s") == [said(1)]
+
+
+async def test_the_twin_for_asyncio_does_the_same(older: Older) -> None:
+    async with AsyncLegacySwisperStore(older.url, table=older.table, timeout_seconds=30) as store:
+        await asyncio.gather(
+            *(store.add_chat_message("s", said(number), message_id=f"m{number}") for number in range(10))
+        )
+        assert len(await store.get_chat_history("s")) == 10
+        assert not await store.add_chat_message("s", said(3), message_id="m3")
+        assert await store.has_message("s", "m9")
+
+
+def test_the_twins_have_the_same_methods() -> None:
+    def shape(kind: type) -> dict[str, str]:
+        found = {"close" if name == "aclose" else name: method for name, method in vars(kind).items()}
+        return {name: str(inspect.signature(method)) for name, method in found.items() if name[0] != "_"}
+
+    assert shape(LegacySwisperStore) == shape(AsyncLegacySwisperStore)
