@@ -1,0 +1,467 @@
+"""Backfill: older history comes into the log once, in its order, in front of what was written to both."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import datetime
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from legacy_tables import Older, said
+from typer.testing import CliRunner
+
+from contract_engine.cli.app import app
+from contract_engine.cli.servers import ADDRESS_VARIABLES
+from contract_engine.memory import DatabaseUnavailableError, MemoryManager, MessageSerializer
+from contract_engine.memory.backfill import AT_ONCE
+from contract_engine.memory.history_alignment import content_anchors
+from contract_engine.memory.legacy_messages import imported_place
+from contract_engine.memory.legacy_source import message_time_ms
+
+pytest_plugins = ("legacy_fixtures",)
+
+Messages = list[dict[str, Any]]
+
+
+def history(count: int, start: int = 0) -> Messages:
+    return [said(number) for number in range(start, start + count)]
+
+
+@pytest.fixture
+def manager(older: Older) -> Any:
+    with MemoryManager(config=older.config) as found:
+        yield found
+
+
+def write_both(manager: MemoryManager, older: Older, session_id: str, messages: Messages, *, ids: bool = True) -> None:
+    """Write as the adapter does: the log first, then the older store, with the id of the message or without."""
+    for message in messages:
+        receipt = manager.append(session_id, message)
+        older.store.add_chat_message(session_id, message, message_id=receipt.message_id if ids else None)
+
+
+def contains(manager: MemoryManager, session_id: str, expected: Messages) -> None:
+    """Check the log, and that the context is made of it: a summary up to the watermark, and the rest word for word."""
+    assert manager.session_store.get_chat_history(session_id) == expected
+    context = manager.get_context(session_id)
+    assert context["last_seq"] == len(expected)
+    assert context["buffer_messages"] == expected[context["watermark"] :]
+    assert context["complete"]
+    assert bool(context["current_summary"]) == (context["watermark"] > 0)
+    assert context["message_count"] <= context["buffer_info"]["max_messages"]
+    versions = manager.summary_store.get_summary_history(session_id, 1000)
+    assert (versions[-1]["last_seq"] if versions else 0) == context["watermark"]
+
+
+# -- what is taken for the same
+
+
+@given(st.lists(st.integers(0, 2), max_size=12), st.integers(0, 12), st.lists(st.integers(3, 9), max_size=3), st.data())
+def test_a_copy_of_the_end_is_found_with_what_is_on_its_way(
+    numbers: list[int], overlap: int, waiting: list[int], data: st.DataObject
+) -> None:
+    older = [bytes([number]) for number in numbers]
+    copied = older[max(0, len(older) - overlap) :]
+    for place in sorted(data.draw(st.sets(st.integers(0, 11))), reverse=True):  # what only the older store was given
+        if not waiting and place < len(copied):
+            del copied[place]
+    newer = copied + [bytes([number]) for number in waiting]
+    anchors = content_anchors(older, newer)
+    if anchors is None:
+        assert waiting
+        return
+    assert [newer[place] for place in anchors.values()] == [older[place] for place in anchors]
+    assert sorted(anchors) == sorted(anchors, key=lambda place: anchors[place])
+    merged = [item for place, item in enumerate(older) if place not in anchors] + newer
+    assert sorted(merged) == sorted(older + newer[len(copied) :])
+
+
+def test_what_may_have_arrived_is_not_decided() -> None:
+    assert content_anchors([b"a", b"b", b"c"], [b"a", b"x"]) is None
+    assert content_anchors([b"a", b"b", b"c"], [b"c", b"x"]) == {2: 0}
+    assert content_anchors([b"a"], []) == {}
+
+
+# -- whole sessions
+
+
+@pytest.mark.parametrize("count", [0, 1, 30, AT_ONCE, AT_ONCE + 1, 2500])
+def test_a_session_comes_in_whole_and_a_second_run_changes_nothing(
+    older: Older, manager: MemoryManager, count: int
+) -> None:
+    older.fill("s", history(count))
+    outcome = older.backfill("s")
+    assert (outcome.older, outcome.imported, outcome.is_whole) == (count, count, True)
+    contains(manager, "s", history(count))
+    state = snapshot(older)
+    again = older.backfill("s")
+    assert (again.imported, again.is_whole) == (0, True)
+    assert snapshot(older) == state
+    older.fill("s", history(count + 3))  # written to the older store alone
+    assert older.backfill("s").imported == 3
+    contains(manager, "s", history(count + 3))
+
+
+def snapshot(older: Older) -> list[tuple[Any, ...]]:
+    """Return all that the tables hold of this tenant."""
+    tenant = (older.config.tenant,)
+    return [
+        *older.execute("SELECT * FROM memory_sessions WHERE tenant = %s ORDER BY session_id", tenant),
+        *older.execute("SELECT * FROM memory_messages WHERE tenant = %s ORDER BY session_id, seq", tenant),
+        *older.execute("SELECT * FROM memory_summaries WHERE tenant = %s ORDER BY session_id, version", tenant),
+        *older.execute("SELECT * FROM memory_recall WHERE tenant = %s ORDER BY session_id, seq", tenant),
+    ]
+
+
+@pytest.mark.parametrize("ids", [True, False], ids=["with ids", "without ids"])
+@pytest.mark.parametrize("old", [5, 400])
+@pytest.mark.parametrize("both", [1, 7, 80])
+def test_older_history_goes_before_what_was_written_to_both(
+    older: Older, manager: MemoryManager, ids: bool, old: int, both: int
+) -> None:
+    older.fill("s", history(old))
+    write_both(manager, older, "s", history(both, old), ids=ids)
+    manager.wait_for_folds()
+    outcome = older.backfill("s", batch=150)
+    assert (outcome.imported, outcome.elsewhere, outcome.is_whole) == (old, 0, True)
+    contains(manager, "s", history(old + both))
+    assert older.backfill("s").imported == 0
+    write_both(manager, older, "s", history(2, old + both), ids=ids)
+    assert older.backfill("s").imported == 0
+    contains(manager, "s", history(old + both + 2))
+
+
+def test_what_only_the_older_store_was_given_goes_between(older: Older, manager: MemoryManager) -> None:
+    """While programs are replaced one by one, some write to both and some still to the older store alone."""
+    for session_id, ids in (("with", True), ("without", False)):
+        older.fill(session_id, history(3))
+        write_both(manager, older, session_id, history(2, 3), ids=ids)
+        older.store.add_chat_message(session_id, said(5))
+        write_both(manager, older, session_id, history(1, 6), ids=ids)
+        assert older.backfill(session_id).imported == 4
+        contains(manager, session_id, history(7))
+
+
+def test_what_the_older_store_is_still_to_be_given_stays_at_the_end(older: Older, manager: MemoryManager) -> None:
+    for session_id, ids in (("with", True), ("without", False)):
+        older.fill(session_id, history(3))
+        write_both(manager, older, session_id, history(2, 3), ids=ids)
+        receipts = manager.add_messages(session_id, history(2, 5))
+        assert older.backfill(session_id).imported == 3
+        contains(manager, session_id, history(7))
+        for receipt, message in zip(receipts, history(2, 5), strict=True):
+            older.store.add_chat_message(session_id, message, message_id=receipt.message_id if ids else None)
+        assert older.backfill(session_id).imported == 0
+        contains(manager, session_id, history(7))
+
+
+def test_what_content_cannot_tell_is_left_and_told(older: Older, manager: MemoryManager) -> None:
+    older.fill("s", history(5))
+    manager.add_messages("s", [said(2), said(90)])
+    outcome = older.backfill("s")
+    assert outcome.left is not None
+    assert "may or may not" in outcome.left
+    assert manager.session_store.get_chat_history("s") == [said(2), said(90)]
+
+
+def test_a_message_that_was_relayed_late_keeps_its_place_in_the_log(older: Older, manager: MemoryManager) -> None:
+    older.fill("s", history(2))
+    late = manager.append("s", said(2))
+    write_both(manager, older, "s", history(2, 3))
+    older.store.add_chat_message("s", said(2), message_id=late.message_id)
+    outcome = older.backfill("s")
+    assert (outcome.imported, outcome.elsewhere) == (2, 1)
+    contains(manager, "s", history(5))
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(["both", "old", "log", "import", "ok"]), max_size=12), st.booleans())
+def test_any_order_of_writing_and_importing_ends_alike(
+    another_older: Callable[[], Older], steps: list[str], ids: bool
+) -> None:
+    """Without ids, the older store must have all it is to be given before an import; with them it does not matter."""
+    older = another_older()
+    older.fill("s", [said(0), said(1)])
+    waiting: list[tuple[str, dict[str, Any]]] = []
+
+    def relay() -> None:
+        for message_id, item in waiting:
+            older.store.add_chat_message("s", item, message_id=message_id if ids else None)
+        waiting.clear()
+
+    with MemoryManager(config=older.config) as manager:
+        for number, step in enumerate(steps, start=10):
+            message = {"role": "user", "content": "ok"} if step == "ok" else said(number)
+            if step in {"both", "ok", "log"}:
+                waiting.append((manager.append("s", message).message_id, message))
+            if step in {"both", "ok"} or (step == "import" and not ids):
+                relay()
+            if step == "old" and not waiting:
+                older.store.add_chat_message("s", message)
+            if step == "import":
+                assert older.backfill("s", batch=2).left is None
+        relay()
+        assert older.backfill("s", batch=2).left is None
+        contains(manager, "s", older.store.get_chat_history("s"))
+
+
+def test_writers_go_on_while_a_long_history_comes_in(older: Older, manager: MemoryManager) -> None:
+    """Every acknowledged message is there once, in its writer's order, behind the older history."""
+    older.fill("s", history(1500))
+    stop = threading.Event()
+    written: Messages = []
+
+    def write() -> None:
+        while not stop.is_set() or len(written) < 5:
+            message = said(5000 + len(written))
+            receipt = manager.append("s", message)
+            written.append(message)
+            older.store.add_chat_message("s", message, message_id=receipt.message_id)
+            time.sleep(0.01)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        outcome = older.backfill("s", batch=100)
+    finally:
+        stop.set()
+        writer.join()
+    assert (outcome.imported, outcome.is_whole) == (1500, True)
+    manager.wait_for_folds()
+    contains(manager, "s", history(1500) + written)
+    assert older.backfill("s").imported == 0
+    contains(manager, "s", older.store.get_chat_history("s"))
+
+
+def test_two_runs_at_once_import_it_once(older: Older, manager: MemoryManager) -> None:
+    older.fill("s", history(1200))
+    threads = [threading.Thread(target=older.backfill, args=("s",), kwargs={"batch": 100}) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    older.backfill("s")
+    contains(manager, "s", history(1200))
+
+
+def test_what_is_imported_can_be_found_and_the_context_knows_it(older: Older, manager: MemoryManager) -> None:
+    messages = history(600)
+    messages[20]["content"] = "The customer's bicycle is called Rosinante."
+    older.fill("s", messages)
+    write_both(manager, older, "s", history(50, 600))
+    manager.wait_for_folds()
+    assert manager.search_messages("s", "order 600")  # indexed before older messages go in front
+    older.backfill("s")
+    (found,) = manager.search_messages("s", "Rosinante")
+    assert (found["seq"], found["message"]) == (21, messages[20])
+    context = manager.get_context("s", query="What is the bicycle called?")
+    assert messages[20] in [item["message"] for item in context["recalled"]]
+    for seq in (21, 22, 580, 620):
+        text = said(seq - 1)["content"] if seq != 21 else "Rosinante"
+        assert seq in [item["seq"] for item in manager.search_messages("s", text, limit=5)]
+
+
+def test_summaries_left_out_are_written_by_a_later_run(older: Older, manager: MemoryManager) -> None:
+    older.fill("s", history(500))
+    older.backfill("s", summarize=False)
+    context = manager.get_context("s")
+    assert (context["last_seq"], context["current_summary"]) == (500, None)
+    assert context["watermark"] >= 470
+    assert older.backfill("s").imported == 0
+    contains(manager, "s", history(500))
+    assert manager.summary_store.get_summary_stats("s")["method"] == "rebuilt"
+
+
+def test_a_pinned_message_and_the_ranges_of_summaries_move_along(older: Older, manager: MemoryManager) -> None:
+    older.fill("s", history(40))
+    write_both(manager, older, "s", history(70, 40))
+    manager.wait_for_folds()
+    pinned = manager.append("s", said(110), message_id="keep")
+    older.store.add_chat_message("s", said(110), message_id="keep")
+    manager.pin("s", "keep")
+    write_both(manager, older, "s", history(40, 111))
+    manager.wait_for_folds()
+    before = manager.get_context("s")
+    assert [item["seq"] for item in before["pinned_messages"]] == [pinned.seq]
+    older.backfill("s")
+    context = manager.get_context("s")
+    assert [(item["seq"], item["message"]) for item in context["pinned_messages"]] == [(111, said(110))]
+    contains(manager, "s", history(151))
+    versions = manager.summary_store.get_summary_history("s", 100)
+    folds = [(item["first_seq"], item["last_seq"]) for item in versions if item["method"] == "extractive"]
+    assert folds[0][0] == 1
+    assert [first for first, _ in folds[1:]] == [last + 1 for _, last in folds[:-1]]
+
+
+# -- what cannot be taken
+
+
+def test_what_cannot_be_taken_is_named_with_its_place_each_time(older: Older, manager: MemoryManager) -> None:
+    long_text = {"role": "user", "content": "x" * (older.config.max_message_bytes + 1)}
+    odd: list[Any] = [said(0), "a text", said(1), None, long_text, {"n": 0.1}, [1], said(2)]
+    older.fill("s", odd)
+    older.execute(
+        "UPDATE {table} SET chat_history = jsonb_set(chat_history, '{5,n}', '0.12345678901234567890123'::jsonb)"
+    )
+    expected = {2: "a text", 4: "null", 5: "bytes", 6: "more digits", 7: "an array"}
+    for dry_run, imported in ((True, 3), (False, 3), (False, 0)):
+        outcome = older.backfill("s", dry_run=dry_run)
+        assert outcome.imported == imported
+        assert {item.place for item in outcome.refused} == set(expected)
+        assert all(expected[item.place] in item.problem for item in outcome.refused), outcome.refused
+        assert manager.session_store.get_chat_history("s") == ([] if dry_run else history(3))
+
+
+def test_a_session_that_cannot_be_one_is_left(older: Older) -> None:
+    for session_id, stored, reason in (
+        ("line\nbreak", history(1), "control character"),
+        ("x" * 300, history(1), "300 characters"),
+        ("object", {"a": 1}, "of type object"),
+    ):
+        older.fill(session_id, stored)
+        left = older.backfill(session_id).left
+        assert left is not None
+        assert reason in left
+
+
+def test_a_history_that_was_changed_after_its_import_is_left(older: Older, manager: MemoryManager) -> None:
+    older.fill("s", history(5))
+    older.backfill("s")
+    for changed, reason in ((history(3), "3 messages"), ([*history(4), said(77), said(78)], "was changed")):
+        older.fill("s", changed)
+        left = older.backfill("s").left
+        assert left is not None
+        assert reason in left
+    contains(manager, "s", history(5))
+
+
+def test_an_outage_ends_the_run_and_not_the_session(older: Older) -> None:
+    config = type(older.config)(database_url="postgresql://nobody@127.0.0.1:1/x", database_timeout_seconds=2.0)
+    with ExitStack() as stack:
+        away = type(older.log)(config)
+        stack.callback(away.close)
+        older.fill("s", history(3))
+        older.log, here = away, older.log
+        with pytest.raises(DatabaseUnavailableError):
+            older.backfill("s")
+        older.log = here
+    assert older.backfill("s").imported == 3
+
+
+def test_times_come_along(older: Older) -> None:
+    iso = datetime.fromisoformat("2025-03-01T12:00:00+00:00").timestamp()
+    stamped = [{"timestamp": iso}, {"timestamp": iso * 1000}, {"timestamp": "2025-03-01T12:00:00"}, {"x": 1}]
+    future = message_time_ms({"timestamp": 99_999_999_999}, default_ms=5, latest_ms=1000)
+    assert future == 1000
+    assert message_time_ms({"timestamp": "soon"}, default_ms=5, latest_ms=1000) == 5
+    older.fill("s", stamped)
+    older.backfill("s")
+    rows = older.execute(
+        "SELECT extract(epoch FROM created_at)::bigint FROM memory_messages WHERE tenant = %s ORDER BY seq",
+        (older.config.tenant,),
+    )
+    begun = int(datetime.fromisoformat("2025-03-01T10:00:00+00:00").timestamp())
+    assert [row[0] for row in rows] == [int(iso), int(iso), int(iso), begun]
+
+
+def test_a_rate_is_kept(older: Older) -> None:
+    older.fill("s", history(40))
+    started = time.monotonic()
+    assert older.backfill("s", rate=20).imported == 40
+    assert time.monotonic() - started >= 1.9
+
+
+# -- the command, and Redis
+
+
+@pytest.fixture
+def old_redis(redis_url: str, tenant: str) -> Any:
+    """Redis as the original uses it; keys of this test begin with its tenant."""
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+        for key in client.scan_iter(f"*:{tenant}*"):
+            client.delete(key)
+
+
+def run(older: Older, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Any]:
+    for name in ADDRESS_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    config = older.config
+    servers = ["--database-url", older.url, "--redis-url", config.redis_url, "--tenant", config.tenant]
+    result = CliRunner().invoke(app, ["backfill", *servers, "--json", *arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, json.loads(result.stdout) if result.stdout else result.stderr
+
+
+def test_the_command_imports_a_table_tells_what_it_left_and_is_idempotent(
+    older: Older, manager: MemoryManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        older.fill(f"s{number}", history(number * 10))
+    older.fill("bad", [said(1), "text"])
+    older.fill("empty", [], summary="They talked about a bicycle.")
+    table = ("--legacy-url", older.url, "--table", older.table)
+    for flag, imported in (("--dry-run", 101), ("--summaries", 101), ("--summaries", 0)):
+        code, answer = run(older, *table, flag, monkeypatch=monkeypatch)
+        assert code == 1
+        assert (answer["sessions"], answer["messages"], answer["imported"]) == (7, 102, imported)
+        assert answer["dry_run"] == (flag == "--dry-run")
+        assert answer["summaries"] == (imported > 0)
+        (left,) = answer["not_imported"]
+        assert (left["session_id"], left["place"]) == ("bad", "message 2")
+        if flag == "--dry-run":
+            assert snapshot(older) == []
+    for number in range(5):
+        contains(manager, f"s{number}", history(number * 10))
+    assert manager.get_context("empty")["current_summary"] == "They talked about a bicycle."
+    older.execute("DELETE FROM {table} WHERE session_id = 'bad'")
+    assert run(older, *table, monkeypatch=monkeypatch)[0] == 0
+    assert run(older, *table, "--session", "nobody", monkeypatch=monkeypatch)[0] == 1
+    assert run(older, monkeypatch=monkeypatch)[0] == 2
+    assert run(older, "--legacy-url", older.url, "--table", "wrong", monkeypatch=monkeypatch)[0] == 2
+
+
+def test_keys_of_the_original_come_in_from_redis(
+    older: Older, manager: MemoryManager, old_redis: redis.Redis, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal = MessageSerializer().serialize_message
+    name = f"{tenant}-only-redis"
+    old_redis.rpush(f"buffer:{name}", *(seal(message) for message in history(3)), json.dumps(said(3)), "no json", "[1]")
+    old_redis.rpush(
+        f"summary_list:{name}", seal({"text": "First, a bike.", "timestamp": 1, "metadata": {}}), seal({"no": "text"})
+    )
+    in_both = f"{tenant}-both"
+    older.fill(in_both, history(50))
+    old_redis.rpush(f"buffer:{in_both}", *(seal(message) for message in history(30, 20)))
+    more = f"{tenant}-more"
+    older.fill(more, history(3))
+    old_redis.rpush(f"buffer:{more}", *(seal(message) for message in history(3, 1)))
+    wrong = f"{tenant}-wrong"
+    old_redis.set(f"buffer:{wrong}", "text")
+    sessions = [part for session_id in (name, in_both, more, wrong) for part in ("--session", session_id)]
+    sources = ("--legacy-url", older.url, "--table", older.table, "--legacy-redis-url", older.config.redis_url)
+    for imported in (57, 0):
+        code, answer = run(older, *sources, *sessions, monkeypatch=monkeypatch)
+        assert (code, answer["imported"], answer["summaries"]) == (1, imported, imported > 0)
+        assert sorted((item["session_id"], item["place"]) for item in answer["not_imported"]) == sorted(
+            [(name, "message 5"), (name, "message 6"), (name, "summary 2"), (more, "session"), (wrong, "session")]
+        )
+    contains(manager, in_both, history(50))
+    contains(manager, more, history(3))
+    assert manager.session_store.get_chat_history(name) == history(4)
+    assert manager.get_context(name)["current_summary"] == "First, a bike."
+    old_redis.ltrim(f"buffer:{name}", 2, 3)  # the original drops the oldest
+    assert run(older, *sources, "--session", name, monkeypatch=monkeypatch)[1]["imported"] == 0
+
+
+def test_the_ids_of_imported_messages_are_told_from_others() -> None:
+    assert imported_place("legacy-12-" + "ab" * 16) == (12, b"\xab" * 16)
+    for other in ("legacy-12", "legacy-x-" + "ab" * 16, "legacy-1-" + "zz" * 16, "m", "legacy-1-ab"):
+        assert imported_place(other) is None
