@@ -37,7 +37,7 @@ class Position(NamedTuple):
     """How far an import has come: ``place`` of the older history under ``message_id``, which has ``seq``; 0 for none.
 
     ``last_seq`` is the newest message of the log. ``is_unsummarized``: messages were imported below the watermark, and
-    the summary has not been written from them yet.
+    the summary has not been written from them yet. ``revision`` is that of the session.
     """
 
     place: int
@@ -45,6 +45,7 @@ class Position(NamedTuple):
     seq: int
     last_seq: int
     is_unsummarized: bool
+    revision: int
 
 
 def _position() -> sa.Select[Any]:
@@ -77,6 +78,7 @@ def _position() -> sa.Select[Any]:
             newest.c.seq,
             sessions.c.last_seq,
             latest(IMPORTED_TEXT) > latest(REBUILT),
+            sessions.c.revision,
         )
         .select_from(sessions.outerjoin(newest, sa.true()))
         .where(this_session(sessions))

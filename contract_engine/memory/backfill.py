@@ -35,7 +35,7 @@ IMPORTED_FROM = "imported_from"
 """Marks, in the metadata of a supplied summary, the key of the original that it comes from."""
 
 
-NOTHING_YET = Position(0, None, 0, 0, False)
+NOTHING_YET = Position(0, None, 0, 0, is_unsummarized=False, revision=0)
 
 
 class Refused(NamedTuple):
@@ -201,11 +201,14 @@ class _Attempt:
     def _settle(self) -> None:
         """Write what was left out while messages came in; after an interruption there is more than of this run."""
         backfill = self._backfill
-        is_due = (backfill.log.position(self._session_id) or NOTHING_YET).is_unsummarized and backfill.summarize
+        position = backfill.log.position(self._session_id) or NOTHING_YET
+        is_due = position.is_unsummarized and backfill.summarize
         if is_due:
             backfill.log.resummarize(self._session_id)
         if is_due or self.imported:
             backfill.log.fold(self._session_id, index=backfill.summarize)
+        elif position.place:
+            backfill.log.refresh(self._session_id, position.revision)
 
     def _known(self, page: list[Element]) -> dict[str, int]:
         """Return the numbers of the messages of a page that the log has under their ids."""

@@ -16,6 +16,7 @@ from contract_engine.memory.legacy_messages import content_digest
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.models import Message
 from contract_engine.memory.serializer import decode_value
+from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.sessions import Sessions
 from contract_engine.memory.summary_store import SummaryFlows
 from contract_engine.memory.token_counter import TokenCounter
@@ -46,8 +47,8 @@ class LogWriter:
         rows = self._runtime.run(query(POSITION, self._key(session_id)))
         if not rows:
             return None
-        place, message_id, seq, last_seq, is_unsummarized = rows[0]
-        return Position(place or 0, message_id, seq or 0, last_seq, is_unsummarized)
+        place, message_id, seq, last_seq, is_unsummarized, revision = rows[0]
+        return Position(place or 0, message_id, seq or 0, last_seq, is_unsummarized, revision)
 
     def messages(self, session_id: str, *, after: int = 0) -> Iterator[tuple[int, str, Message]]:
         """Give number, id and message of each message behind ``after``."""
@@ -114,6 +115,18 @@ class LogWriter:
         yield from self._sessions.folding.read_within_caps(session_id)
         if index and self._sessions.recall is not None:
             yield from self._sessions.recall.index_folded(session_id)
+
+    def refresh(self, session_id: str, revision: int) -> None:
+        """Have the copy in Redis read again where it is of another revision, as when a run died before it could."""
+        self._runtime.run(self._refresh(session_id, revision))
+
+    def _refresh(self, session_id: str, revision: int) -> Flow[None]:
+        try:
+            state = (yield from self._sessions.cache.read(session_id)).state
+        except REDIS_TROUBLE:
+            return  # then nobody reads it there, and the next append finds it out of date
+        if state is not None and state.revision != revision:
+            yield from self._sessions.distrust(session_id)
 
     def drain(self, session_id: str) -> None:
         """Log what waits in Redis, where Redis can be asked."""

@@ -29,7 +29,7 @@ from contract_engine.memory.parity import compare, mark
 
 pytest_plugins = ("legacy_fixtures",)
 
-OLD, BOTH, BATCH = 330, 45, 100
+OLD, BOTH, BATCH = 205, 35, 80
 MOST_EFFECTS = 200
 EXPECTED = [said(number) for number in range(OLD + BOTH)]
 
@@ -82,8 +82,10 @@ def is_in_order(older: Older) -> None:
     assert found[-BOTH:] == EXPECTED[OLD:]
     with MemoryManager(config=older.config) as manager:
         context = manager.get_context("s")
-        assert context["last_seq"] == len(found)
-        assert context["buffer_messages"] == found[context["watermark"] :]
+        # Redis may not have been told of the last batch: then its copy is older, but whole.
+        known = EXPECTED[: context["last_seq"] - BOTH] + EXPECTED[OLD:]
+        assert context["last_seq"] <= len(found)
+        assert context["buffer_messages"] == known[context["watermark"] :]
 
 
 def is_whole(older: Older) -> None:
@@ -91,6 +93,7 @@ def is_whole(older: Older) -> None:
     assert older.logged("s") == EXPECTED
     with MemoryManager(config=older.config) as manager:
         context = manager.get_context("s")
+        assert context["last_seq"] == len(EXPECTED)
         assert context["buffer_messages"] == EXPECTED[context["watermark"] :]
         history = manager.summary_store.get_summary_history("s", 1000)
         methods = [version["method"] for version in history]
@@ -99,6 +102,7 @@ def is_whole(older: Older) -> None:
     assert older.backfill("s").imported == 0
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", [ERROR_BEFORE, ERROR_AFTER])
 def test_an_error_at_every_effect(another_older: Callable[[], Older], kind: str) -> None:
     fired = failures = 0
@@ -152,6 +156,7 @@ def test_the_process_is_killed_at_every_effect_and_started_again(another_older: 
     assert deaths > OLD // BATCH + 5
 
 
+@pytest.mark.timeout(300)
 def test_killed_again_and_again_it_still_comes_to_an_end(older: Older) -> None:
     """Each run dies two effects after the last batch it has written, so that every batch is of another run."""
     begin(older)
