@@ -82,6 +82,11 @@ class Older:
         assert history is not None
         return Backfill(self.log, **settings).import_session(history)
 
+    def rest(self) -> None:
+        """Close the connections; a later call opens them again."""
+        self.store.close()
+        self.log.close()
+
     def logged(self, session_id: str) -> list[dict[str, Any]]:
         """Return what the log has, after a look at its numbers."""
         found = list(self.log.messages(session_id))

@@ -121,6 +121,7 @@ def test_an_error_at_every_effect(another_older: Callable[[], Older], kind: str)
         is_in_order(older)
         assert older.backfill("s", batch=BATCH).left is None
         is_whole(older)
+        older.rest()
     else:
         raise AssertionError("it never passes untouched")
     assert fired > OLD // BATCH + 5
@@ -153,6 +154,7 @@ def test_the_process_is_killed_at_every_effect_and_started_again(another_older: 
         is_in_order(older)
         assert older.backfill("s", batch=BATCH).left is None
         is_whole(older)
+        older.rest()
     assert deaths > OLD // BATCH + 5
 
 
