@@ -38,11 +38,13 @@ LAYERS = (
     "terms ranking",
     "_effects",
     "_scripts _tables",
-    "_layout _log _log_transactions _log_summaries _log_drain _log_pins _log_recall _log_retention _log_archive intake",
+    "_layout _log _log_transactions _log_summaries _log_drain _log_pins _log_recall _log_retention _log_archive _log_outbox"
+    " intake",
     "_log_backfill _legacy_table",
     "_runtime _runtime.failures _runtime.redis_steps _runtime.redis_topology _runtime.redis_conversation"
     " _runtime.redis_connections _runtime.redis_routing _runtime.redis_cluster _runtime.redis_sentinel"
-    " _runtime.redis_transport _runtime.database_connections _runtime.database _runtime.background _runtime.runner",
+    " _runtime.redis_transport _runtime.database_connections _runtime.database _runtime.background"
+    " _runtime.legacy_calls _runtime.relay_worker _runtime.runner",
     "message_log session_cache",
     "legacy_store legacy_redis",
     "legacy_source",
@@ -60,6 +62,7 @@ LAYERS = (
     "_manager_flows",
     "_manager_base",
     "manager async_manager",
+    "phases outbox legacy relaying dual_writing _migration_base migration",
 )
 HEIGHT = {name: height for height, line in enumerate(LAYERS) for name in line.split()}
 
@@ -133,6 +136,7 @@ def test_only_the_runtime_touches_clients_and_engines() -> None:
         "_log_archive",
         "_log_backfill",
         "_legacy_table",
+        "_log_outbox",
         "_tables",
         "_effects",
         "message_log",

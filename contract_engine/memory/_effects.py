@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 import sqlalchemy as sa
 
+from contract_engine.memory.circuit_guard import CallGuard
 from contract_engine.memory.errors import ConfigurationError
 from contract_engine.memory.summarizers import Facts, FactsRequest, SummaryRequest
 
@@ -114,6 +115,17 @@ class Compute(msgspec.Struct):
     work: Callable[[], Any]
 
 
+class LegacyCall(msgspec.Struct):
+    """Call the store that is being left, which is the program's own; what it raises becomes
+    :class:`LegacyUnavailableError`, and is told to ``breaker``.
+
+    The asyncio runtime awaits what is a coroutine, and has everything else done outside the event loop.
+    """
+
+    work: Callable[[], Any]
+    breaker: CallGuard
+
+
 class Pause(msgspec.Struct):
     """Wait: somebody else is doing what is needed."""
 
@@ -137,7 +149,7 @@ class Spawn(msgspec.Struct):
     is_slow: bool = False
 
 
-Effect = RedisCall | Scan | Query | Transaction | Summarize | WriteFacts | Compute | Spawn | Pause
+Effect = RedisCall | Scan | Query | Transaction | Summarize | WriteFacts | Compute | Spawn | Pause | LegacyCall
 Flow = Generator[Effect, Any, T]
 
 
@@ -189,6 +201,11 @@ def write_facts(request: FactsRequest) -> Flow[Facts | None]:
 def compute(work: Callable[[], T]) -> Flow[T]:
     """Answer what ``work`` returns."""
     return cast("T", (yield Compute(work)))
+
+
+def call_legacy(work: Callable[[], Any], breaker: CallGuard) -> Flow[Any]:
+    """Answer what the legacy store answers; raises :class:`LegacyUnavailableError`."""
+    return (yield LegacyCall(work, breaker))
 
 
 def scan(pattern: str) -> Flow[list[bytes]]:

@@ -6,7 +6,7 @@ whatever changes a session updates or deletes that row first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -78,7 +78,22 @@ def _advance(by: sa.ColumnElement[int]) -> sa.CTE:
     )
 
 
-def _append_one() -> sa.Select[Any]:
+Beside = Callable[[sa.CTE], Sequence[sa.CTE]]
+"""Makes what is written in the same statement as messages, of those that are: tenant, session_id, message_id, seq."""
+
+
+def _appended(rows: sa.Select[Any], session: sa.CTE, beside: Beside | None) -> sa.Select[Any]:
+    """Insert rows that got their numbers from ``session``."""
+    names = ["tenant", "session_id", "seq", "message_id", "tokens", "body"]
+    answered = [messages.c.seq, milliseconds(messages.c.created_at).label("at_ms")]
+    for_others = [] if beside is None else [messages.c.tenant, messages.c.session_id, messages.c.message_id]
+    message = insert(messages).from_select(names, rows).returning(*answered, *for_others).cte("message")
+    found = sa.select(message.c.seq, message.c.at_ms, session.c.epoch, session.c.revision)
+    return found if beside is None else found.add_cte(*beside(message))
+
+
+def append_one(beside: Beside | None = None) -> sa.Select[Any]:
+    """Number one message and insert it."""
     session = _advance(_ONE)
     row = sa.select(
         tenant,
@@ -88,16 +103,11 @@ def _append_one() -> sa.Select[Any]:
         sa.bindparam("tokens", type_=sa.Integer),
         sa.bindparam("body", type_=sa.LargeBinary),
     )
-    message = (
-        insert(messages)
-        .from_select(["tenant", "session_id", "seq", "message_id", "tokens", "body"], row)
-        .returning(messages.c.seq, milliseconds(messages.c.created_at).label("at_ms"))
-        .cte("message")
-    )
-    return sa.select(message.c.seq, message.c.at_ms, session.c.epoch, session.c.revision)
+    return _appended(row, session, beside)
 
 
-def _append_many() -> sa.Select[Any]:
+def append_many(beside: Beside | None = None) -> sa.Select[Any]:
+    """Number a batch of messages and insert it, as a whole."""
     count = sa.cast(sa.bindparam("count"), sa.BigInteger)
     session = _advance(count)
     item = (
@@ -111,14 +121,8 @@ def _append_many() -> sa.Select[Any]:
     )
     place = session.c.last_seq - count + item.c.place
     rows = sa.select(tenant, session_id, place, item.c.message_id, item.c.tokens, item.c.body)
-    rows = rows.select_from(session.join(item, sa.true()))
-    message = (
-        insert(messages)
-        .from_select(["tenant", "session_id", "seq", "message_id", "tokens", "body"], rows)
-        .returning(messages.c.seq, milliseconds(messages.c.created_at).label("at_ms"))
-        .cte("message")
-    )
-    return sa.select(message.c.seq, message.c.at_ms, session.c.epoch, session.c.revision).order_by(message.c.seq)
+    found = _appended(rows.select_from(session.join(item, sa.true())), session, beside)
+    return found.order_by(found.selected_columns.seq)
 
 
 def _read_state() -> sa.Select[Any]:
@@ -257,8 +261,8 @@ def _history() -> sa.Select[Any]:
     )
 
 
-APPEND_ONE = Statement("append_one", _append_one, is_hot=True)
-APPEND_MANY = Statement("append_many", _append_many, is_hot=True)
+APPEND_ONE = Statement("append_one", append_one, is_hot=True)
+APPEND_MANY = Statement("append_many", append_many, is_hot=True)
 READ_STATE = Statement("read_state", _read_state)
 PINNED_ROWS = Statement("pinned_rows", _pinned_rows)
 COMMIT_SUMMARY = Statement("commit_summary", _commit_summary)

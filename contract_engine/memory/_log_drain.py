@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from contract_engine.memory._effects import Statement
 from contract_engine.memory._log import NEW_EPOCH, insert, milliseconds, session_id, tenant, this_session
+from contract_engine.memory._log_outbox import relay_drained
 from contract_engine.memory._log_transactions import stored_messages
 from contract_engine.memory._tables import messages, sessions
 from contract_engine.memory.config import SessionLimits
@@ -79,7 +80,8 @@ def log_waiting(
     ).first()
     if session is None or session.epoch != epoch:
         return None
-    if not _missing(connection, key, waiting):
+    new = _missing(connection, key, waiting)
+    if not new:
         return 0
     since_ms = None if is_continued and after >= session.watermark else waiting[0].at_ms
     behind = _take_back(connection, key, max(after, session.watermark), since_ms=since_ms)
@@ -108,6 +110,7 @@ def log_waiting(
         .values(last_seq=last_seq + len(rows), revision=sessions.c.revision + 1, updated_at=sa.func.now()),
         key,
     )
+    relay_drained(connection, key, [item.message_id for item in new])
     return int(last_seq) + count
 
 

@@ -83,9 +83,13 @@ class ManagerFlows:
         self.store = StoreFlows(config, self._intake)
         self.retention = RetentionFlows(config, self._sessions)
 
-    def append(self, session_id: object, message: object, message_id: str | None) -> Flow[Receipt]:
+    def append(
+        self, session_id: object, message: object, message_id: str | None, *, is_relayed: bool = False
+    ) -> Flow[Receipt]:
         checked = check_session_id(session_id)
         outgoing = self._intake.message(message, message_id)
+        if is_relayed:
+            outgoing = outgoing._replace(is_relayed=True)
         return (yield from self._sessions.append(checked, (outgoing,))).receipts[0]
 
     def add_message(self, session_id: object, message: object) -> Flow[bool]:
@@ -218,12 +222,13 @@ class ManagerFlows:
         return True
 
     def unlogged_sessions(self) -> Flow[list[str]]:
-        return (yield from self._waiting().sessions())
+        return (yield from self.waiting().sessions())
 
     def drain(self, session_id: object) -> Flow[int]:
-        return (yield from self._waiting().drain(check_session_id(session_id)))
+        return (yield from self.waiting().drain(check_session_id(session_id)))
 
-    def _waiting(self) -> Unlogged:
+    def waiting(self) -> Unlogged:
+        """Return what keeps messages while the database is away."""
         if self._sessions.unlogged is None:
             raise ConfigurationError("database_url", "nothing waits to be logged without a database; set DATABASE_URL")
         return self._sessions.unlogged

@@ -103,6 +103,48 @@ recall = sa.Table(
     sa.Column("terms", Tsvector, nullable=False, comment="what it is found by, each as often as it stands there"),
 )
 
+outbox = sa.Table(
+    "memory_outbox",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("session_id", sa.Text, primary_key=True),
+    sa.Column("message_id", sa.Text, primary_key=True, comment="a message the legacy store does not have yet"),
+    sa.Column("seq", sa.BigInteger, nullable=False, comment="its place in the session"),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.Index("memory_outbox_seq", "tenant", "session_id", "seq"),
+)
+
+relays = sa.Table(
+    "memory_relays",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("session_id", sa.Text, primary_key=True),
+    sa.Column("pending", sa.BigInteger, nullable=False, comment="rows of the outbox"),
+    sa.Column("due_at", sa.DateTime(timezone=True), comment="when to relay; null: nothing is pending"),
+    sa.Column("lease", sa.Text, comment="names who is relaying"),
+    sa.Column("leased_until", sa.DateTime(timezone=True)),
+    sa.Column(
+        "in_doubt",
+        sa.Boolean,
+        nullable=False,
+        server_default=sa.false(),
+        comment="a relay has begun, and nobody has noted its end",
+    ),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0", comment="failures in a row"),
+    sa.Column("parked_at", sa.DateTime(timezone=True), comment="waits for somebody to look at it"),
+    sa.Column("error", sa.Text, comment="class of the last failure"),
+)
+sa.Index("memory_relays_due", relays.c.tenant, relays.c.due_at, postgresql_where=relays.c.due_at.is_not(None))
+
+phases = sa.Table(
+    "memory_phases",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("phase", sa.Text, nullable=False, comment="coexistence, gradual or full"),
+    sa.Column("percentage", sa.Float, nullable=False, comment="of sessions that the new store serves while gradual"),
+    sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+)
+
 
 def tables_of_sessions() -> list[sa.Table]:
     """Return every table that has rows of sessions; first the one whose row is the session's lock.

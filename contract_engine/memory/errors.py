@@ -67,6 +67,19 @@ class DatabaseUnavailableError(StoreUnavailableError):
     store = "postgres"
 
 
+class LegacyUnavailableError(StoreUnavailableError):
+    """The legacy store raised, or is not asked because it keeps raising; ``is_tried``: whether it was asked at all.
+
+    ``reason`` is the class of what it raised: its text may hold anything, and stands in ``__cause__`` alone.
+    """
+
+    store = "legacy store"
+
+    def __init__(self, reason: str, *, is_tried: bool, hint: str = "") -> None:
+        super().__init__(reason, hint=hint)
+        self.is_tried = is_tried
+
+
 class PoolExhaustedError(StoreUnavailableError):
     """Every pooled connection stayed busy for as long as the caller may wait; says nothing about the server."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from contract_engine.memory import _log, _log_drain, _log_pins, _log_summaries, _log_transactions
+from contract_engine.memory import _log, _log_drain, _log_outbox, _log_pins, _log_summaries, _log_transactions
 from contract_engine.memory._effects import Flow, query, query_once, transaction
 from contract_engine.memory._runtime.failures import AlreadyStoredError
 from contract_engine.memory.config import MemoryConfig, SessionLimits
@@ -92,7 +92,7 @@ class LogFlows:
         if len(outgoing) == 1:
             message = outgoing[0]
             ((seq, at_ms, epoch, revision),) = yield from query(
-                _log.APPEND_ONE,
+                _log_outbox.APPEND_ONE_RELAYED if message.is_relayed else _log.APPEND_ONE,
                 {
                     **self._key(session_id),
                     "message_id": message.message_id,
@@ -102,7 +102,7 @@ class LogFlows:
             )
             return Placed((seq,), (at_ms,), epoch, revision)
         rows = yield from query(
-            _log.APPEND_MANY,
+            _log_outbox.APPEND_MANY_RELAYED if outgoing[0].is_relayed else _log.APPEND_MANY,
             {
                 **self._key(session_id),
                 "count": len(outgoing),

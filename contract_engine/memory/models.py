@@ -67,6 +67,8 @@ class Outgoing(NamedTuple):
     message: Message
     is_retry_safe: bool
     """Whether the caller named the message id, so that an earlier attempt may already have stored it."""
+    is_relayed: bool = False
+    """Whether it is to reach the legacy store too: then a row of the outbox is written with it."""
 
 
 class Placed(NamedTuple):

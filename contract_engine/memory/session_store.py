@@ -26,6 +26,7 @@ class StoreFlows:
     """What :class:`PostgresSessionStore` offers, as flows: arguments are checked here."""
 
     def __init__(self, config: MemoryConfig, intake: Intake) -> None:
+        self.config = config
         self._log = LogFlows(config)
         self._intake = intake
         self._max_bytes = config.max_message_bytes
@@ -102,6 +103,11 @@ class PostgresSessionStore:
         store._flows, store._runtime, store._owns_runtime = flows, runtime, False
         return store
 
+    @property
+    def config(self) -> MemoryConfig:
+        """The settings in force."""
+        return self._flows.config
+
     def append(self, session_id: str, message: Message, *, message_id: str | None = None) -> Receipt:
         """Store one message and return its receipt; repeating a message id stores nothing twice."""
         return self._runtime.run(self._flows.append(session_id, message, message_id))
@@ -159,6 +165,11 @@ class AsyncPostgresSessionStore:
         store = cls.__new__(cls)
         store._flows, store._runtime, store._owns_runtime = flows, runtime, False
         return store
+
+    @property
+    def config(self) -> MemoryConfig:
+        """The settings in force."""
+        return self._flows.config
 
     async def append(self, session_id: str, message: Message, *, message_id: str | None = None) -> Receipt:
         """See :meth:`PostgresSessionStore.append`."""

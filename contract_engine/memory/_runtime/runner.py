@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from contract_engine.memory._effects import (
     Compute,
     Flow,
+    LegacyCall,
     Pause,
     Query,
     RedisCall,
@@ -19,6 +20,7 @@ from contract_engine.memory._effects import (
 )
 from contract_engine.memory._runtime.background import AsyncBackground, Background
 from contract_engine.memory._runtime.database import AsyncDatabase, Database
+from contract_engine.memory._runtime.legacy_calls import call_legacy, call_legacy_async
 from contract_engine.memory._runtime.redis_transport import AsyncRedisTransport, RedisTransport
 from contract_engine.memory.circuit_breaker import CircuitBreaker, redis_circuit_breaker
 from contract_engine.memory.config import MemoryConfig
@@ -112,6 +114,8 @@ class Runtime:
             return effect.work()
         if kind is Pause:
             return time.sleep(effect.seconds)
+        if kind is LegacyCall:
+            return call_legacy(effect)
         if kind is Scan:
             return self._redis.scan(effect.pattern)
         if self._database is None:
@@ -217,6 +221,8 @@ class AsyncRuntime:
             return await asyncio.to_thread(effect.work)
         if kind is Pause:
             return await asyncio.sleep(effect.seconds)
+        if kind is LegacyCall:
+            return await call_legacy_async(effect)
         if kind is Scan:
             return await self._redis.scan(effect.pattern)
         if self._database is None:

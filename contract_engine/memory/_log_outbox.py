@@ -1,0 +1,256 @@
+"""The SQL of the outbox: which messages of the log the legacy store is still to be given, and who is giving them.
+
+A session has one row of ``memory_relays`` from its first such message on; whoever relays it holds the lease there. That
+row and the rows of the outbox change in one statement, so ``pending`` is always their number: it is counted, because a
+statement that waited for the row would not see the rows that came while it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from contract_engine.memory._effects import Statement
+from contract_engine.memory._log import append_many, append_one, insert, session_id, tenant, this_session
+from contract_engine.memory._tables import messages, outbox, phases, relays
+
+
+def _to_outbox(message: sa.CTE) -> Sequence[sa.CTE]:
+    """Write a row of the outbox for each message, and have its session relayed."""
+    names = ["tenant", "session_id", "message_id", "seq"]
+    kept = insert(outbox).from_select(names, sa.select(*(message.c[name] for name in names))).cte("kept")
+    counted = sa.select(message.c.tenant, message.c.session_id, sa.func.count(), sa.func.now()).group_by(
+        message.c.tenant, message.c.session_id
+    )
+    due = insert(relays).from_select(["tenant", "session_id", "pending", "due_at"], counted)
+    due_cte = due.on_conflict_do_update(
+        index_elements=["tenant", "session_id"],
+        set_={
+            "pending": relays.c.pending + due.excluded.pending,
+            "due_at": sa.func.coalesce(relays.c.due_at, due.excluded.due_at),
+        },
+    ).cte("due")
+    return kept, due_cte
+
+
+APPEND_ONE_RELAYED = Statement("append_one_relayed", lambda: append_one(_to_outbox), is_hot=True)
+APPEND_MANY_RELAYED = Statement("append_many_relayed", lambda: append_many(_to_outbox), is_hot=True)
+
+# A session that is being relayed by somebody who is alive is passed over, and so is one that another claims right now.
+CLAIM = Statement(
+    "claim_relays",
+    lambda: sa.text("""
+        WITH due AS (
+            SELECT session_id, in_doubt FROM memory_relays
+            WHERE tenant = :of_tenant AND due_at <= clock_timestamp() AND parked_at IS NULL
+              AND (leased_until IS NULL OR leased_until < clock_timestamp())
+            ORDER BY due_at LIMIT CAST(:sessions AS integer) FOR UPDATE SKIP LOCKED)
+        UPDATE memory_relays AS relay
+        SET lease = :lease, in_doubt = true,
+            leased_until = clock_timestamp() + make_interval(secs => CAST(:lease_seconds AS double precision))
+        FROM due WHERE relay.tenant = :of_tenant AND relay.session_id = due.session_id
+        RETURNING relay.session_id, due.in_doubt, relay.attempts"""),
+)
+
+# Not in the statement above, which sees the outbox as it was before it got the lease.
+READ_CLAIMED = Statement(
+    "read_claimed",
+    lambda: sa.text("""
+        SELECT claimed.session_id, item.message_id, item.seq, message.body
+        FROM unnest(CAST(:sessions AS text[])) AS claimed(session_id)
+        CROSS JOIN LATERAL (
+            SELECT message_id, seq FROM memory_outbox
+            WHERE tenant = :of_tenant AND session_id = claimed.session_id
+            ORDER BY seq LIMIT CAST(:messages AS integer)) AS item
+        LEFT JOIN memory_messages AS message
+            ON message.tenant = :of_tenant AND message.session_id = claimed.session_id
+            AND message.message_id = item.message_id
+        ORDER BY claimed.session_id, item.seq"""),
+)
+
+# Those of ``kept`` go on being leased and in doubt: the one behind what is finished has failed.
+FINISH = Statement(
+    "finish_relays",
+    lambda: sa.text("""
+        WITH done AS (
+            SELECT * FROM unnest(CAST(:sessions AS text[]), CAST(:ids AS text[])) AS done(session_id, message_id)),
+        gone AS (
+            DELETE FROM memory_outbox AS item USING done
+            WHERE item.tenant = :of_tenant AND item.session_id = done.session_id
+              AND item.message_id = done.message_id
+            RETURNING item.session_id),
+        counted AS (SELECT session_id, count(*) AS number FROM gone GROUP BY session_id)
+        UPDATE memory_relays AS relay
+        SET pending = relay.pending - counted.number, attempts = 0, error = NULL, parked_at = NULL,
+            due_at = CASE WHEN relay.pending > counted.number THEN clock_timestamp() END,
+            lease = CASE WHEN relay.lease = :lease AND NOT ends.is_kept THEN NULL ELSE relay.lease END,
+            leased_until = CASE WHEN relay.lease = :lease AND NOT ends.is_kept THEN NULL ELSE relay.leased_until END,
+            in_doubt = relay.in_doubt AND (ends.is_kept OR relay.lease IS DISTINCT FROM :lease)
+        FROM counted,
+            LATERAL (SELECT counted.session_id = ANY(CAST(:kept AS text[]))) AS ends(is_kept)
+        WHERE relay.tenant = :of_tenant AND relay.session_id = counted.session_id
+        RETURNING relay.session_id, relay.pending"""),
+)
+
+# ``in_doubt``: whether the legacy store may have been given something of which no note was taken.
+PUT_OFF = Statement(
+    "put_off_relay",
+    lambda: sa.text("""
+        UPDATE memory_relays
+        SET attempts = attempts + CAST(:counted AS integer), error = :error, in_doubt = CAST(:in_doubt AS boolean),
+            due_at = clock_timestamp() + make_interval(secs => CAST(:delay_seconds AS double precision)),
+            parked_at = CASE WHEN CAST(:parks AS boolean) THEN clock_timestamp() END, lease = NULL, leased_until = NULL
+        WHERE tenant = :of_tenant AND session_id = :of_session AND lease = :lease
+        RETURNING session_id"""),
+)
+
+PENDING = Statement(
+    "pending_messages",
+    lambda: sa.text("""
+        SELECT relay.in_doubt, relay.leased_until > clock_timestamp(), item.message_id, item.seq, message.body
+        FROM memory_relays AS relay
+        JOIN memory_outbox AS item ON item.tenant = relay.tenant AND item.session_id = relay.session_id
+        JOIN memory_messages AS message ON message.tenant = item.tenant AND message.session_id = item.session_id
+            AND message.message_id = item.message_id
+        WHERE relay.tenant = :of_tenant AND relay.session_id = :of_session
+        ORDER BY item.seq"""),
+)
+
+PRECEDING = Statement(
+    "preceding_messages",
+    lambda: sa.text("""
+        SELECT body FROM memory_messages
+        WHERE tenant = :of_tenant AND session_id = :of_session AND seq < CAST(:seq AS bigint)
+        ORDER BY seq DESC LIMIT CAST(:most AS integer)"""),
+)
+
+BACKLOG = Statement(
+    "outbox_backlog",
+    lambda: sa.text("""
+        SELECT coalesce(sum(relay.pending), 0)::bigint, count(*), count(relay.parked_at),
+               count(*) FILTER (WHERE relay.in_doubt),
+               extract(epoch FROM clock_timestamp() - (
+                   SELECT min(created_at) FROM memory_outbox WHERE tenant = :of_tenant))::double precision
+        FROM memory_relays AS relay WHERE relay.tenant = :of_tenant AND relay.due_at IS NOT NULL"""),
+)
+
+WAITING = Statement(
+    "waiting_relays",
+    lambda: sa.text("""
+        SELECT session_id, pending, attempts, error, parked_at IS NOT NULL, in_doubt,
+               extract(epoch FROM due_at - clock_timestamp())::double precision
+        FROM memory_relays WHERE tenant = :of_tenant AND due_at IS NOT NULL
+        ORDER BY parked_at IS NULL, attempts DESC, session_id LIMIT CAST(:limit AS integer)"""),
+)
+
+RETRY = Statement(
+    "retry_relays",
+    lambda: sa.text("""
+        UPDATE memory_relays SET parked_at = NULL, attempts = 0, due_at = clock_timestamp()
+        WHERE tenant = :of_tenant AND due_at IS NOT NULL AND (parked_at IS NOT NULL OR attempts > 0)
+          AND (CAST(:of_session AS text) IS NULL OR session_id = :of_session)
+        RETURNING session_id"""),
+)
+
+READ_PHASE = Statement(
+    "read_phase",
+    lambda: sa.select(phases.c.phase, phases.c.percentage).where(phases.c.tenant == tenant),
+)
+
+
+def _begin_phase() -> Any:
+    """Store the phase that a tenant begins with; where it has one, that stays."""
+    return (
+        insert(phases)
+        .values(
+            tenant=tenant,
+            phase=sa.bindparam("phase", type_=sa.Text),
+            percentage=sa.bindparam("percentage", type_=sa.Float),
+        )
+        .on_conflict_do_update(index_elements=["tenant"], set_={"phase": phases.c.phase})
+        .returning(phases.c.phase, phases.c.percentage)
+    )
+
+
+def _set_phase() -> Any:
+    stored = insert(phases).values(
+        tenant=tenant,
+        phase=sa.bindparam("phase", type_=sa.Text),
+        percentage=sa.bindparam("percentage", type_=sa.Float),
+    )
+    changed = {"phase": stored.excluded.phase, "percentage": stored.excluded.percentage, "changed_at": sa.func.now()}
+    return stored.on_conflict_do_update(index_elements=["tenant"], set_=changed).returning(
+        phases.c.phase, phases.c.percentage
+    )
+
+
+BEGIN_PHASE = Statement("begin_phase", _begin_phase)
+SET_PHASE = Statement("set_phase", _set_phase)
+END_PHASE = Statement("end_phase", lambda: sa.delete(phases).where(phases.c.tenant == tenant).returning(phases.c.phase))
+
+
+def is_relayed(connection: sa.Connection, key: Mapping[str, str]) -> bool:
+    """Whether the tenant writes to a legacy store too."""
+    found = connection.execute(sa.select(phases.c.phase).where(phases.c.tenant == tenant), key)
+    return found.first() is not None
+
+
+def relay_drained(connection: sa.Connection, key: Mapping[str, str], message_ids: Sequence[str]) -> None:
+    """Write rows of the outbox for messages that have just been logged, and give all rows the numbers of now.
+
+    The caller holds the session's row. What was logged behind these messages before has moved up, and keeps its rows.
+    """
+    added = 0
+    if message_ids and is_relayed(connection, key):
+        added = len(message_ids)
+        of_these = messages.c.message_id.in_(message_ids)
+        rows = sa.select(messages.c.tenant, messages.c.session_id, messages.c.message_id, messages.c.seq)
+        names = ["tenant", "session_id", "message_id", "seq"]
+        connection.execute(sa.insert(outbox).from_select(names, rows.where(this_session(messages), of_these)), key)
+    connection.execute(
+        sa.update(outbox)
+        .values(seq=messages.c.seq)
+        .where(
+            this_session(outbox),
+            messages.c.tenant == outbox.c.tenant,
+            messages.c.session_id == outbox.c.session_id,
+            messages.c.message_id == outbox.c.message_id,
+            messages.c.seq != outbox.c.seq,
+        ),
+        key,
+    )
+    if added:
+        due = insert(relays).values(
+            tenant=tenant, session_id=session_id, pending=added, due_at=sa.func.clock_timestamp()
+        )
+        changed = {
+            "pending": relays.c.pending + due.excluded.pending,
+            "due_at": sa.func.coalesce(relays.c.due_at, due.excluded.due_at),
+        }
+        connection.execute(due.on_conflict_do_update(index_elements=["tenant", "session_id"], set_=changed), key)
+
+
+def recount(connection: sa.Connection, key: Mapping[str, str], lease: str) -> int:
+    """Count the pending messages of a session anew and give its lease back; answers how many there are."""
+    found = connection.execute(
+        sa.select(relays.c.lease).where(this_session(relays)).with_for_update(), key
+    ).scalar_one_or_none()
+    if found != lease:
+        return 0
+    count = connection.execute(sa.select(sa.func.count()).select_from(outbox).where(this_session(outbox)), key)
+    pending = int(count.scalar_one())
+    connection.execute(
+        sa.update(relays)
+        .where(this_session(relays))
+        .values(
+            pending=pending,
+            due_at=sa.func.clock_timestamp() if pending else None,
+            lease=None,
+            leased_until=None,
+            in_doubt=False,
+        ),
+        key,
+    )
+    return pending

@@ -1,0 +1,155 @@
+"""The outbox as flows: what the legacy store is still to be given, and the phase the tenant is in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from contract_engine.memory import _log_outbox
+from contract_engine.memory._effects import Flow, query, query_once, transaction
+from contract_engine.memory.config import MemoryConfig
+from contract_engine.memory.models import Message
+from contract_engine.memory.phases import Phase, PhaseSetting
+from contract_engine.memory.serializer import decode_value
+
+
+class Pending(NamedTuple):
+    """A message of the log that the legacy store is to be given."""
+
+    message_id: str
+    seq: int
+    message: Message
+
+
+class PendingSession(NamedTuple):
+    """What a session still owes the legacy store. ``in_doubt``: some of it may be there; ``is_leased``: right now."""
+
+    pending: Sequence[Pending]
+    in_doubt: bool
+    is_leased: bool
+
+
+class Claim(NamedTuple):
+    """A session whose lease was taken; ``attempts`` have failed in a row."""
+
+    session_id: str
+    in_doubt: bool
+    attempts: int
+
+
+class Backlog(NamedTuple):
+    """What the legacy store of a tenant does not have yet.
+
+    ``messages`` in ``sessions``; of these sessions ``parked`` wait for somebody to look at them and ``in_doubt`` are
+    being relayed or were when something failed. ``oldest_seconds``: how long the oldest message waits, None: none does.
+    """
+
+    messages: int
+    sessions: int
+    parked: int
+    in_doubt: int
+    oldest_seconds: float | None
+
+
+class WaitingSession(NamedTuple):
+    """A session in the backlog. ``error``: the class of its last failure; ``due_seconds``: until it is tried again."""
+
+    session_id: str
+    messages: int
+    attempts: int
+    error: str | None
+    is_parked: bool
+    in_doubt: bool
+    due_seconds: float
+
+
+class Outbox:
+    """One tenant's outbox."""
+
+    def __init__(self, config: MemoryConfig) -> None:
+        self._of_tenant = {"of_tenant": config.tenant}
+
+    def _key(self, session_id: str) -> dict[str, str]:
+        return {**self._of_tenant, "of_session": session_id}
+
+    def claim(self, lease: str, *, sessions: int, lease_seconds: float) -> Flow[list[Claim]]:
+        """Take the lease of sessions that are due, the longest due first."""
+        parameters = {**self._of_tenant, "lease": lease, "sessions": sessions, "lease_seconds": lease_seconds}
+        return [Claim._make(row) for row in (yield from query_once(_log_outbox.CLAIM, parameters))]
+
+    def read_claimed(
+        self, sessions: Sequence[str], *, messages: int
+    ) -> Flow[tuple[dict[str, list[Pending]], list[tuple[str, str]]]]:
+        """Read the first pending messages of each; and the ids of those that are not in the log any more."""
+        parameters = {**self._of_tenant, "sessions": list(sessions), "messages": messages}
+        rows = yield from query(_log_outbox.READ_CLAIMED, parameters)
+        found: dict[str, list[Pending]] = {session_id: [] for session_id in sessions}
+        gone = [(row[0], row[1]) for row in rows if row[3] is None]
+        for session_id, message_id, seq, body in rows:
+            if body is not None:
+                found[session_id].append(Pending(message_id, seq, decode_value(bytes(body))))
+        return found, gone
+
+    def finish(self, lease: str, done: Sequence[tuple[str, str]], *, kept: Sequence[str]) -> Flow[None]:
+        """Take note that messages are in the legacy store, and give the leases back but those of ``kept``."""
+        if done:
+            sessions, ids = zip(*done, strict=True)
+            parameters = {"lease": lease, "sessions": list(sessions), "ids": list(ids), "kept": list(kept)}
+            yield from query(_log_outbox.FINISH, self._of_tenant | parameters)
+
+    def put_off(self, lease: str, session_id: str, how: Mapping[str, Any]) -> Flow[None]:
+        """Give a lease back and say when to try again; see ``PUT_OFF`` for what else is noted."""
+        yield from query_once(_log_outbox.PUT_OFF, {**self._key(session_id), "lease": lease, **how})
+
+    def recount(self, lease: str, session_id: str) -> Flow[int]:
+        """Count what is pending anew, for a session that turned out to have nothing, and give its lease back."""
+        return (yield from transaction(lambda found: _log_outbox.recount(found, self._key(session_id), lease)))
+
+    def pending(self, session_id: str) -> Flow[PendingSession]:
+        """Read what a session still owes the legacy store, in order."""
+        rows = yield from query(_log_outbox.PENDING, self._key(session_id))
+        pending = [Pending(row[2], row[3], decode_value(bytes(row[4]))) for row in rows]
+        return PendingSession(pending, bool(rows) and bool(rows[0][0]), bool(rows) and bool(rows[0][1]))
+
+    def preceding(self, session_id: str, seq: int, most: int) -> Flow[list[Message]]:
+        """Read the messages of the log before a number, oldest first."""
+        rows = yield from query(_log_outbox.PRECEDING, {**self._key(session_id), "seq": seq, "most": most})
+        return [decode_value(bytes(row[0])) for row in reversed(rows)]
+
+    def backlog(self) -> Flow[Backlog]:
+        """Count what is pending."""
+        return Backlog._make((yield from query(_log_outbox.BACKLOG, self._of_tenant))[0])
+
+    def waiting(self, limit: int) -> Flow[list[WaitingSession]]:
+        """Name the sessions of the backlog: parked ones first, then by how often they have failed."""
+        rows = yield from query(_log_outbox.WAITING, {**self._of_tenant, "limit": limit})
+        return [WaitingSession._make(row) for row in rows]
+
+    def retry(self, session_id: str | None) -> Flow[list[str]]:
+        """Have parked and put-off sessions (or one of them) tried again at once; answers which."""
+        rows = yield from query(_log_outbox.RETRY, {**self._of_tenant, "of_session": session_id})
+        return sorted(row[0] for row in rows)
+
+    def begin_phase(self, setting: PhaseSetting) -> Flow[PhaseSetting]:
+        """Store the phase a tenant begins with, unless it has one; answers the one in force."""
+        parameters = {**self._of_tenant, "phase": setting.phase.value, "percentage": setting.percentage}
+        rows = yield from query(_log_outbox.BEGIN_PHASE, parameters)
+        return _setting(rows[0])
+
+    def read_phase(self) -> Flow[PhaseSetting | None]:
+        """Read the phase in force; None where the tenant has no legacy store."""
+        rows = yield from query(_log_outbox.READ_PHASE, self._of_tenant)
+        return _setting(rows[0]) if rows else None
+
+    def set_phase(self, setting: PhaseSetting) -> Flow[None]:
+        """Change the phase for every process."""
+        parameters = {**self._of_tenant, "phase": setting.phase.value, "percentage": setting.percentage}
+        yield from query(_log_outbox.SET_PHASE, parameters)
+
+    def end_phase(self) -> Flow[bool]:
+        """Forget that the tenant has a legacy store; False where it had none."""
+        return bool((yield from query(_log_outbox.END_PHASE, self._of_tenant)))
+
+
+def _setting(row: Sequence[Any]) -> PhaseSetting:
+    return PhaseSetting(Phase(row[0]), row[1])

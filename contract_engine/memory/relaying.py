@@ -1,0 +1,156 @@
+"""The relay: gives the legacy store what the outbox holds, in order, whoever wrote it and whatever has died since."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from contract_engine.memory._effects import Flow
+from contract_engine.memory.errors import InvalidInputError, LegacyUnavailableError
+from contract_engine.memory.intake import new_message_id
+from contract_engine.memory.keys import check_limit
+from contract_engine.memory.legacy import WINDOW, Legacy
+from contract_engine.memory.outbox import Claim, Outbox, Pending
+
+logger = logging.getLogger(__name__)
+
+SESSIONS, MESSAGES = 50, 500
+"""Sessions claimed at once, and messages of each that are read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelaySettings:
+    """How a relay goes about it.
+
+    A lease lasts ``lease_seconds``: so long after its holder died a session waits. A session whose first message failed
+    is tried again after ``first_delay_seconds``, then twice that and so on up to ``max_delay_seconds``, shortened at
+    random by up to half; after ``park_after`` failures, while the legacy store answered, it is parked. A relay looks
+    for what others have left every ``poll_seconds``.
+    """
+
+    lease_seconds: float = 30.0
+    first_delay_seconds: float = 0.2
+    max_delay_seconds: float = 60.0
+    park_after: int = 5
+    poll_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("lease_seconds", "first_delay_seconds", "max_delay_seconds", "poll_seconds"):
+            value: object = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 10**6:
+                raise InvalidInputError(name, f"expected a number of seconds above 0, got {value!r}")
+        check_limit(self.park_after, least=1, field="park_after")
+
+
+class Round(NamedTuple):
+    """What one round did: messages relayed, sessions that failed, and whether there may be more to do at once."""
+
+    relayed: int
+    failed: int
+    is_more: bool
+
+
+class _Failure(NamedTuple):
+    """Why a session is put off.
+
+    ``in_doubt``: the legacy store may have got a message of which no note was taken. ``counts``: it was asked to take
+    one, so that the message may be at fault.
+    """
+
+    reason: str
+    in_doubt: bool
+    counts: bool
+
+
+class Relay:
+    """Gives one legacy store what one tenant owes it. Any number of relays may be at work, in any number of processes.
+
+    One holds a session at a time, by a lease. A row of the outbox is removed after the legacy store has taken its
+    message; one that dies in between leaves the session in doubt, and the next one looks first what is there. By id
+    where the legacy object knows ids (see :class:`Legacy`): exactly once. Else by comparing the end of its history: a
+    message can be written twice then, if what was said repeats itself or others write there too.
+    """
+
+    def __init__(self, legacy: Legacy, outbox: Outbox, settings: RelaySettings) -> None:
+        self.legacy = legacy
+        self.settings = settings
+        self._outbox = outbox
+
+    def round(self) -> Flow[Round]:
+        """Relay what is due of some sessions. Raises where the database is away."""
+        if self.legacy.breaker.turns_away():
+            return Round(0, 0, False)
+        lease = new_message_id()
+        seconds = self.settings.lease_seconds
+        until = time.monotonic() + seconds / 2
+        claims = yield from self._outbox.claim(lease, sessions=SESSIONS, lease_seconds=seconds)
+        if not claims:
+            return Round(0, 0, False)
+        found, gone = yield from self._outbox.read_claimed([one.session_id for one in claims], messages=MESSAGES)
+        done = list(gone)
+        failures: list[tuple[Claim, _Failure]] = []
+        for claim in claims:
+            written, failure = yield from self._relay(claim, found[claim.session_id], until)
+            done += [(claim.session_id, one.message_id) for one in written]
+            if failure is not None:
+                failures.append((claim, failure))
+        finished = {session_id for session_id, _ in done}
+        yield from self._outbox.finish(lease, done, kept=[claim.session_id for claim, _ in failures])
+        for claim, failure in failures:
+            yield from self._put_off(lease, claim, failure, has_progress=claim.session_id in finished)
+        put_off = {claim.session_id for claim, _ in failures}
+        for claim in claims:
+            if claim.session_id not in finished and claim.session_id not in put_off:
+                yield from self._outbox.recount(lease, claim.session_id)
+        return Round(len(done) - len(gone), len(failures), not failures or len(finished) > len(failures))
+
+    def _relay(
+        self, claim: Claim, pending: Sequence[Pending], until: float
+    ) -> Flow[tuple[Sequence[Pending], _Failure | None]]:
+        """Write the messages of a session; answers those that are there, and what kept it from going on."""
+        written = 0
+        if claim.in_doubt and pending:
+            session_id, seq = claim.session_id, pending[0].seq
+            try:
+                written = yield from self.legacy.count_written(
+                    session_id, pending, lambda: self._outbox.preceding(session_id, seq, WINDOW)
+                )
+            except LegacyUnavailableError as exc:
+                # It does not even answer that: no message is to blame.
+                return (), _Failure(exc.reason, in_doubt=True, counts=False)
+        while written < len(pending):
+            if time.monotonic() >= until:
+                return pending[:written], _Failure("out of time", in_doubt=False, counts=False)
+            # After a failure one by one, so that only what is behind the message at fault waits.
+            most = 1 if claim.attempts else self.legacy.most_at_once
+            some = pending[written : written + most]
+            try:
+                yield from self.legacy.add(claim.session_id, some)
+            except LegacyUnavailableError as exc:
+                return pending[:written], _Failure(exc.reason, in_doubt=exc.is_tried, counts=exc.is_tried)
+            written += len(some)
+        return pending, None
+
+    def _put_off(self, lease: str, claim: Claim, failure: _Failure, *, has_progress: bool) -> Flow[None]:
+        settings = self.settings
+        attempts = (0 if has_progress else claim.attempts) + failure.counts
+        delay = min(settings.first_delay_seconds * 2 ** min(max(attempts - 1, 0), 30), settings.max_delay_seconds)
+        parks = failure.counts and attempts >= settings.park_after
+        if failure.reason == "out of time":
+            delay = 0.0
+        elif parks:
+            logger.error("session %s: parked after %d attempts: %s", claim.session_id, attempts, failure.reason)
+        else:
+            logger.warning("session %s: not relayed, tried again later: %s", claim.session_id, failure.reason)
+        how = {
+            "counted": int(failure.counts),
+            "error": failure.reason,
+            "in_doubt": failure.in_doubt,
+            "delay_seconds": delay * random.uniform(0.5, 1.0),
+            "parks": parks,
+        }
+        yield from self._outbox.put_off(lease, claim.session_id, how)
