@@ -80,12 +80,12 @@ class KnowingStore(ListStore):
 
 
 class TableStore:
-    """A table of one's own with a row per message, on one connection; several messages in one statement."""
+    """A table of one's own with a row per message, and a connection per thread."""
 
     def __init__(self, url: str, table: str) -> None:
         self._url, self._table = url, table
-        self._lock = threading.Lock()
-        self._connection: psycopg.Connection[Any] | None = None
+        self._local = threading.local()
+        self._opened: list[psycopg.Connection[Any]] = []
         self._run(
             f"CREATE TABLE IF NOT EXISTS {table} (id bigserial PRIMARY KEY, session_id text NOT NULL,"
             " message jsonb NOT NULL)"
@@ -93,10 +93,11 @@ class TableStore:
         self._run(f"CREATE INDEX IF NOT EXISTS {table}_session ON {table} (session_id, id)")
 
     def _run(self, sql: str, parameters: tuple[Any, ...] = ()) -> psycopg.Cursor[Any]:
-        with self._lock:
-            if self._connection is None or self._connection.closed:
-                self._connection = psycopg.connect(self._url, autocommit=True)
-            return self._connection.execute(sql, parameters)
+        connection: psycopg.Connection[Any] | None = getattr(self._local, "connection", None)
+        if connection is None or connection.closed:
+            connection = self._local.connection = psycopg.connect(self._url, autocommit=True)
+            self._opened.append(connection)
+        return connection.execute(sql, parameters)
 
     def add_chat_message(self, session_id: str, message: dict[str, Any]) -> bool:
         self._run(f"INSERT INTO {self._table} (session_id, message) VALUES (%s, %s)", (session_id, Jsonb(message)))
@@ -112,6 +113,17 @@ class TableStore:
         return [one["content"] for one in self.get_chat_history(session_id)]
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._run(f"DROP TABLE {self._table}")
-            self._connection.close()
+        self._run(f"DROP TABLE {self._table}")
+        for connection in self._opened:
+            connection.close()
+
+
+class BatchStore(TableStore):
+    """One that takes several messages at once, all of them or none."""
+
+    def add_chat_messages(self, session_id: str, messages: Messages) -> None:
+        self._run(
+            f"INSERT INTO {self._table} (session_id, message) SELECT %s, item.message"
+            " FROM unnest(%s::jsonb[]) WITH ORDINALITY AS item(message, place) ORDER BY place",
+            (session_id, [Jsonb(one) for one in messages]),
+        )

@@ -54,7 +54,8 @@ CLAIM = Statement(
         RETURNING relay.session_id, due.in_doubt, relay.attempts"""),
 )
 
-# Not in the statement above, which sees the outbox as it was before it got the lease.
+# Not in the statement above, which sees the outbox as it was before it got the lease. OFFSET 0 has each message looked
+# up by its key: where tables have no statistics yet, a plain join goes through the whole session for each of them.
 READ_CLAIMED = Statement(
     "read_claimed",
     lambda: sa.text("""
@@ -64,9 +65,10 @@ READ_CLAIMED = Statement(
             SELECT message_id, seq FROM memory_outbox
             WHERE tenant = :of_tenant AND session_id = claimed.session_id
             ORDER BY seq LIMIT CAST(:messages AS integer)) AS item
-        LEFT JOIN memory_messages AS message
-            ON message.tenant = :of_tenant AND message.session_id = claimed.session_id
-            AND message.message_id = item.message_id
+        LEFT JOIN LATERAL (
+            SELECT body FROM memory_messages
+            WHERE tenant = :of_tenant AND session_id = claimed.session_id
+              AND seq = item.seq AND message_id = item.message_id OFFSET 0) AS message ON true
         ORDER BY claimed.session_id, item.seq"""),
 )
 
@@ -112,8 +114,10 @@ PENDING = Statement(
         SELECT relay.in_doubt, relay.leased_until > clock_timestamp(), item.message_id, item.seq, message.body
         FROM memory_relays AS relay
         JOIN memory_outbox AS item ON item.tenant = relay.tenant AND item.session_id = relay.session_id
-        JOIN memory_messages AS message ON message.tenant = item.tenant AND message.session_id = item.session_id
-            AND message.message_id = item.message_id
+        JOIN LATERAL (
+            SELECT body FROM memory_messages
+            WHERE tenant = item.tenant AND session_id = item.session_id
+              AND seq = item.seq AND message_id = item.message_id OFFSET 0) AS message ON true
         WHERE relay.tenant = :of_tenant AND relay.session_id = :of_session
         ORDER BY item.seq"""),
 )

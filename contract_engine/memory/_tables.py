@@ -111,7 +111,6 @@ outbox = sa.Table(
     sa.Column("message_id", sa.Text, primary_key=True, comment="a message the legacy store does not have yet"),
     sa.Column("seq", sa.BigInteger, nullable=False, comment="its place in the session"),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
-    sa.Index("memory_outbox_seq", "tenant", "session_id", "seq"),
 )
 
 relays = sa.Table(

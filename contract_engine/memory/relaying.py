@@ -18,7 +18,7 @@ from contract_engine.memory.outbox import Claim, Outbox, Pending
 
 logger = logging.getLogger(__name__)
 
-SESSIONS, MESSAGES = 50, 500
+SESSIONS, MESSAGES = 200, 500
 """Sessions claimed at once, and messages of each that are read."""
 
 

@@ -23,7 +23,6 @@ def upgrade() -> None:
         sa.Column("seq", sa.BigInteger, nullable=False, comment="its place in the session"),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
     )
-    op.create_index("memory_outbox_seq", "memory_outbox", ["tenant", "session_id", "seq"])
     op.create_table(
         "memory_relays",
         sa.Column("tenant", sa.Text, primary_key=True),

@@ -16,7 +16,7 @@ from contract_engine.memory.errors import MemoryServiceError
 
 logger = logging.getLogger(__name__)
 
-LINGER_SECONDS = 0.002
+LINGER_SECONDS = 0.02
 """What comes within this time is relayed together: a round costs the same for one message and for many."""
 
 
