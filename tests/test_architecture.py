@@ -62,7 +62,7 @@ LAYERS = (
     "_manager_flows",
     "_manager_base",
     "manager async_manager",
-    "phases outbox legacy relaying dual_writing _migration_base migration",
+    "phases outbox legacy relaying dual_writing _migration_base migration migration_control",
 )
 HEIGHT = {name: height for height, line in enumerate(LAYERS) for name in line.split()}
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from contract_engine import demo as shipped
-from contract_engine.cli import archive, backfill, display, doctor, parity, probes, retention, summaries, top
+from contract_engine.cli import archive, backfill, display, doctor, migration, parity, probes, retention, summaries, top
 from contract_engine.cli.conversations import Conversation, conversation_of, read_conversations
 from contract_engine.cli.drain import drain_sessions
 from contract_engine.cli.options import AsJson, DatabaseUrl, Ephemeral, Full, Limit, RedisUrl, Session, Tenant, Yes
@@ -204,6 +204,8 @@ app.command()(retention.purge)
 app.command()(retention.erase)
 app.command()(archive.export)
 app.command(name="import")(archive.import_)
+app.add_typer(migration.phase_app, name="phase")
+app.command()(migration.relay)
 
 
 @app.command()

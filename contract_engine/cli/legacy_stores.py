@@ -1,0 +1,51 @@
+"""The legacy store of a program, found by the name a user gives."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import os
+import sys
+import threading
+from typing import Any
+
+from contract_engine.memory import ConfigurationError
+
+
+def find_legacy_store(place: str) -> Any:
+    """Return the object at ``package.module:name``; what can be called without arguments is called to make it.
+
+    The working directory is looked through too. One with coroutines is shown with blocking methods.
+    """
+    module_name, separator, name = place.partition(":")
+    if not separator or not module_name or not name:
+        raise ConfigurationError("legacy", f"expected package.module:name, got {place!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as exc:
+        raise ConfigurationError("legacy", f"cannot be imported: {exc}; give package.module:name") from exc
+    store = found() if inspect.isclass(found) or not hasattr(found, "add_chat_message") else found
+    return _Blocking(store) if inspect.iscoroutinefunction(getattr(store, "add_chat_message", None)) else store
+
+
+class _Blocking:
+    """A store of coroutines, called without ``await``: all of them run on one loop, in a thread of its own."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="legacy-store", daemon=True).start()
+
+    def add_chat_message(self, session_id: str, message: dict[str, Any]) -> Any:
+        return self._run(self._store.add_chat_message(session_id, message))
+
+    def get_chat_history(self, session_id: str) -> Any:
+        return self._run(self._store.get_chat_history(session_id))
+
+    def _run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

@@ -1,0 +1,275 @@
+"""The commands of a migration: which store is read, and what the legacy store is still to be given."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from contract_engine.cli import display
+from contract_engine.cli.legacy_stores import find_legacy_store
+from contract_engine.cli.options import AsJson, DatabaseUrl, RedisUrl, Tenant, Yes
+from contract_engine.cli.outcome import NO, confirm, say
+from contract_engine.cli.servers import Choice, chosen_manager
+from contract_engine.memory import ConfigurationError, MemoryServiceError
+from contract_engine.memory.migration import EnhancedSessionStore
+from contract_engine.memory.migration_control import MigrationControl
+from contract_engine.memory.outbox import Backlog, WaitingSession
+from contract_engine.memory.phases import Phase, PhaseSetting, check_phase
+
+phase_app = typer.Typer(no_args_is_help=True, help="Show or change which store answers reads while moving in.")
+
+_MEANING = {
+    Phase.COEXISTENCE: "both stores are written, the legacy store is read",
+    Phase.GRADUAL: "both stores are written, the new one is read for {percentage:g} % of the sessions",
+    Phase.FULL: "the new store is read, the legacy store is a backup that is still written",
+}
+POLL_SECONDS = 0.1
+
+
+@phase_app.command("show")
+def show_phase(
+    *, redis_url: RedisUrl = None, database_url: DatabaseUrl = None, tenant: Tenant = None, as_json: AsJson = False
+) -> None:
+    """Show the phase of the tenant, and what the legacy store does not have yet.
+
+    Exit code 1 where the tenant has no legacy store.
+    """
+    choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
+    with chosen_manager(choice, display.notices()) as manager:
+        control = MigrationControl(manager)
+        setting, backlog = control.get_phase(), control.backlog()
+    if as_json:
+        display.print_json(_phase_json(setting) | {"backlog": backlog._asdict()})
+    elif setting is None:
+        say("No phase: this tenant writes to no legacy store.")
+    else:
+        say(f"{setting.phase}: {_meaning(setting)}.")
+        say(_backlog_line(backlog))
+    if setting is None:
+        raise typer.Exit(NO)
+
+
+@phase_app.command("set")
+def set_phase(
+    *,
+    phase: Annotated[str, typer.Argument(metavar="PHASE", help="coexistence, gradual or full.")],
+    percentage: Annotated[
+        float | None, typer.Option(min=0, max=100, metavar="P", help="Of the sessions; with gradual alone.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing, and show what would be done.")] = False,
+    redis_url: RedisUrl = None,
+    database_url: DatabaseUrl = None,
+    tenant: Tenant = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change the phase of the tenant for every process; the running ones follow within a second.
+
+    Going back is safe at any time: what the legacy store does not have yet is read from the outbox. Before going
+    forward, import what it had before the migration, and compare: the new store shows only what it was given.
+    """
+    setting = check_phase(phase, percentage)
+    choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
+    with chosen_manager(choice, display.notices()) as manager:
+        control = MigrationControl(manager)
+        before = control.get_phase()
+        if not dry_run:
+            control.set_phase(phase, percentage)
+    if as_json:
+        display.print_json(_phase_json(setting) | {"before": _phase_json(before), "dry_run": dry_run})
+        return
+    origin = "none" if before is None else _named(before)
+    say(f"{'Would go' if dry_run else 'Went'} from {origin} to {_named(setting)}: {_meaning(setting)}.")
+
+
+@phase_app.command("end")
+def end_phase(
+    *,
+    yes: Yes = False,
+    redis_url: RedisUrl = None,
+    database_url: DatabaseUrl = None,
+    tenant: Tenant = None,
+    as_json: AsJson = False,
+) -> None:
+    """End the migration: the tenant has no legacy store from now on. For when no program uses an adapter any more."""
+    choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
+    with chosen_manager(choice, display.notices()) as manager:
+        control = MigrationControl(manager)
+        left = control.backlog().messages
+        confirm(f"End the migration of tenant {manager.config.tenant}, with {left} messages not relayed?", yes=yes)
+        had_one = control.end()
+    if as_json:
+        display.print_json({"ended": had_one, "not_relayed": left})
+    else:
+        say("The migration has ended." if had_one else "There was no phase to end.")
+
+
+@dataclass
+class _Progress:
+    """What several threads have relayed, and what stopped one of them."""
+
+    relayed: int = 0
+    error: MemoryServiceError | None = None
+
+
+Legacy = Annotated[
+    str | None,
+    typer.Option(
+        "--legacy",
+        metavar="MODULE:NAME",
+        envvar="LEGACY_STORE",
+        help="The legacy store: an object, or what makes one when it is called.",
+    ),
+]
+
+
+def relay(
+    *,
+    legacy: Legacy = None,
+    list_waiting: Annotated[bool, typer.Option("--list", help="Relay nothing, and show what waits.")] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Have parked and put-off sessions tried again, then relay.")
+    ] = False,
+    session: Annotated[str | None, typer.Option(metavar="SESSION", help="With --retry: this one alone.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing, and show what would be done.")] = False,
+    workers: Annotated[int, typer.Option(min=1, max=16, metavar="N", help="Threads that relay.")] = 4,
+    patience_seconds: Annotated[
+        float, typer.Option("--patience", min=0, metavar="SECONDS", help="Give up after so long without progress.")
+    ] = 60.0,
+    redis_url: RedisUrl = None,
+    database_url: DatabaseUrl = None,
+    tenant: Tenant = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give the legacy store what it does not have yet, in order, while programs go on writing.
+
+    May be stopped and started at any time, and run beside programs that relay themselves. A message that the legacy
+    store goes on refusing parks its session: what comes after it waits, so that the order is kept. Exit code 0 if
+    nothing is left, 1 if something still waits.
+    """
+    choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
+    with chosen_manager(choice, display.notices()) as manager:
+        control = MigrationControl(manager)
+        if list_waiting or dry_run:
+            _show_waiting(control, as_json=as_json)
+            return
+        retried = control.retry(session) if retry else []
+        if legacy is None and retry:
+            _print_retried(retried, as_json=as_json)
+            return
+        if legacy is None:
+            raise ConfigurationError("legacy", "say which store it is: --legacy package.module:name, or LEGACY_STORE")
+        with EnhancedSessionStore(manager, find_legacy_store(legacy), is_relaying=False) as store:
+            progress = _relay_all(store, control, workers=workers, patience_seconds=patience_seconds)
+        left = control.backlog()
+    if as_json:
+        display.print_json({"relayed": progress.relayed, "retried": retried, "left": left._asdict()})
+    else:
+        say(f"Relayed {progress.relayed} messages. {_backlog_line(left)}")
+    if progress.error is not None:
+        raise progress.error
+    if left.messages:
+        raise typer.Exit(NO)
+
+
+def _relay_all(
+    store: EnhancedSessionStore, control: MigrationControl, *, workers: int, patience_seconds: float
+) -> _Progress:
+    """Relay with several threads under a bar of progress, until nothing is left that somebody could relay."""
+    progress, lock, stop = _Progress(), threading.Lock(), threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                count = store.relay_once()
+            except MemoryServiceError as exc:
+                progress.error = exc
+                return
+            with lock:
+                progress.relayed += count
+            if not count:
+                stop.wait(POLL_SECONDS)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
+    with display.progress(display.notices()) as bar:
+        backlog = control.backlog()
+        task = bar.add_task("relaying", total=backlog.messages)
+        for thread in threads:
+            thread.start()
+        try:
+            seen, moved_at = -1, time.monotonic()
+            while backlog.sessions > backlog.parked and progress.error is None:
+                if progress.relayed != seen:
+                    seen, moved_at = progress.relayed, time.monotonic()
+                elif time.monotonic() - moved_at > patience_seconds:
+                    break
+                time.sleep(POLL_SECONDS)
+                backlog = control.backlog()
+                bar.update(task, completed=progress.relayed, total=progress.relayed + backlog.messages)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    return progress
+
+
+def _show_waiting(control: MigrationControl, *, as_json: bool) -> None:
+    backlog, waiting = control.backlog(), control.waiting_sessions(1000)
+    if as_json:
+        display.print_json({"backlog": backlog._asdict(), "sessions": [one._asdict() for one in waiting]})
+        return
+    if waiting:
+        display.output().print(_waiting_table(waiting))
+    say(_backlog_line(backlog))
+
+
+def _waiting_table(waiting: Sequence[WaitingSession]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("session", "messages", "state", "failures", "error"):
+        table.add_column(name, justify="right" if name in ("messages", "failures") else "left")
+    for one in waiting:
+        state = "parked" if one.is_parked else "in doubt" if one.in_doubt else "waits"
+        style = {"parked": "red", "in doubt": "yellow"}.get(state, "")
+        table.add_row(
+            Text(display.shortened(one.session_id, 40)),
+            f"{one.messages:,}",
+            Text(state, style=style),
+            str(one.attempts),
+            Text(display.printable(one.error or "")),
+        )
+    return table
+
+
+def _print_retried(retried: Sequence[str], *, as_json: bool) -> None:
+    if as_json:
+        display.print_json({"retried": list(retried)})
+    else:
+        say(f"{len(retried)} sessions are tried again by whoever relays next." if retried else "Nothing was put off.")
+
+
+def _backlog_line(backlog: Backlog) -> str:
+    if not backlog.messages:
+        return "The legacy store has everything."
+    oldest = "" if backlog.oldest_seconds is None else f", the oldest for {backlog.oldest_seconds:,.0f} s"
+    parked = f" Parked sessions: {backlog.parked}; `contract-memory relay --list` names them." if backlog.parked else ""
+    return f"{backlog.messages:,} messages of {backlog.sessions:,} sessions wait{oldest}.{parked}"
+
+
+def _named(setting: PhaseSetting) -> str:
+    return f"{setting.phase} ({setting.percentage:g} %)" if setting.phase is Phase.GRADUAL else str(setting.phase)
+
+
+def _meaning(setting: PhaseSetting) -> str:
+    return _MEANING[setting.phase].format(percentage=setting.percentage)
+
+
+def _phase_json(setting: PhaseSetting | None) -> dict[str, Any]:
+    if setting is None:
+        return {"phase": None, "percentage": None}
+    return {"phase": setting.phase.value, "percentage": setting.percentage}
