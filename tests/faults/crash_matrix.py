@@ -24,12 +24,13 @@ from contract_engine.memory import (
     RedisUnavailableError,
     StoreUnavailableError,
 )
-from contract_engine.memory._effects import Effect, Pause, Query, RedisCall, Scan, Spawn, Transaction
+from contract_engine.memory._effects import Effect, LegacyCall, Pause, Query, RedisCall, Scan, Spawn, Transaction
 from contract_engine.memory._log import APPEND_MANY, APPEND_ONE
+from contract_engine.memory._log_outbox import APPEND_MANY_RELAYED, APPEND_ONE_RELAYED
 from contract_engine.memory._scripts import APPEND_UNLOGGED, ASSIGN
-from contract_engine.memory.errors import MemoryServiceError
+from contract_engine.memory.errors import LegacyUnavailableError, MemoryServiceError
 
-REDIS, DATABASE = "redis", "postgres"
+REDIS, DATABASE, LEGACY = "redis", "postgres", "legacy"
 
 ERROR_BEFORE = "error before"
 """The effect fails without having been performed."""
@@ -64,6 +65,8 @@ def server_of(effect: Effect) -> str | None:
     """Return the server an effect needs, None where it needs none and cannot fail."""
     if isinstance(effect, RedisCall | Scan):
         return REDIS
+    if isinstance(effect, LegacyCall):
+        return LEGACY
     return DATABASE if isinstance(effect, Query | Transaction) else None
 
 
@@ -77,12 +80,14 @@ def name_of(effect: Effect) -> str:
 def stores_messages(effect: Effect) -> bool:
     """Whether this effect is one that acknowledges messages."""
     if isinstance(effect, Query):
-        return effect.statement in (APPEND_ONE, APPEND_MANY)
+        return effect.statement in (APPEND_ONE, APPEND_MANY, APPEND_ONE_RELAYED, APPEND_MANY_RELAYED)
     return isinstance(effect, RedisCall) and any(item.script in (ASSIGN, APPEND_UNLOGGED) for item in effect.commands)
 
 
 def outage_of(server: str) -> StoreUnavailableError:
     """Return the error of a server that cannot be reached."""
+    if server == LEGACY:
+        return LegacyUnavailableError("injected", is_tried=True)
     return RedisUnavailableError("injected") if server == REDIS else DatabaseUnavailableError("injected")
 
 

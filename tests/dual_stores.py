@@ -1,0 +1,36 @@
+"""Adapters of both colours through one interface, for the tests of the dual write."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from memory_contract import SYNC, Backend, BlockingView
+
+from contract_engine.memory.migration import AsyncEnhancedSessionStore, EnhancedSessionStore, RelaySettings
+
+HASTY = RelaySettings(lease_seconds=2.0, first_delay_seconds=0.01, max_delay_seconds=0.1, poll_seconds=0.05)
+"""For tests of what goes wrong: what failed is tried again soon."""
+
+
+def say(number: int) -> dict[str, Any]:
+    return {"role": "user", "content": f"message {number}"}
+
+
+def talk(*numbers: int) -> list[str]:
+    return [f"message {number}" for number in numbers]
+
+
+def contents(messages: list[dict[str, Any]]) -> list[str]:
+    return [one["content"] for one in messages]
+
+
+def open_store(backend: Backend, legacy: Any, **settings: Any) -> EnhancedSessionStore:
+    """Open one more adapter, with a manager of its own: to the servers it is another process."""
+    given: dict[str, Any] = {"relay": HASTY, "is_relaying": False} | settings
+    manager = backend.open()
+    if backend.colour == SYNC:
+        return EnhancedSessionStore(manager, legacy, **given)
+    target: Any = manager
+    assert backend.loop is not None
+    store = AsyncEnhancedSessionStore(target._target, legacy, **given)
+    return cast("EnhancedSessionStore", BlockingView(store, backend.loop))
