@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 from breaker_scenarios import breaker_closed, breaker_open, redis_away
+from dual_write_scenario import SCENARIOS as DUAL_WRITE
 from fold_scenarios import fold_of_2000_tokens, usable_summary
 from recall_scenario import recall
 from scenario import CALLS, WIDE, Bench, Scenario, Timer, fixed_loop, message, per_call, repeated
@@ -279,5 +280,6 @@ SCENARIOS = (
     Scenario("breaker, open: a rejection", "a call that fails at once", None, breaker_open, most_added=1),
     Scenario("get_context with the breaker open", "the log alone", None, redis_away, most_added=10),
     Scenario("get_context with a query, 3,000 folded", "10,000 multiplications", 30, recall),
+    *DUAL_WRITE,
     Scenario("import contract_engine.memory", "redis, sqlalchemy, psycopg", 1.2, imports, rounds=10),
 )

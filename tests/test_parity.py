@@ -8,11 +8,13 @@ import pytest
 
 from contract_engine.memory import (
     AsyncBufferStore,
+    AsyncEnhancedSessionStore,
     AsyncMemoryManager,
     AsyncPostgresSessionStore,
     AsyncRetention,
     AsyncSummaryStore,
     BufferStore,
+    EnhancedSessionStore,
     MemoryManager,
     PostgresSessionStore,
     Retention,
@@ -25,6 +27,7 @@ TWINS = [
     (SummaryStore, AsyncSummaryStore),
     (PostgresSessionStore, AsyncPostgresSessionStore),
     (Retention, AsyncRetention),
+    (EnhancedSessionStore, AsyncEnhancedSessionStore),
 ]
 RENAMED = {"close": "aclose"}
 SHELLS = {"within"}  # how a manager hands out its layers: the runtime is of the other colour

@@ -29,7 +29,12 @@ def find_legacy_store(place: str) -> Any:
             found = getattr(found, part)
     except (ImportError, AttributeError) as exc:
         raise ConfigurationError("legacy", f"cannot be imported: {exc}; give package.module:name") from exc
-    store = found() if inspect.isclass(found) or not hasattr(found, "add_chat_message") else found
+    store = found
+    if inspect.isclass(found) or not hasattr(found, "add_chat_message"):
+        try:
+            store = found()
+        except TypeError as exc:
+            raise ConfigurationError("legacy", f"{place} cannot be called without arguments: {exc}") from exc
     return _Blocking(store) if inspect.iscoroutinefunction(getattr(store, "add_chat_message", None)) else store
 
 

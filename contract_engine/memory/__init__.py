@@ -19,6 +19,7 @@ from contract_engine.memory.errors import (
     DatabaseCircuitOpenError,
     DatabaseUnavailableError,
     InvalidInputError,
+    LegacyUnavailableError,
     MemoryServiceError,
     MessageConflictError,
     ModelUnavailableError,
@@ -40,11 +41,13 @@ from contract_engine.memory.token_counter import TokenCounter
 
 if TYPE_CHECKING:
     from contract_engine.memory.legacy_store import AsyncLegacySwisperStore, LegacySwisperStore
+    from contract_engine.memory.migration import AsyncEnhancedSessionStore, EnhancedSessionStore
     from contract_engine.memory.packaging import to_messages
     from contract_engine.memory.summarizers import ModelSummarizer, OpenAIChat
 
 __all__ = [
     "AsyncBufferStore",
+    "AsyncEnhancedSessionStore",
     "AsyncLegacySwisperStore",
     "AsyncMemoryManager",
     "AsyncPostgresSessionStore",
@@ -58,9 +61,11 @@ __all__ = [
     "ContentionError",
     "DatabaseCircuitOpenError",
     "DatabaseUnavailableError",
+    "EnhancedSessionStore",
     "ExtractiveSummarizer",
     "InvalidInputError",
     "LegacySwisperStore",
+    "LegacyUnavailableError",
     "MemoryConfig",
     "MemoryManager",
     "MemoryServiceError",
@@ -94,6 +99,8 @@ memory_manager = MemoryManager()
 _LATE = {
     "AsyncLegacySwisperStore": "legacy_store",
     "LegacySwisperStore": "legacy_store",
+    "AsyncEnhancedSessionStore": "migration",
+    "EnhancedSessionStore": "migration",
     "ModelSummarizer": "summarizers",
     "OpenAIChat": "summarizers",
     "to_messages": "packaging",

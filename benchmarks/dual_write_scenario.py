@@ -1,0 +1,177 @@
+"""What it costs to write two stores instead of one after the other, and how fast a backlog drains."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import psycopg
+from psycopg.types.json import Jsonb
+from scenario import CALLS, WIDE, Bench, Scenario, Timer, message, per_call
+
+from contract_engine.memory import MemoryManager
+from contract_engine.memory.intake import Intake
+from contract_engine.memory.message_log import LogFlows
+from contract_engine.memory.migration import EnhancedSessionStore
+
+BACKLOG = 4000
+REACH_PER_SECOND = 2000
+SESSIONS = 100
+RELAYS = 4
+"""Threads that relay, as many as ``contract-memory relay`` has."""
+
+
+class ListStore:
+    """A legacy store in the process."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[str, list[dict[str, Any]]] = {}
+
+    def add_chat_message(self, session_id: str, one: dict[str, Any]) -> None:
+        self.sessions.setdefault(session_id, []).append(one)
+
+    def get_chat_history(self, session_id: str) -> list[dict[str, Any]]:
+        return list(self.sessions.get(session_id, ()))
+
+    def close(self) -> None:
+        self.sessions.clear()
+
+
+class TableStore:
+    """A legacy store in PostgreSQL: a row per message, a commit per message, a connection per thread."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._local = threading.local()
+        self._opened: list[psycopg.Connection[Any]] = []
+        self._execute("DROP TABLE IF EXISTS legacy_bench")
+        self._execute("CREATE TABLE legacy_bench (id bigserial PRIMARY KEY, session_id text, message jsonb)")
+        self._execute("CREATE INDEX ON legacy_bench (session_id, id)")
+
+    def _execute(self, sql: str, parameters: tuple[Any, ...] = ()) -> psycopg.Cursor[Any]:
+        if not hasattr(self._local, "connection"):
+            self._local.connection = psycopg.connect(self._url, autocommit=True)
+            self._opened.append(self._local.connection)
+        found: psycopg.Cursor[Any] = self._local.connection.execute(sql, parameters)
+        return found
+
+    def add_chat_message(self, session_id: str, one: dict[str, Any]) -> None:
+        self._execute("INSERT INTO legacy_bench (session_id, message) VALUES (%s, %s)", (session_id, Jsonb(one)))
+
+    def get_chat_history(self, session_id: str) -> list[dict[str, Any]]:
+        rows = self._execute("SELECT message FROM legacy_bench WHERE session_id = %s ORDER BY id", (session_id,))
+        return [row[0] for row in rows.fetchall()]
+
+    def close(self) -> None:
+        self._execute("DROP TABLE legacy_bench")
+        for connection in self._opened:
+            connection.close()
+
+
+class BatchStore(TableStore):
+    """One that takes several messages in one commit."""
+
+    def add_chat_messages(self, session_id: str, several: list[dict[str, Any]]) -> None:
+        self._execute(
+            "INSERT INTO legacy_bench (session_id, message) SELECT %s, unnest(%s::jsonb[])",
+            (session_id, [Jsonb(one) for one in several]),
+        )
+
+
+def _manager(bench: Bench) -> MemoryManager:
+    manager = MemoryManager(
+        redis_url=bench.redis_url, database_url=bench.database_url, limits=WIDE, tenant=f"dual-{time.time_ns()}"
+    )
+    manager.token_counter.warm()
+    return manager
+
+
+@contextmanager
+def dual_write(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+    """Add to both stores, with the relay at work beside; against adding to the one and then to the other."""
+    with (
+        _manager(bench) as manager,
+        closing(TableStore(bench.database_url)) as legacy,
+        EnhancedSessionStore(manager, legacy) as store,
+    ):
+        names = itertools.count()
+
+        def dual() -> float:
+            name, fresh = f"dual-{next(names)}", bench.fresh(CALLS)
+            add = store.add_chat_message
+            seconds = per_call([lambda one=one: add(name, one) for one in fresh])  # type: ignore[misc]  # bound now
+            assert store.settle(60), "the next round is not to pay for this one"
+            return seconds
+
+        def both() -> float:
+            name, fresh = f"both-{next(names)}", bench.fresh(CALLS)
+
+            def add(one: dict[str, Any]) -> None:
+                manager.add_message(name, one)
+                legacy.add_chat_message(name, one)
+
+            return per_call([lambda one=one: add(one) for one in fresh])  # type: ignore[misc]  # bound now
+
+        yield dual, both
+
+
+def drain(make: Callable[[Bench], Any], relays: int) -> Callable[[Bench], Any]:
+    """Make the scenario of a backlog that is relayed: seconds per message, against those of the rate to reach."""
+
+    @contextmanager
+    def prepare(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+        with (
+            _manager(bench) as manager,
+            closing(make(bench)) as legacy,
+            EnhancedSessionStore(manager, legacy, is_relaying=False) as store,
+        ):
+
+            def timer() -> float:
+                fill(manager, time.time_ns())
+                threads = [threading.Thread(target=store.settle, args=(120,)) for _ in range(relays)]
+                started = time.perf_counter()
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                seconds = time.perf_counter() - started
+                assert store.backlog().messages == 0
+                return seconds / BACKLOG
+
+            yield timer, lambda: 1 / REACH_PER_SECOND
+
+    return prepare
+
+
+def fill(manager: MemoryManager, run: int) -> None:
+    """Have a backlog gather, of the shape that an outage leaves: many messages of many sessions."""
+    intake = Intake(manager.token_counter, max_message_bytes=2**20)
+    log, each = LogFlows(manager.config), BACKLOG // SESSIONS
+    for session in range(SESSIONS):
+        batch = intake.batch([message(session * each + number) for number in range(each)])
+        relayed = [one._replace(is_relayed=True) for one in batch]
+        manager._runtime.run(log.append(f"{run}-{session}", relayed))
+
+
+SCENARIOS = (
+    Scenario("add_chat_message to two stores", "to the one, then to the other", 1.0, dual_write),
+    Scenario("relay of a message, list", "2,000 a second", 1.0, drain(lambda _: ListStore(), 1), rounds=3),
+    Scenario(
+        "relay of a message, table",
+        "2,000 a second",
+        None,
+        drain(lambda b: TableStore(b.database_url), RELAYS),
+        rounds=3,
+    ),
+    Scenario(
+        "relay of a message, table, batches",
+        "2,000 a second",
+        1.0,
+        drain(lambda b: BatchStore(b.database_url), RELAYS),
+        rounds=3,
+    ),
+)

@@ -1,0 +1,125 @@
+"""``contract-memory phase`` and ``contract-memory relay``, on real servers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from dual_stores import open_store, say, talk
+from legacy_stores import AsyncListStore, LegacyError, ListStore
+from memory_contract import Backend
+from typer.testing import CliRunner, Result
+
+from contract_engine.cli.app import app
+from contract_engine.memory.migration import EnhancedSessionStore
+
+pytest_plugins = ("memory_fixtures",)
+
+LISTED, AWAITED = ListStore(), AsyncListStore()
+"""What the commands find under ``test_migration_commands:``."""
+
+Command = Callable[..., Result]
+
+
+class Refusing(ListStore):
+    """Refuses every write and answers reads."""
+
+    def add_chat_message(self, session_id: str, message: dict[str, Any]) -> None:
+        raise LegacyError
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, blocking: Backend) -> Command:
+    monkeypatch.setenv("REDIS_URL", blocking.redis_url)
+    monkeypatch.setenv("DATABASE_URL", blocking.database_url or "")
+    monkeypatch.setenv("CONTRACT_MEMORY_TENANT", blocking.tenant)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*arguments: str) -> Result:
+        result = CliRunner().invoke(app, list(arguments))
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+@pytest.fixture
+def store(blocking: Backend) -> Iterator[EnhancedSessionStore]:
+    with open_store(blocking, ListStore()) as found:
+        yield found
+
+
+def place(name: str) -> str:
+    return f"{__name__}:{name}"
+
+
+def test_a_phase_is_shown_set_and_ended(command: Command, store: EnhancedSessionStore) -> None:
+    none = command("phase", "show")
+    assert (none.exit_code, "no legacy store" in none.stdout) == (1, True)
+    assert "Would go from none to full" in command("phase", "set", "full", "--dry-run").stdout
+    assert command("phase", "show").exit_code == 1
+    answer = command("phase", "set", "gradual", "--percentage", "25")
+    assert answer.exit_code == 0
+    assert "Went from none to gradual (25 %)" in answer.stdout
+    assert store.get_phase() == ("gradual", 25)
+    store.add_chat_message("s", say(1))
+    shown = json.loads(command("phase", "show", "--json").stdout)
+    assert (shown["phase"], shown["percentage"], shown["backlog"]["messages"]) == ("gradual", 25, 1)
+    assert "1 messages of 1 sessions wait" in command("phase", "show").stdout
+    changed = json.loads(command("phase", "set", "coexistence", "--json").stdout)
+    assert (changed["phase"], changed["before"]["phase"]) == ("coexistence", "gradual")
+    assert command("phase", "end").exit_code == 1, "nobody there to ask"
+    assert json.loads(command("phase", "end", "--yes", "--json").stdout) == {"ended": True, "not_relayed": 1}
+    assert command("phase", "show").exit_code == 1
+
+
+@pytest.mark.parametrize("arguments", [("later",), ("gradual",), ("full", "--percentage", "5")])
+def test_a_phase_that_makes_no_sense_is_an_error(command: Command, arguments: tuple[str, ...]) -> None:
+    answer = command("phase", "set", *arguments)
+    assert answer.exit_code == 2
+    assert "Error: " in answer.stderr
+
+
+@pytest.mark.parametrize("name", ["LISTED", "AWAITED"])
+def test_relay_gives_the_legacy_store_what_it_lacks(command: Command, store: EnhancedSessionStore, name: str) -> None:
+    for number in range(30):
+        store.add_chat_message(f"{name}-{number % 3}", say(number))
+    before = json.loads(command("relay", "--dry-run", "--json").stdout)
+    assert before["backlog"]["messages"] == 30
+    assert [one["messages"] for one in before["sessions"]] == [10, 10, 10]
+    assert "30 messages of 3 sessions wait" in command("relay", "--list").stdout
+    answer = command("relay", "--legacy", place(name), "--json")
+    assert answer.exit_code == 0, answer.stderr
+    assert json.loads(answer.stdout)["relayed"] == 30
+    legacy: Any = {"LISTED": LISTED, "AWAITED": AWAITED}[name]
+    assert legacy.contents(f"{name}-1") == talk(*range(1, 30, 3))
+    assert "The legacy store has everything." in command("relay", "--legacy", place(name)).stdout
+
+
+def test_relay_shows_and_retries_what_is_parked(command: Command, store: EnhancedSessionStore) -> None:
+    store.add_chat_message("refused", say(1))
+    legacy = ("--legacy", place("Refusing"))
+    answer = command("relay", *legacy, "--patience", "0.5")
+    assert answer.exit_code == 1
+    assert "1 messages of 1 sessions wait" in answer.stdout
+    listed = command("relay", "--list")
+    assert "refused" in listed.stdout
+    assert "LegacyError" in listed.stdout
+    assert json.loads(command("relay", "--retry", "--session", "refused", "--json").stdout) == {"retried": ["refused"]}
+    assert command("relay", "--legacy", place("ListStore")).exit_code == 0
+
+
+@pytest.mark.parametrize("legacy", ["nowhere", "no.such.module:store", "json:nothing", "json:dumps"])
+def test_a_legacy_store_that_is_not_there_is_an_error(command: Command, legacy: str) -> None:
+    answer = command("relay", "--legacy", legacy)
+    assert answer.exit_code == 2, answer.stdout
+    assert "legacy" in answer.stderr
+
+
+def test_relay_says_that_it_needs_a_legacy_store(command: Command) -> None:
+    answer = command("relay")
+    assert answer.exit_code == 2
+    assert "LEGACY_STORE" in answer.stderr
