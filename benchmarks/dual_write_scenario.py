@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -44,13 +45,13 @@ class ListStore:
 class TableStore:
     """A legacy store in PostgreSQL: a row per message, a commit per message, a connection per thread."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, table: str = "legacy_bench") -> None:
+        self._url, self._table = url, table
         self._local = threading.local()
         self._opened: list[psycopg.Connection[Any]] = []
-        self._execute("DROP TABLE IF EXISTS legacy_bench")
-        self._execute("CREATE TABLE legacy_bench (id bigserial PRIMARY KEY, session_id text, message jsonb)")
-        self._execute("CREATE INDEX ON legacy_bench (session_id, id)")
+        self._execute(f"DROP TABLE IF EXISTS {table}")
+        self._execute(f"CREATE TABLE {table} (id bigserial PRIMARY KEY, session_id text, message jsonb)")
+        self._execute(f"CREATE INDEX ON {table} (session_id, id)")
 
     def _execute(self, sql: str, parameters: tuple[Any, ...] = ()) -> psycopg.Cursor[Any]:
         if not hasattr(self._local, "connection"):
@@ -60,14 +61,14 @@ class TableStore:
         return found
 
     def add_chat_message(self, session_id: str, one: dict[str, Any]) -> None:
-        self._execute("INSERT INTO legacy_bench (session_id, message) VALUES (%s, %s)", (session_id, Jsonb(one)))
+        self._execute(f"INSERT INTO {self._table} (session_id, message) VALUES (%s, %s)", (session_id, Jsonb(one)))
 
     def get_chat_history(self, session_id: str) -> list[dict[str, Any]]:
-        rows = self._execute("SELECT message FROM legacy_bench WHERE session_id = %s ORDER BY id", (session_id,))
+        rows = self._execute(f"SELECT message FROM {self._table} WHERE session_id = %s ORDER BY id", (session_id,))
         return [row[0] for row in rows.fetchall()]
 
     def close(self) -> None:
-        self._execute("DROP TABLE legacy_bench")
+        self._execute(f"DROP TABLE {self._table}")
         for connection in self._opened:
             connection.close()
 
@@ -77,7 +78,7 @@ class BatchStore(TableStore):
 
     def add_chat_messages(self, session_id: str, several: list[dict[str, Any]]) -> None:
         self._execute(
-            "INSERT INTO legacy_bench (session_id, message) SELECT %s, unnest(%s::jsonb[])",
+            f"INSERT INTO {self._table} (session_id, message) SELECT %s, unnest(%s::jsonb[])",
             (session_id, [Jsonb(one) for one in several]),
         )
 
@@ -147,6 +148,27 @@ def drain(make: Callable[[Bench], Any], relays: int) -> Callable[[Bench], Any]:
     return prepare
 
 
+@contextmanager
+def drain_one_by_one(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+    """Relay to a store that commits each message; against as many threads that write to it and do nothing else."""
+    with (
+        drain(lambda _: TableStore(bench.database_url), RELAYS)(bench) as (timer, _),
+        closing(TableStore(bench.database_url, "legacy_alone")) as alone,
+        ThreadPoolExecutor(RELAYS) as pool,
+    ):
+
+        def write(session: int) -> None:
+            for number in range(BACKLOG // SESSIONS):
+                alone.add_chat_message(str(session), message(number))
+
+        def reference() -> float:
+            started = time.perf_counter()
+            list(pool.map(write, range(SESSIONS)))
+            return (time.perf_counter() - started) / BACKLOG
+
+        yield timer, reference
+
+
 def fill(manager: MemoryManager, run: int) -> None:
     """Have a backlog gather, of the shape that an outage leaves: many messages of many sessions."""
     intake = Intake(manager.token_counter, max_message_bytes=2**20)
@@ -161,17 +183,11 @@ SCENARIOS = (
     Scenario("add_chat_message to two stores", "to the one, then to the other", 1.0, dual_write),
     Scenario("relay of a message, list", "2,000 a second", 1.0, drain(lambda _: ListStore(), 1), rounds=3),
     Scenario(
-        "relay of a message, table",
-        "2,000 a second",
-        None,
-        drain(lambda b: TableStore(b.database_url), RELAYS),
-        rounds=3,
-    ),
-    Scenario(
         "relay of a message, table, batches",
         "2,000 a second",
         1.0,
-        drain(lambda b: BatchStore(b.database_url), RELAYS),
+        drain(lambda bench: BatchStore(bench.database_url), RELAYS),
         rounds=3,
     ),
+    Scenario("relay of a message, table, one by one", "the same without a relay", 1.5, drain_one_by_one, rounds=3),
 )

@@ -18,8 +18,8 @@ from contract_engine.memory.outbox import Claim, Outbox, Pending
 
 logger = logging.getLogger(__name__)
 
-SESSIONS, MESSAGES = 200, 500
-"""Sessions claimed at once, and messages of each that are read."""
+SESSIONS, MESSAGES = 25, 500
+"""Sessions claimed at once, and messages of each that are read. Several relays at work share a backlog by claims."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

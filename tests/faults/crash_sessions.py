@@ -36,6 +36,9 @@ from contract_engine.memory.keys import SessionKeys
 NEXT = 950
 """The number of the message that is added after the fault."""
 
+OF_SESSIONS = [table for table in metadata.sorted_tables if "session_id" in table.columns]
+"""The tables that hold rows of a session."""
+
 OLD_CONTEXT = {"session_id": "s", "note": "old"}
 OLD_INSTRUCTIONS = "Keep the details."
 
@@ -209,7 +212,7 @@ class Stage:
                 ttl: Any = self.raw.pttl(source)
                 self.raw.restore(target, max(0, ttl), data)
         if self.table is not None:
-            for table in metadata.sorted_tables:
+            for table in OF_SESSIONS:
                 names = [column.name for column in table.columns]
                 values = ["%s" if name == "session_id" else name for name in names]
                 query = f"INSERT INTO {table.name} ({','.join(names)}) SELECT {','.join(values)} FROM {table.name}"
@@ -316,7 +319,7 @@ class Stage:
         self._assert_pins(session, operation, outcome)
         assert self.checker.clear_session_memory(session.id)
         assert self.raw.exists(*self.keys(session.id)) == 0
-        for table in metadata.tables:
+        for table in OF_SESSIONS:
             assert not self._query(f"SELECT 1 FROM {table} WHERE tenant = %s AND session_id = %s", session.id)
 
     def _assert_answer(self, session: Session, operation: Operation, outcome: Outcome) -> None:
