@@ -37,7 +37,14 @@ T = TypeVar("T")
 
 SYNC, ASYNC = "sync", "async"
 DURABLE, EPHEMERAL = "durable", "ephemeral"
-TABLES = ("memory_sessions", "memory_messages", "memory_summaries", "memory_recall")
+TABLES = (
+    "memory_sessions",
+    "memory_messages",
+    "memory_summaries",
+    "memory_recall",
+    "memory_outbox",
+    "memory_relays",
+)
 
 _ASYNC_TYPES = (AsyncMemoryManager, AsyncBufferStore, AsyncSummaryStore, AsyncPostgresSessionStore, AsyncRetention)
 

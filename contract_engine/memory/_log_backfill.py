@@ -14,11 +14,9 @@ import sqlalchemy as sa
 
 from contract_engine.memory._effects import Statement
 from contract_engine.memory._log import NEW_EPOCH, insert, session_id, tenant, this_session
-from contract_engine.memory._log_summaries import REBUILT
+from contract_engine.memory._log_outbox import renumber
 from contract_engine.memory._tables import messages, recall, sessions, summaries
-
-IMPORTED_TEXT = "imported"
-"""Method of the version that covers imported messages until their summary is written from them."""
+from contract_engine.memory.models import IMPORTED, REBUILT
 
 # Place and digest, see legacy_messages.imported_id().
 _PLACE: sa.ColumnElement[str] = sa.literal_column("'^legacy-([0-9]{1,18})-[0-9a-f]{32}$'")
@@ -77,7 +75,7 @@ def _position() -> sa.Select[Any]:
             newest.c.message_id,
             newest.c.seq,
             sessions.c.last_seq,
-            latest(IMPORTED_TEXT) > latest(REBUILT),
+            latest(IMPORTED) > latest(REBUILT),
             sessions.c.revision,
         )
         .select_from(sessions.outerjoin(newest, sa.true()))
@@ -159,6 +157,7 @@ def insert_history(
         place = int(found)
     if place < session.last_seq:
         _move(connection, key, place, len(rows))
+        renumber(connection, key)
     _insert(connection, key, rows, place)
     watermark = session.watermark
     if place < watermark:
@@ -226,7 +225,7 @@ def _cover(
     current = connection.execute(
         sa.select(summaries).where(this_session(summaries), summaries.c.version == version), key
     ).first()
-    if current is not None and current.method == IMPORTED_TEXT:
+    if current is not None and current.method == IMPORTED:
         connection.execute(
             sa.update(summaries)
             .where(this_session(summaries), summaries.c.version == version)
@@ -243,7 +242,7 @@ def _cover(
             last_seq=watermark,
             text=b"" if current is None else current.text,
             tokens=0 if current is None else current.tokens,
-            method=IMPORTED_TEXT,
+            method=IMPORTED,
             parent=version or None,
         ),
         key,

@@ -201,18 +201,8 @@ def is_relayed(connection: sa.Connection, key: Mapping[str, str]) -> bool:
     return found.first() is not None
 
 
-def relay_drained(connection: sa.Connection, key: Mapping[str, str], message_ids: Sequence[str]) -> None:
-    """Write rows of the outbox for messages that have just been logged, and give all rows the numbers of now.
-
-    The caller holds the session's row. What was logged behind these messages before has moved up, and keeps its rows.
-    """
-    added = 0
-    if message_ids and is_relayed(connection, key):
-        added = len(message_ids)
-        of_these = messages.c.message_id.in_(message_ids)
-        rows = sa.select(messages.c.tenant, messages.c.session_id, messages.c.message_id, messages.c.seq)
-        names = ["tenant", "session_id", "message_id", "seq"]
-        connection.execute(sa.insert(outbox).from_select(names, rows.where(this_session(messages), of_these)), key)
+def renumber(connection: sa.Connection, key: Mapping[str, str]) -> None:
+    """Give the rows of the outbox the numbers that their messages have now; the caller holds the session's row."""
     connection.execute(
         sa.update(outbox)
         .values(seq=messages.c.seq)
@@ -225,6 +215,21 @@ def relay_drained(connection: sa.Connection, key: Mapping[str, str], message_ids
         ),
         key,
     )
+
+
+def relay_drained(connection: sa.Connection, key: Mapping[str, str], message_ids: Sequence[str]) -> None:
+    """Write rows of the outbox for messages that have just been logged.
+
+    The caller holds the session's row. What was logged behind these messages before has moved up, and keeps its rows.
+    """
+    added = 0
+    if message_ids and is_relayed(connection, key):
+        added = len(message_ids)
+        of_these = messages.c.message_id.in_(message_ids)
+        rows = sa.select(messages.c.tenant, messages.c.session_id, messages.c.message_id, messages.c.seq)
+        names = ["tenant", "session_id", "message_id", "seq"]
+        connection.execute(sa.insert(outbox).from_select(names, rows.where(this_session(messages), of_these)), key)
+    renumber(connection, key)
     if added:
         due = insert(relays).values(
             tenant=tenant, session_id=session_id, pending=added, due_at=sa.func.clock_timestamp()

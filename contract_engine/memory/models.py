@@ -24,6 +24,8 @@ SUPPLIED = "supplied"
 """A caller has added a text."""
 REBUILT = "rebuilt"
 """Written by the built-in summarizer from the messages, and not from the version before."""
+IMPORTED = "imported"
+"""Covers messages of an older store until their summary is written from them; the text is that of the one before."""
 CLEARED = "cleared"
 """Empty: it goes on covering what was folded away, after the summaries were cleared."""
 

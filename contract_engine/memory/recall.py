@@ -134,15 +134,16 @@ class Recall:
                 },
             )
 
-    def _index_later(self, session_id: str) -> Flow[None]:
+    def index_folded(self, session_id: str) -> Flow[None]:
+        """Make what was just folded searchable; a failure is logged, and is nobody else's."""
         try:
             yield from self.index(session_id)
         except MemoryServiceError as exc:
             logger.warning("session %s: what was folded is indexed later: %s", session_id, exc)
 
     def spawn_index(self, session_id: str) -> Flow[None]:
-        """Have what was just folded made searchable in the background; a failure is logged, and is nobody else's."""
-        yield from spawn(lambda: self._index_later(session_id), f"index of session {session_id}")
+        """Have :meth:`index_folded` run in the background."""
+        yield from spawn(lambda: self.index_folded(session_id), f"index of session {session_id}")
 
     def search(self, session_id: str, question: str, limit: int) -> Flow[list[dict[str, Any]]]:
         """Find the messages with words of the question, best first: ``{"seq", "at", "message", "score"}``."""
