@@ -20,6 +20,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "migrations" not in p
 # From the ground up. A module may import from its own line and the lines above it.
 LAYERS = (
     "errors",
+    "hooks",
     "daemon config keys untold call_window circuit_state circuit_settings circuit_listeners circuit_timer"
     " circuit_probes",
     "encodings encodings.measurement token_counter exchange mending swisper_context circuit_guard circuit_control"
@@ -43,7 +44,7 @@ LAYERS = (
     "_log_backfill _legacy_table",
     "_runtime _runtime.failures _runtime.redis_steps _runtime.redis_topology _runtime.redis_conversation"
     " _runtime.redis_connections _runtime.redis_routing _runtime.redis_cluster _runtime.redis_sentinel"
-    " _runtime.redis_transport _runtime.database_connections _runtime.database _runtime.background"
+    " _runtime.redis_transport _runtime.database_connections _runtime.database _runtime.background _runtime.observing"
     " _runtime.legacy_calls _runtime.relay_worker _runtime.runner",
     "message_log session_cache",
     "legacy_store legacy_redis",

@@ -98,6 +98,19 @@ class ManagerBase:
         """What guards PostgreSQL; every manager has its own."""
         return database_breaker_for(self.config)
 
+    @property
+    def summarizer_breaker(self) -> CircuitBreaker | None:
+        """What guards the language model; None where there is no model, or none that has a breaker."""
+        breaker = getattr(self._facts_writer, "breaker", None)
+        return breaker if isinstance(breaker, CircuitBreaker) else None
+
+    def unlogged_backlog(self) -> tuple[int, float | None]:
+        """Return how many sessions wait to be logged that this manager has written to, and since when the first does.
+
+        For all it knows, which costs nothing: the time is in seconds since the epoch, None where nothing waits.
+        """
+        return self._flows.unlogged_backlog()
+
     @once
     def _flows(self) -> ManagerFlows:
         return ManagerFlows(self.config, self.circuit_breaker, self.database_breaker, self._facts_writer)

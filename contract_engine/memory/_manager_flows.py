@@ -22,6 +22,7 @@ from contract_engine.memory.errors import (
     MemoryServiceError,
     StoreUnavailableError,
 )
+from contract_engine.memory.hooks import BufferRead, observers
 from contract_engine.memory.intake import Intake
 from contract_engine.memory.keys import check_limit, check_query, check_session_id
 from contract_engine.memory.message_log import LogFlows
@@ -126,6 +127,8 @@ class ManagerFlows:
     def _context(self, session_id: str, loaded: Loaded, asked: _Asked | None) -> Flow[dict[str, Any]]:
         """Return the context, and what it recalls where that was asked: bound by the watermark of that context."""
         context, state = yield from self._contexts.context(session_id, loaded)
+        if observers.is_active:
+            observers.tell(BufferRead(len(state.rows), state.buffer_tokens, state.ttl_seconds))
         if asked is None:
             return context
         recalled = yield from asked.recall.recall(session_id, state, asked.question, asked.most_tokens)
@@ -223,6 +226,10 @@ class ManagerFlows:
 
     def unlogged_sessions(self) -> Flow[list[str]]:
         return (yield from self.waiting().sessions())
+
+    def unlogged_backlog(self) -> tuple[int, float | None]:
+        unlogged = self._sessions.unlogged
+        return (0, None) if unlogged is None else unlogged.backlog()
 
     def drain(self, session_id: object) -> Flow[int]:
         return (yield from self.waiting().drain(check_session_id(session_id)))

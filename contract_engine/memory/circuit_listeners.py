@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from contract_engine.memory.circuit_state import OPEN, Transition
+from contract_engine.memory.hooks import tell_all
 
 Listener = Callable[[Transition], None]
 
@@ -47,11 +48,11 @@ class CircuitListeners:
                 level = logging.WARNING if change.to_state is OPEN else logging.INFO
                 path = f"{change.from_state} -> {change.to_state}"
                 logger.log(level, "breaker %s: %s (%s)", change.name, path, change.reason)
-                for listener in listeners:
-                    try:
-                        listener(change)
-                    except Exception:  # foreign code in the middle of somebody's call: it may break neither
-                        logger.exception("breaker %s: a listener failed", change.name)
+                tell_all(listeners, change, _log_failure)
             finally:
                 with self._lock:
                     self._is_telling = False
+
+
+def _log_failure(_listener: object, exc: Exception) -> None:
+    logger.error("a listener of a breaker failed", exc_info=exc)

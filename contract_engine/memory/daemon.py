@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -21,7 +22,8 @@ def start_daemon(work: Callable[[], T], name: str) -> Future[T]:
         with _Carrier(future):
             future.set_result(work())
 
-    threading.Thread(target=body, name=name, daemon=True).start()
+    # In the context of the caller, as ``asyncio.to_thread`` does: traces go on there.
+    threading.Thread(target=copy_context().run, args=(body,), name=name, daemon=True).start()
     return future
 
 
@@ -43,7 +45,8 @@ def run_in_own_loop(make: Callable[[], Coroutine[Any, Any, T]], name: str) -> T:
         with _Carrier(future):
             future.set_result(await make())
 
-    threading.Thread(target=lambda: asyncio.run(deliver()), name=name, daemon=True).start()
+    body = copy_context().run
+    threading.Thread(target=lambda: body(asyncio.run, deliver()), name=name, daemon=True).start()
     return future.result()
 
 

@@ -17,6 +17,7 @@ from contract_engine.memory._effects import Flow, pause, spawn, summarize
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import ContentionError, MemoryServiceError
 from contract_engine.memory.exchange import plan_fold
+from contract_engine.memory.hooks import FoldEnded, SummaryWritten, observers
 from contract_engine.memory.mending import mend
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.models import EXTRACTIVE, Message, Origin, Outgoing, SessionState, Summary
@@ -181,8 +182,12 @@ class Folding:
             origin=state.origin(tokens_in=state.summary.tokens + sum(entry.tokens for entry in folded)),
             update_cache=update_cache,
         )
-        if done is not None and self._after_fold is not None:
-            yield from self._after_fold(session_id)
+        if done is not None:
+            if observers.is_active:
+                before = state.summary.tokens + sum(entry.tokens for entry in folded)
+                observers.tell(FoldEnded(len(folded), before, done.summary.tokens, bool(state.summary.text)))
+            if self._after_fold is not None:
+                yield from self._after_fold(session_id)
         return done
 
     def commit(
@@ -212,6 +217,8 @@ class Folding:
             done = yield from self._cache.commit(
                 session_id, state, summary, new_revision=state.revision, history_entry=entry
             )
+            if done and observers.is_active:
+                observers.tell(SummaryWritten(method))
             return _summarized(state, summary, state.revision) if done else None
         committed = yield from self._log.commit_summary(
             session_id,
@@ -226,6 +233,8 @@ class Folding:
         )
         if committed is None:
             return None
+        if observers.is_active:
+            observers.tell(SummaryWritten(method))
         summary, revision = _with_pins(state, committed[0]), committed[1]
         if update_cache:
             try:

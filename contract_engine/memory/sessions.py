@@ -19,6 +19,7 @@ from contract_engine.memory.assignment import Assignment
 from contract_engine.memory.config import MemoryConfig, SessionLimits
 from contract_engine.memory.errors import ContentionError, MemoryServiceError, StoreUnavailableError
 from contract_engine.memory.folding import ATTEMPTS, Folding
+from contract_engine.memory.hooks import Fallback, MessagesUnlogged, observers
 from contract_engine.memory.keys import SessionKeys
 from contract_engine.memory.message_log import LOG_TROUBLE, LogFlows
 from contract_engine.memory.models import Loaded, Outgoing, Placed, Receipt, SessionState, empty_session
@@ -120,6 +121,7 @@ class Sessions:
             return (yield from self._append_unlogged(self.unlogged, session_id, outgoing, read=read, cause=exc))
         # Committed: from here on nothing may turn the acknowledgement into a failure.
         if self._is_away():
+            _fell_back("breaker_open")
             self._untold.note(session_id, placed.seqs[-1])
             return (yield from self._appended_untold(session_id, placed, outgoing, read=read))
         try:
@@ -137,6 +139,7 @@ class Sessions:
             raise
         except MemoryServiceError as exc:
             logger.info("session %s: message %d is in the log, Redis not told: %s", session_id, placed.seqs[-1], exc)
+            _fell_back("redis_unavailable")
             self._untold.note(session_id, placed.seqs[-1])
             yield from self._spawn_telling()
             return (yield from self._appended_untold(session_id, placed, outgoing, read=read))
@@ -170,6 +173,9 @@ class Sessions:
             placed, state = yield from unlogged.append(session_id, outgoing, read=read, expected_seq=expected)
         except REDIS_TROUBLE as exc:
             raise cause from exc
+        _fell_back("postgres_unavailable")
+        if observers.is_active:
+            observers.tell(MessagesUnlogged(len(outgoing)))
         receipts = _receipts(placed, outgoing, is_durable=False, degraded=True)
         if not read:
             return Appended(receipts, None)
@@ -228,6 +234,7 @@ class Sessions:
                 state = yield from self.folding.read_within_caps(session_id)
             return Loaded(state or empty_session(self._limits), "redis", False)
         if self._is_away():
+            _fell_back("breaker_open")
             return (yield from self._load_log(session_id, degraded=True))
         for attempt in range(ATTEMPTS):
             loaded = yield from self._load(session_id, self.unlogged, attempt)
@@ -268,10 +275,13 @@ class Sessions:
                 return None
         except REDIS_TROUBLE as exc:
             logger.info("session %s: read from the log: %s", session_id, exc)
+            _fell_back("redis_unavailable")
             return (yield from self._load_log(session_id, degraded=True))
         state = yield from self._rebuild(session_id, ticket)
         if state is None:
             yield from self._forget_quietly(session_id)
+        else:
+            _fell_back("buffer_missing")
         if self._untold:
             yield from self._spawn_telling()
         return Loaded(state or empty_session(self._limits), "postgres", False)
@@ -279,6 +289,7 @@ class Sessions:
     def _load_unlogged(self, session_id: str, unlogged: Unlogged, state: SessionState) -> Flow[Loaded | None]:
         """Answer with a copy that is ahead of the log, if it is whole; else only where the log cannot be asked."""
         if state.is_complete:
+            _fell_back("unlogged")
             yield from unlogged.spawn_drain(session_id)
             return Loaded(state, "redis", True)
         try:
@@ -387,6 +398,11 @@ class Sessions:
             if self.unlogged is not None:
                 yield from self.unlogged.drain(session_id)
         raise ContentionError(session_id, ATTEMPTS)
+
+
+def _fell_back(reason: str) -> None:
+    if observers.is_active:
+        observers.tell(Fallback(reason))
 
 
 def _receipts(placed: Placed, outgoing: Sequence[Outgoing], *, is_durable: bool, degraded: bool) -> list[Receipt]:

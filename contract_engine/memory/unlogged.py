@@ -18,6 +18,7 @@ from contract_engine.memory.assignment import Assignment
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import CorruptDataError, MemoryServiceError
 from contract_engine.memory.folding import Folding
+from contract_engine.memory.hooks import MessagesDrained, observers
 from contract_engine.memory.keys import SessionKeys, session_of_key, unlogged_pattern
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.models import Entry, Outgoing, Placed, SessionState
@@ -67,7 +68,7 @@ class Unlogged:
         self._prefix, self._tenant = config.key_prefix, config.tenant
         self._assignment = Assignment(cache, folding, self._append_command)
         self._last_attempt: dict[str, float] = {}
-        self._begun: set[str] = set()
+        self._begun: dict[str, float] = {}
 
     def _append_command(
         self, keys: SessionKeys, messages: Sequence[Any], *, ticket: int, message_id: bytes, expected_seq: int
@@ -84,7 +85,7 @@ class Unlogged:
         """
         expected = int(min(expected_seq, MAX_SEQ))
         answer = yield from self._assignment.append(session_id, outgoing, read=read, expected_seq=expected)
-        self._begun.add(session_id)
+        self._begun.setdefault(session_id, time.time())
         return answer
 
     def is_begun(self, session_id: str) -> bool:
@@ -93,7 +94,15 @@ class Unlogged:
 
     def forget_begun(self, session_id: str) -> None:
         """Take note that the session is being erased: what this process has appended goes with it, unlogged."""
-        self._begun.discard(session_id)
+        self._begun.pop(session_id, None)
+
+    def backlog(self) -> tuple[int, float | None]:
+        """Return how many sessions of this process wait, for all it knows, and since when the first of them does.
+
+        The time is in seconds since the epoch. Nobody is asked: what other processes have appended is not in it.
+        """
+        since = list(self._begun.values())
+        return len(since), min(since, default=None)
 
     def drain(self, session_id: str) -> Flow[int]:
         """Log what waits, in order, exactly once, and answer how many messages; raises where a server is away.
@@ -107,7 +116,7 @@ class Unlogged:
             # The epoch is asked for first and the list read after it: a session erased meanwhile has another epoch
             # then, and nothing of it is logged.
             epoch = yield from self._log.begin_session(session_id)
-            self._begun.discard(session_id)
+            begun = self._begun.pop(session_id, time.time())
             try:
                 found = yield from self._waiting(session_id)
                 if found is None:
@@ -126,9 +135,11 @@ class Unlogged:
                     # With none left, what comes to wait now was acknowledged later than all that is logged.
                     life, reached, before = epoch, logged if left else 0, found
             except MemoryServiceError:
-                self._begun.add(session_id)
+                self._begun[session_id] = begun
                 raise
         if count:
+            if observers.is_active:
+                observers.tell(MessagesDrained(count))
             logger.info("session %s: %d messages logged that had waited in Redis", session_id, count)
         return count
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextvars import copy_context
+from time import perf_counter
 from typing import Any, TypeVar
 
 from contract_engine.memory._effects import (
@@ -21,11 +23,13 @@ from contract_engine.memory._effects import (
 from contract_engine.memory._runtime.background import AsyncBackground, Background
 from contract_engine.memory._runtime.database import AsyncDatabase, Database
 from contract_engine.memory._runtime.legacy_calls import call_legacy, call_legacy_async
+from contract_engine.memory._runtime.observing import observed_effect, observed_flow
 from contract_engine.memory._runtime.redis_transport import AsyncRedisTransport, RedisTransport
 from contract_engine.memory.circuit_breaker import CircuitBreaker, redis_circuit_breaker
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.daemon import run_in_own_loop
 from contract_engine.memory.errors import ConfigurationError, MemoryServiceError
+from contract_engine.memory.hooks import observers
 from contract_engine.memory.summarizers import ExtractiveSummarizer, FactsWriter, Summarizer
 
 T = TypeVar("T")
@@ -84,20 +88,49 @@ class Runtime:
 
     def run(self, flow: Flow[T]) -> T:
         """Run a flow to its end and return its answer."""
+        observed = observed_flow(flow) if observers.is_active else None
+        if observed is not None:
+            ends = observers.begin(observed.operation, observed.backend) if observers.has_spans else None
+            started = perf_counter()
         try:
             effect = next(flow)
             while True:
                 try:
-                    answer = self._perform(effect)
+                    answer = self._perform(effect) if observed is None else self._perform_observed(effect)
                 except MemoryServiceError as exc:
                     effect = flow.throw(exc)
                 else:
                     effect = flow.send(answer)
         except StopIteration as stop:
             result: T = stop.value
+            if observed is not None:
+                observed.ended(started, result, ends)
+                observed = None
             return result
         finally:
             flow.close()  # one that was interrupted notes at once what it has begun
+            if observed is not None:
+                observed.failed(started, ends)
+
+    def _perform_observed(self, effect: Any) -> Any:
+        if type(effect) is Spawn:
+            # What it begins belongs to the operation that asked for it; a thread does not know that by itself.
+            run = copy_context().run
+            return self.background.start(lambda: run(self.run, effect.flow()), effect.name, is_slow=effect.is_slow)
+        observed = observed_effect(effect)
+        if observed is None:
+            return self._perform(effect)
+        ends = observers.begin(observed.operation, observed.backend) if observers.has_spans else None
+        is_over = False
+        started = perf_counter()
+        try:
+            answer = self._perform(effect)
+            is_over = True
+        finally:
+            if not is_over:
+                observed.failed(started, ends)
+        observed.ended(started, answer, ends)
+        return answer
 
     def _perform(self, effect: Any) -> Any:
         kind = type(effect)
@@ -181,20 +214,45 @@ class AsyncRuntime:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._adopt(loop)
+        observed = observed_flow(flow) if observers.is_active else None
+        if observed is not None:
+            ends = observers.begin(observed.operation, observed.backend) if observers.has_spans else None
+            started = perf_counter()
         try:
             effect = next(flow)
             while True:
                 try:
-                    answer = await self._perform(effect)
+                    answer = await (self._perform(effect) if observed is None else self._perform_observed(effect))
                 except MemoryServiceError as exc:
                     effect = flow.throw(exc)
                 else:
                     effect = flow.send(answer)
         except StopIteration as stop:
             result: T = stop.value
+            if observed is not None:
+                observed.ended(started, result, ends)
+                observed = None
             return result
         finally:
             flow.close()
+            if observed is not None:
+                observed.failed(started, ends)
+
+    async def _perform_observed(self, effect: Any) -> Any:
+        observed = observed_effect(effect)
+        if observed is None:
+            return await self._perform(effect)
+        ends = observers.begin(observed.operation, observed.backend) if observers.has_spans else None
+        is_over = False
+        started = perf_counter()
+        try:
+            answer = await self._perform(effect)
+            is_over = True
+        finally:
+            if not is_over:
+                observed.failed(started, ends)
+        observed.ended(started, answer, ends)
+        return answer
 
     def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not None:

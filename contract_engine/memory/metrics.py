@@ -1,0 +1,367 @@
+"""Metrics for Prometheus (extra ``metrics``): what goes on in this process, without any session or tenant.
+
+Calls only note their time: they are sorted into buckets when somebody looks, since a histogram of the client costs more
+than a whole step of a call may.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+
+from contract_engine.memory.circuit_breaker import CircuitBreaker, CircuitState
+from contract_engine.memory.errors import ConfigurationError
+from contract_engine.memory.hooks import (
+    BufferRead,
+    Detail,
+    DualWriteMismatch,
+    Ending,
+    Fallback,
+    FoldEnded,
+    MessagesDrained,
+    MessagesUnlogged,
+    OperationEnded,
+    SummaryWritten,
+    observers,
+    tell_all,
+)
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric
+
+logger = logging.getLogger(__name__)
+
+SECONDS = (
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    30.0, 90.0,
+)  # fmt: skip
+MESSAGES = (0.0, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 50.0, 100.0, 250.0, 1000.0)
+TOKENS = (0.0, 100.0, 250.0, 500.0, 1000.0, 1500.0, 2000.0, 3000.0, 4000.0, 8000.0, 16000.0, 64000.0)
+TTL_SECONDS = (0.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 21600.0, 86400.0)
+
+MOST_PENDING = 2000
+"""So many times wait at most to be sorted into buckets, in each series."""
+
+CALL_KINDS = ("successful", "failed", "slow", "rejected", "cancelled", "late")
+
+
+class Backlog(NamedTuple):
+    """What waits somewhere; ``oldest_age_seconds`` is 0 where nothing waits, None where nobody knows."""
+
+    waiting: int
+    oldest_age_seconds: float | None = 0.0
+
+
+class Watched(Protocol):
+    """What a manager of either colour tells of itself."""
+
+    @property
+    def circuit_breaker(self) -> CircuitBreaker: ...
+    @property
+    def database_breaker(self) -> CircuitBreaker: ...
+    @property
+    def summarizer_breaker(self) -> CircuitBreaker | None: ...
+    def unlogged_backlog(self) -> tuple[int, float | None]: ...
+
+
+COUNTERS = {
+    "memory_fallback": ("reason", "Calls that went another way than the usual one, by reason."),
+    "memory_folds": ("", "Folds: how often messages became summary."),
+    "memory_folded_messages": ("", "Messages that became summary."),
+    "memory_tokens_saved": ("", "Tokens by which folds have made contexts smaller."),
+    "memory_summaries": ("method", "Summary versions written, by method."),
+    "memory_summary_merges": ("", "Folds that went on from an earlier summary."),
+    "memory_messages_unlogged": ("", "Messages acknowledged by Redis alone, PostgreSQL being away."),
+    "memory_messages_drained": ("", "Messages logged that had waited in Redis."),
+    "memory_dual_write_mismatch": ("kind", "Differences found between the two sides of a dual write, by kind."),
+}
+"""Label and help of each counter; in the text ``_total`` is added to the names."""
+
+BUFFER_HELP = {
+    "memory_buffer_messages": "Messages word for word in the contexts that were read.",
+    "memory_buffer_tokens": "Tokens of the messages word for word in the contexts that were read.",
+    "memory_buffer_ttl_seconds": "How long the buffers that were read would have stayed in Redis.",
+}
+
+
+class Distribution:
+    """How often something had which size; adding to it is an append, which threads need no lock for."""
+
+    __slots__ = ("_bounds", "_counts", "_lock", "_sum", "pending")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+        self.pending: list[float] = []
+        """Values to be sorted in; whoever adds the last that fits has them sorted."""
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Begin with another lock in a child: the thread of the parent that held it does not exist there."""
+        self._lock = threading.Lock()
+
+    def add(self, value: float) -> None:
+        """Note one value."""
+        self.pending.append(value)
+        if len(self.pending) >= MOST_PENDING:
+            self.sort()
+
+    def sort(self) -> None:
+        """Sort what is pending into the buckets."""
+        with self._lock:
+            count = len(self.pending)
+            values = self.pending[:count]
+            del self.pending[:count]
+            values.sort()
+            ends = [*(bisect_right(values, bound) for bound in self._bounds), count]
+            for index, (start, end) in enumerate(pairwise((0, *ends))):
+                self._counts[index] += end - start
+            self._sum += sum(values)
+
+    def buckets(self) -> tuple[list[tuple[str, float]], float]:
+        """Return upper bounds with how many values lie at or below each, and the sum of all values."""
+        self.sort()
+        with self._lock:
+            totals, total = list(accumulate(self._counts)), self._sum
+        return [(str(bound), count) for bound, count in zip((*self._bounds, "+Inf"), totals, strict=True)], total
+
+
+class MemoryMetrics:
+    """Collects from every operation of the process from its construction to :meth:`close`.
+
+    ``registry``: where the metrics are found, by default a new one; it then holds nothing else. Breakers and backlogs
+    are those of the managers it is told to :meth:`watch`. Raises :class:`ConfigurationError` where the extra is
+    missing.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self._client = prometheus()
+        self.registry: CollectorRegistry = self._client.CollectorRegistry() if registry is None else registry
+        self._operations: dict[Ending, Distribution] = {}
+        self._buffers = {
+            "memory_buffer_messages": Distribution(MESSAGES),
+            "memory_buffer_tokens": Distribution(TOKENS),
+            "memory_buffer_ttl_seconds": Distribution(TTL_SECONDS),
+        }
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._lock = threading.Lock()
+        self._breakers: dict[int, CircuitBreaker] = {}
+        self._backlogs: dict[str, Callable[[], Backlog]] = {}
+        self._managers: list[Watched] = []
+        self.registry.register(cast("Any", self))
+        self._stop = observers.add(self._take)
+        _all.add(self)
+
+    def watch(self, manager: Watched) -> None:
+        """Show the breakers and the backlog of this manager too, until :meth:`close`."""
+        with self._lock:
+            self._managers.append(manager)
+            for breaker in (manager.circuit_breaker, manager.database_breaker, manager.summarizer_breaker):
+                if breaker is not None:
+                    self._breakers[id(breaker)] = breaker
+
+    def add_backlog(self, name: str, read: Callable[[], Backlog]) -> None:
+        """Show ``memory_<name>_messages`` and ``memory_<name>_oldest_age_seconds``, read whenever somebody looks.
+
+        ``read`` must answer at once, from memory.
+        """
+        if not name.isidentifier():
+            raise ConfigurationError("name", f"expected a part of a metric's name, got {name!r}")
+        with self._lock:
+            self._backlogs[name] = read
+
+    def text(self) -> bytes:
+        """Return everything in the registry in the text format of Prometheus."""
+        text: bytes = self._client.generate_latest(self.registry)
+        return text
+
+    def close(self) -> None:
+        """Collect no more, and take the metrics out of the registry."""
+        self._stop()
+        self.registry.unregister(cast("Any", self))
+
+    def after_fork(self) -> None:
+        """Begin with other locks in a child: the thread of the parent that held one does not exist there."""
+        self._lock = threading.Lock()
+        for distribution in (*self._operations.values(), *self._buffers.values()):
+            distribution.after_fork()
+
+    def _take(self, detail: Detail) -> None:
+        if type(detail) is not OperationEnded:
+            self._take_other(detail)
+            return
+        series = self._operations.get(detail.ending)
+        if series is None:
+            series = self._operations.setdefault(detail.ending, Distribution(SECONDS))
+        pending = series.pending
+        pending.append(detail.seconds)
+        if len(pending) >= MOST_PENDING:
+            series.sort()
+
+    def _take_other(self, detail: Detail) -> None:
+        if isinstance(detail, BufferRead):
+            sizes = (detail.messages, detail.tokens, detail.ttl_seconds)
+            for distribution, size in zip(self._buffers.values(), sizes, strict=True):
+                if size is not None:
+                    distribution.add(size)
+            return
+        counts = list(_counts(detail))
+        with self._lock:
+            for name, label, count in counts:
+                self._counts[name, label] += count
+
+    def describe(self) -> list[Metric]:
+        """Tell the registry nothing beforehand: else it would collect once to find out."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric; what prometheus-client calls."""
+        core = self._client.core
+        yield self._histogram(
+            "memory_operation_duration_seconds",
+            "Time of operations (backend manager) and of their steps (redis, postgres, model, summarizer).",
+            ("operation", "backend", "outcome"),
+            [((at.operation, at.backend, at.outcome), times) for at, times in list(self._operations.items())],
+        )
+        for name, distribution in self._buffers.items():
+            yield self._histogram(name, BUFFER_HELP[name], (), [((), distribution)])
+        with self._lock:
+            counts = dict(self._counts)
+            breakers, backlogs, managers = list(self._breakers.values()), dict(self._backlogs), list(self._managers)
+        for name, (label, text) in COUNTERS.items():
+            counter = core.CounterMetricFamily(name, text, labels=[label] if label else [])
+            if not label:
+                counter.add_metric([], counts.get((name, ""), 0))
+            for (of, value), count in sorted(counts.items()):
+                if of == name and label:
+                    counter.add_metric([value], count)
+            yield counter
+        yield from self._breaker_metrics(breakers)
+        yield from backlog_metrics(core, "unlogged", _unlogged(managers), unit="sessions")
+        for name, read in backlogs.items():
+            found: list[Backlog] = []
+            tell_all([lambda read, found=found: found.append(read())], read, _log_failure)  # type: ignore[misc]
+            for backlog in found:
+                yield from backlog_metrics(core, name, backlog)
+
+    def _histogram(
+        self,
+        name: str,
+        text: str,
+        labels: tuple[str, ...],
+        series: list[tuple[tuple[str, ...], Distribution]],
+    ) -> Metric:
+        family = self._client.core.HistogramMetricFamily(name, text, labels=labels)
+        for values, distribution in series:
+            buckets, total = distribution.buckets()
+            family.add_metric(values, buckets=buckets, sum_value=total)
+        return cast("Metric", family)
+
+    def _breaker_metrics(self, breakers: list[CircuitBreaker]) -> Iterator[Metric]:
+        snapshots = [breaker.snapshot() for breaker in breakers]
+        names = sorted({snapshot.name for snapshot in snapshots})
+        core = self._client.core
+        states = core.GaugeMetricFamily(
+            "memory_circuit_breaker_state",
+            "How many breakers of this name are in this state: one, where there is one manager.",
+            labels=["name", "state"],
+        )
+        calls = core.CounterMetricFamily(
+            "memory_circuit_breaker_calls", "Calls by what the breaker made of them.", labels=["name", "kind"]
+        )
+        for name in names:
+            mine = [snapshot for snapshot in snapshots if snapshot.name == name]
+            for state in CircuitState:
+                states.add_metric([name, state.value], sum(snapshot.state is state for snapshot in mine))
+            for kind in CALL_KINDS:
+                calls.add_metric([name, kind], sum(getattr(snapshot, kind) for snapshot in mine))
+        yield states
+        yield calls
+
+
+def _counts(detail: Detail) -> Iterator[tuple[str, str, int]]:
+    """Yield what a detail adds to which counters: name, label, count."""
+    if isinstance(detail, Fallback):
+        yield "memory_fallback", detail.reason, 1
+    elif isinstance(detail, FoldEnded):
+        yield "memory_folds", "", 1
+        yield "memory_folded_messages", "", detail.messages
+        yield "memory_summary_merges", "", int(detail.is_merge)
+        yield "memory_tokens_saved", "", detail.tokens_saved
+    elif isinstance(detail, SummaryWritten):
+        yield "memory_summaries", detail.method, 1
+    elif isinstance(detail, MessagesUnlogged):
+        yield "memory_messages_unlogged", "", detail.count
+    elif isinstance(detail, MessagesDrained):
+        yield "memory_messages_drained", "", detail.count
+    elif isinstance(detail, DualWriteMismatch):
+        yield "memory_dual_write_mismatch", detail.kind, detail.count
+
+
+def _log_failure(_read: object, exc: Exception) -> None:
+    logger.error("a backlog cannot be read", exc_info=exc)
+
+
+def backlog_metrics(core: Any, name: str, backlog: Backlog, *, unit: str = "messages") -> Iterator[Metric]:
+    """Yield the gauges of something that waits; no age where it is not known."""
+    yield core.GaugeMetricFamily(f"memory_{name}_{unit}", f"What waits: {name}.", value=backlog.waiting)
+    if backlog.oldest_age_seconds is not None:
+        text = f"For how long the oldest has been waiting: {name}; 0 where nothing waits."
+        yield core.GaugeMetricFamily(f"memory_{name}_oldest_age_seconds", text, value=backlog.oldest_age_seconds)
+
+
+def _unlogged(managers: list[Watched]) -> Backlog:
+    """Return how many sessions wait that managers of this process have written to, PostgreSQL being away."""
+    found = [manager.unlogged_backlog() for manager in managers]
+    oldest = min((since for _, since in found if since is not None), default=None)
+    return Backlog(sum(count for count, _ in found), 0.0 if oldest is None else max(0.0, time.time() - oldest))
+
+
+def prometheus() -> Any:
+    """Return the module prometheus_client, or raise :class:`ConfigurationError` that names the extra."""
+    try:
+        # Imported here because it is an extra, and because nobody else should pay for its import.
+        import prometheus_client
+        import prometheus_client.core
+    except ImportError as exc:
+        raise ConfigurationError("metrics", "prometheus-client is missing; install contract-engine[metrics]") from exc
+    return prometheus_client
+
+
+def metrics_of_process() -> MemoryMetrics:
+    """Return the metrics of this process on a registry of their own; they are collected from the first call on."""
+    with _making:
+        if not _own:
+            _own.append(MemoryMetrics())
+        return _own[0]
+
+
+def metrics_text() -> bytes:
+    """Return what :func:`metrics_of_process` has collected, in the text format of Prometheus (``CONTENT_TYPE``)."""
+    return metrics_of_process().text()
+
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""What an application says its answer of :func:`metrics_text` is."""
+
+_all: weakref.WeakSet[MemoryMetrics] = weakref.WeakSet()
+_own: list[MemoryMetrics] = []
+_making = threading.Lock()
+
+
+def _after_fork() -> None:
+    for metrics in list(_all):
+        metrics.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
