@@ -44,8 +44,8 @@ LAYERS = (
     "_log_backfill _legacy_table",
     "_runtime _runtime.failures _runtime.redis_steps _runtime.redis_topology _runtime.redis_conversation"
     " _runtime.redis_connections _runtime.redis_routing _runtime.redis_cluster _runtime.redis_sentinel"
-    " _runtime.redis_transport _runtime.database_connections _runtime.database _runtime.background _runtime.observing"
-    " _runtime.legacy_calls _runtime.relay_worker _runtime.runner",
+    " _runtime.redis_transport _runtime.database_connections _runtime.database _runtime.background"
+    " _runtime.observing _runtime.checkup _runtime.legacy_calls _runtime.relay_worker _runtime.runner",
     "message_log session_cache",
     "legacy_store legacy_redis",
     "legacy_source",
@@ -61,7 +61,10 @@ LAYERS = (
     "log_writer",
     "backfill",
     "_manager_flows",
+    "health",
+    "_manager_health",
     "_manager_base",
+    "metrics tracing",
     "manager async_manager",
     "phases outbox legacy relaying dual_writing _migration_base migration migration_control",
 )

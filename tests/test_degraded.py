@@ -121,8 +121,8 @@ def test_without_redis_everything_goes_on_from_the_log(redis_outage: Outage) -> 
     assert manager.buffer_store.get_messages("s") == manager.get_context("s")["buffer_messages"]
     assert manager.is_available() is True
     health = manager.health()
-    assert (health["status"], health["redis"], health["postgres"]) == ("degraded", False, True)
-    assert health["circuit_breaker"] in ("open", "half_open")
+    assert (health.status, health.is_well("redis"), health.is_well("postgres")) == ("degraded", False, True)
+    assert health.breakers["redis"] in ("open", "half_open")
 
 
 def test_when_redis_is_back_the_buffers_heal(redis_outage: Outage) -> None:
@@ -147,7 +147,7 @@ def test_when_redis_is_back_the_buffers_heal(redis_outage: Outage) -> None:
     assert other.append("s", say(6)).seq == 6
     assert_context(manager.get_context("s"), talk(6))
     assert manager.circuit_breaker.get_state() == CircuitState.CLOSED
-    assert manager.health()["status"] == "ok"
+    assert manager.health().status == "healthy"
 
 
 def test_a_redis_that_was_only_unreachable_holds_old_buffers(redis_outage: Outage) -> None:
@@ -176,10 +176,10 @@ def test_clearing_needs_redis_and_says_so(redis_outage: Outage) -> None:
     assert manager.clear_session_memory("s") is False
     redis_outage.go_on()
     # What this process knows to be erased it does not show, even before it is asked again.
-    assert waited_for(lambda: manager.health()["redis"] is True)
+    assert waited_for(lambda: manager.health().is_well("redis"))
     assert_context(manager.get_context("s"), [])
     assert manager.clear_session_memory("s") is True
-    assert waited_for(lambda: other.health()["redis"] is True)
+    assert waited_for(lambda: other.health().is_well("redis"))
     assert_context(other.get_context("s"), [])
 
 
@@ -282,7 +282,7 @@ def test_without_a_log_a_dead_redis_is_an_error_and_never_an_empty_session(ephem
     assert manager.summary_store.clear_summaries("s") is False
     assert manager.clear_session_memory("s") is False
     assert manager.is_available() is False
-    assert manager.health()["status"] == "down"
+    assert manager.health().status == "unhealthy"
     ephemeral_outage.servers.start()
     assert waited_for(manager.is_available)
     assert_context(manager.get_context("s"), [])
@@ -319,8 +319,8 @@ def test_without_the_log_messages_and_contexts_go_on_and_nothing_else(database_o
     assert manager.clear_session_memory("other") is False
     assert manager.is_available() is True
     health = manager.health()
-    assert (health["status"], health["redis"], health["postgres"]) == ("degraded", True, False)
-    assert health["database_breaker"] == "open"
+    assert (health.status, health.is_well("redis"), health.is_well("postgres")) == ("degraded", True, False)
+    assert health.breakers["postgres"] == "open"
     receipt = manager.append("s", say(4), message_id="id4")
     assert (receipt.seq, receipt.durable, receipt.degraded) == (4, False, True)
     assert manager.append("s", say(3), message_id="id3").seq == 3, "in the log and in the buffer already"
@@ -411,7 +411,7 @@ def test_a_hung_database_costs_its_deadline(database_outage: Outage) -> None:
     assert_context(manager.get_context("s"), talk(4))
 
     database_outage.go_on()
-    assert waited_for(lambda: manager.health()["postgres"] is True)
+    assert waited_for(lambda: manager.health().is_well("postgres"))
     # Whether the call that ran into the deadline took effect is unknown: the same id makes sure that it does once.
     assert manager.append("s", say(4), message_id="id4").message_id == "id4"
     rows = logged(database_outage.servers.database_url, database_outage.backend.tenant, "s")
@@ -449,9 +449,9 @@ def test_with_both_away_nothing_is_acknowledged(private_servers: PrivateServers,
         assert manager.save_context("s", {"session_id": "s"}) is False
         assert manager.clear_session_memory("s") is False
         assert manager.is_available() is False
-        assert manager.health()["status"] == "down"
+        assert manager.health().status == "unhealthy"
         servers.start()
-        assert waited_for(lambda: manager.health()["status"] == "ok")
+        assert waited_for(lambda: manager.health().status == "healthy")
         assert_context(manager.get_context("s"), talk(3))
         assert logged(servers.database_url, tenant, "s") == list(enumerate(talk(3), start=1))
         assert manager.append("s", say(4)).seq == 4

@@ -807,12 +807,12 @@ def test_stats(manager: MemoryManager, backend: Backend) -> None:
 
 def test_health(manager: MemoryManager, backend: Backend) -> None:
     health = manager.health()
-    assert health["status"] == "ok"
-    assert health["mode"] == backend.mode
-    assert health["redis"] is True
-    assert health["postgres"] is (True if backend.is_durable else None)
-    assert health["circuit_breaker"] == "closed"
-    assert "lost" in health["detail"] or backend.is_durable
+    assert (health.status, health.mode) == ("healthy", "full")
+    assert health.storage == backend.mode
+    assert health.is_well("redis")
+    assert (health.check("postgres") is not None) is backend.is_durable
+    assert set(health.breakers.values()) == {"closed"}
+    assert "lost" in health.detail or backend.is_durable
     assert manager.is_available() is True
 
 

@@ -45,7 +45,9 @@ def test_a_good_answer_becomes_the_summary(durable: Backend) -> None:
     history = manager.summary_store.get_summary_history("s", 100)
     first = next(entry for entry in history if entry["method"] == "model")
     assert (first["model"], first["tokens_in"], first["tokens_out"]) == ("test-model", 321, 45)
-    assert manager.health()["summarizer"]["accepted"] >= 1
+    stats = manager.health().summarizer
+    assert stats is not None
+    assert stats.accepted >= 1
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,8 @@ def test_the_worst_of_a_model_changes_nothing_but_a_counter(
     assert_context(context, SAID)
     assert set(methods(manager)) == {"extractive"}
     assert "#W2378156" in context["current_summary"]
-    counted = manager.health()["summarizer"]
-    assert counted["accepted"] == 0
-    assert sum(counted[kind].values()) >= 1
-    assert reason is None or set(counted[kind]) == {reason}
+    counted = manager.health().summarizer
+    assert counted is not None
+    assert counted.accepted == 0
+    assert sum(getattr(counted, kind).values()) >= 1
+    assert reason is None or set(getattr(counted, kind)) == {reason}

@@ -30,6 +30,7 @@ from contract_engine.memory.summarizers import (
     ExtractiveSummarizer,
     FactsRequest,
     ModelAnswer,
+    ModelStats,
     ModelSummarizer,
     OpenAIChat,
     SummaryPrompt,
@@ -396,14 +397,14 @@ def test_health_shows_the_counts_of_a_writer_that_has_some(durable: Backend) -> 
     kind = MemoryManager if durable.colour == "sync" else AsyncMemoryManager
     manager = durable._keep(kind(config=durable.config(), facts_writer=writer))
     assert isinstance(manager, object)
-    summarizer: dict[str, Any] = manager.health()["summarizer"]  # type: ignore[attr-defined]  # a view of either kind
-    assert summarizer["model"] == "mine"
-    assert summarizer["rejected"] == {"none": 1}
-    assert summarizer["breaker"] == "closed"
+    summarizer: ModelStats = manager.health().summarizer  # type: ignore[attr-defined]  # a view of either kind
+    assert summarizer.model == "mine"
+    assert summarizer.rejected == {"none": 1}
+    assert summarizer.breaker == "closed"
 
 
 def test_health_shows_no_counts_where_there_is_no_writer(backend: Backend) -> None:
-    assert backend.open().health()["summarizer"] is None
+    assert backend.open().health().summarizer is None
 
 
 # -- threads, loops, and the end of the program

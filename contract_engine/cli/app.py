@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from contract_engine import demo as shipped
-from contract_engine.cli import archive, backfill, display, doctor, migration, parity, probes, retention, summaries, top
+from contract_engine.cli import archive, backfill, display, doctor, metrics_server, migration, parity, probes, retention, summaries, top
 from contract_engine.cli.conversations import Conversation, conversation_of, read_conversations
 from contract_engine.cli.drain import drain_sessions
 from contract_engine.cli.options import AsJson, DatabaseUrl, Ephemeral, Full, Limit, RedisUrl, Session, Tenant, Yes
@@ -206,6 +206,7 @@ app.command()(archive.export)
 app.command(name="import")(archive.import_)
 app.add_typer(migration.phase_app, name="phase")
 app.command()(migration.relay)
+app.command()(metrics_server.metrics)
 
 
 @app.command()

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from contract_engine.memory._manager_flows import ManagerFlows
 from contract_engine.memory._runtime import breaker_for, database_breaker_for
@@ -15,6 +15,10 @@ from contract_engine.memory.circuit_breaker import CircuitBreaker
 from contract_engine.memory.config import MemoryConfig, SessionLimits, check_settings
 from contract_engine.memory.summarizers import FactsWriter
 from contract_engine.memory.token_counter import TokenCounter
+
+if TYPE_CHECKING:
+    from contract_engine.memory._manager_health import ManagerHealth
+    from contract_engine.memory.health import SystemHealthMonitor
 
 T = TypeVar("T")
 
@@ -104,8 +108,26 @@ class ManagerBase:
         breaker = getattr(self._facts_writer, "breaker", None)
         return breaker if isinstance(breaker, CircuitBreaker) else None
 
+    @once
+    def _health(self) -> ManagerHealth:
+        # Imported here because most programs never ask, and the import is to be cheap for all.
+        from contract_engine.memory._manager_health import ManagerHealth
+
+        breakers = {"redis": self.circuit_breaker}
+        if self.config.is_durable:
+            breakers["postgres"] = self.database_breaker
+        if self.summarizer_breaker is not None:
+            breakers["summarizer"] = self.summarizer_breaker
+        return ManagerHealth(self._flows, breakers)
+
+    @property
+    def health_monitor(self) -> SystemHealthMonitor:
+        """What knows which services are there: told by the breakers, by :meth:`health`, and by you."""
+        return self._health.monitor
+
+    @property
     def unlogged_backlog(self) -> tuple[int, float | None]:
-        """Return how many sessions wait to be logged that this manager has written to, and since when the first does.
+        """How many sessions wait to be logged that this manager has written to, and since when the first of them does.
 
         For all it knows, which costs nothing: the time is in seconds since the epoch, None where nothing waits.
         """
@@ -113,7 +135,7 @@ class ManagerBase:
 
     @once
     def _flows(self) -> ManagerFlows:
-        return ManagerFlows(self.config, self.circuit_breaker, self.database_breaker, self._facts_writer)
+        return ManagerFlows(self.config, self.circuit_breaker, self._facts_writer)
 
     @property
     def token_counter(self) -> TokenCounter:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from contract_engine.memory._effects import Command, Flow, query, redis_call
@@ -34,7 +33,7 @@ from contract_engine.memory.serializer import decode_value, encode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.session_store import StoreFlows
 from contract_engine.memory.sessions import Sessions
-from contract_engine.memory.summarizers import CountedWriter, FactsWriter
+from contract_engine.memory.summarizers import CountedWriter, FactsWriter, ModelStats
 from contract_engine.memory.summary_store import SummaryFlows
 from contract_engine.memory.swisper_context import SwisperContext
 from contract_engine.memory.token_counter import TokenCounter
@@ -58,7 +57,6 @@ class ManagerFlows:
         self,
         config: MemoryConfig,
         breaker: CircuitBreaker,
-        database_breaker: CircuitBreaker,
         facts_writer: FactsWriter | None = None,
     ) -> None:
         if facts_writer is not None and not callable(getattr(facts_writer, "write", None)):
@@ -68,8 +66,6 @@ class ManagerFlows:
         self.config = config
         self._facts_writer = facts_writer
         self.counter = TokenCounter(config.model)
-        self._breaker = breaker
-        self._database_breaker = database_breaker
         self._log = LogFlows(config) if config.is_durable else None
         # Of several servers others may be there, or may have taken over.
         is_away = breaker.turns_away if deployment(config.redis_url) is None else None
@@ -259,29 +255,13 @@ class ManagerFlows:
             return False
         return True
 
-    def health(self) -> Flow[dict[str, Any]]:
-        redis = yield from self._redis_answers()
-        database = yield from self._database_answers()
-        expected = (redis, database) if self.config.is_durable else (redis,)
-        return {
-            "status": "ok" if all(expected) else "degraded" if any(expected) else "down",
-            "mode": "durable" if self.config.is_durable else "ephemeral",
-            "detail": _detail(is_durable=self.config.is_durable, redis=redis, database=database),
-            "redis": redis,
-            "postgres": database if self.config.is_durable else None,
-            "circuit_breaker": self._breaker.get_state().value,
-            "database_breaker": self._database_breaker.get_state().value if self.config.is_durable else None,
-            "damaged": self._sessions.cache.damaged,
-            "summarizer": asdict(self._facts_writer.stats()) if isinstance(self._facts_writer, CountedWriter) else None,
-        }
+    @property
+    def has_model(self) -> bool:
+        return self._facts_writer is not None
 
+    @property
+    def damaged(self) -> int:
+        return self._sessions.cache.damaged
 
-def _detail(*, is_durable: bool, redis: bool, database: bool) -> str:
-    """Say what an acknowledgement is worth now."""
-    if not is_durable:
-        return "no database is configured: what Redis loses is lost"
-    if database:
-        return "every acknowledged message is committed in PostgreSQL"
-    if redis:
-        return "PostgreSQL is away: acknowledged messages wait in Redis, and are logged when it is back"
-    return "both servers are away: nothing is acknowledged"
+    def model_stats(self) -> ModelStats | None:
+        return self._facts_writer.stats() if isinstance(self._facts_writer, CountedWriter) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from contract_engine.memory._manager_base import ManagerBase, once
 from contract_engine.memory._runtime import AsyncRuntime
@@ -14,6 +14,9 @@ from contract_engine.memory.retention import AsyncRetention
 from contract_engine.memory.session_store import AsyncPostgresSessionStore
 from contract_engine.memory.summary_store import AsyncSummaryStore
 from contract_engine.memory.swisper_context import SwisperContext
+
+if TYPE_CHECKING:
+    from contract_engine.memory.health import HealthReport
 
 
 class AsyncMemoryManager(ManagerBase):
@@ -135,9 +138,9 @@ class AsyncMemoryManager(ManagerBase):
         """See :meth:`MemoryManager.is_available`."""
         return await self._runtime.run(self._flows.is_available())
 
-    async def health(self) -> dict[str, Any]:
+    async def health(self) -> HealthReport:
         """See :meth:`MemoryManager.health`."""
-        return await self._runtime.run(self._flows.health())
+        return await self._runtime.check(self._health)
 
     async def wait_for_folds(self, timeout_seconds: float | None = None) -> bool:
         """See :meth:`MemoryManager.wait_for_folds`."""

@@ -161,6 +161,7 @@ class Observers:
         self.hooks: tuple[Hook, ...] = ()
         self._spans: tuple[Spans, ...] = ()
         self._failed_before: set[str] = set()
+        self.failed = self._log_failure
         self.after_fork()
 
     def after_fork(self) -> None:
@@ -207,7 +208,7 @@ class Observers:
         """End what :meth:`begin` has begun, in the same thread or task, the last one first."""
         tell_all([partial(end, ending.outcome) for end in reversed(ends)], error, self.failed)
 
-    def failed(self, hook: object, exc: Exception) -> None:
+    def _log_failure(self, hook: object, exc: Exception) -> None:
         """Log what a hook raised, at its first time."""
         name = str(getattr(hook, "__qualname__", type(hook).__name__))
         if name not in self._failed_before:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from contract_engine.memory._manager_base import ManagerBase, once
 from contract_engine.memory._runtime import Runtime
@@ -14,6 +14,9 @@ from contract_engine.memory.retention import Retention
 from contract_engine.memory.session_store import PostgresSessionStore
 from contract_engine.memory.summary_store import SummaryStore
 from contract_engine.memory.swisper_context import SwisperContext
+
+if TYPE_CHECKING:
+    from contract_engine.memory.health import HealthReport
 
 
 class MemoryManager(ManagerBase):
@@ -199,9 +202,13 @@ class MemoryManager(ManagerBase):
         """Whether at least one server answers, so that calls can be served."""
         return self._runtime.run(self._flows.is_available())
 
-    def health(self) -> dict[str, Any]:
-        """Return status (ok, degraded, down), mode (durable, ephemeral) with what it means, and each server's state."""
-        return self._runtime.run(self._flows.health())
+    def health(self) -> HealthReport:
+        """Return status, mode and checks of one moment, within a second whatever has become of the servers.
+
+        Redis and PostgreSQL are asked side by side, through their breakers; a report is given again for a second, and
+        all who ask meanwhile wait for one round of checks. A server that is away raises nothing here.
+        """
+        return self._runtime.check(self._health)
 
     def wait_for_folds(self, timeout_seconds: float | None = None) -> bool:
         """Wait until no background fold and no refinement of one is running; False if the time was up before."""

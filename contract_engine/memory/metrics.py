@@ -13,7 +13,7 @@ import time
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
@@ -70,6 +70,7 @@ class Watched(Protocol):
     def database_breaker(self) -> CircuitBreaker: ...
     @property
     def summarizer_breaker(self) -> CircuitBreaker | None: ...
+    @property
     def unlogged_backlog(self) -> tuple[int, float | None]: ...
 
 
@@ -246,7 +247,7 @@ class MemoryMetrics:
                 if of == name and label:
                     counter.add_metric([value], count)
             yield counter
-        yield from self._breaker_metrics(breakers)
+        yield from breaker_metrics(core, breakers)
         yield from backlog_metrics(core, "unlogged", _unlogged(managers), unit="sessions")
         for name, read in backlogs.items():
             found: list[Backlog] = []
@@ -266,27 +267,6 @@ class MemoryMetrics:
             buckets, total = distribution.buckets()
             family.add_metric(values, buckets=buckets, sum_value=total)
         return cast("Metric", family)
-
-    def _breaker_metrics(self, breakers: list[CircuitBreaker]) -> Iterator[Metric]:
-        snapshots = [breaker.snapshot() for breaker in breakers]
-        names = sorted({snapshot.name for snapshot in snapshots})
-        core = self._client.core
-        states = core.GaugeMetricFamily(
-            "memory_circuit_breaker_state",
-            "How many breakers of this name are in this state: one, where there is one manager.",
-            labels=["name", "state"],
-        )
-        calls = core.CounterMetricFamily(
-            "memory_circuit_breaker_calls", "Calls by what the breaker made of them.", labels=["name", "kind"]
-        )
-        for name in names:
-            mine = [snapshot for snapshot in snapshots if snapshot.name == name]
-            for state in CircuitState:
-                states.add_metric([name, state.value], sum(snapshot.state is state for snapshot in mine))
-            for kind in CALL_KINDS:
-                calls.add_metric([name, kind], sum(getattr(snapshot, kind) for snapshot in mine))
-        yield states
-        yield calls
 
 
 def _counts(detail: Detail) -> Iterator[tuple[str, str, int]]:
@@ -312,6 +292,28 @@ def _log_failure(_read: object, exc: Exception) -> None:
     logger.error("a backlog cannot be read", exc_info=exc)
 
 
+def breaker_metrics(core: Any, breakers: Iterable[CircuitBreaker]) -> Iterator[Metric]:
+    """Yield state and calls of breakers; those of one name are counted together."""
+    snapshots = [breaker.snapshot() for breaker in breakers]
+    names = sorted({snapshot.name for snapshot in snapshots})
+    states = core.GaugeMetricFamily(
+        "memory_circuit_breaker_state",
+        "How many breakers of this name are in this state: one, where there is one manager.",
+        labels=["name", "state"],
+    )
+    calls = core.CounterMetricFamily(
+        "memory_circuit_breaker_calls", "Calls by what the breaker made of them.", labels=["name", "kind"]
+    )
+    for name in names:
+        mine = [snapshot for snapshot in snapshots if snapshot.name == name]
+        for state in CircuitState:
+            states.add_metric([name, state.value], sum(snapshot.state is state for snapshot in mine))
+        for kind in CALL_KINDS:
+            calls.add_metric([name, kind], sum(getattr(snapshot, kind) for snapshot in mine))
+    yield states
+    yield calls
+
+
 def backlog_metrics(core: Any, name: str, backlog: Backlog, *, unit: str = "messages") -> Iterator[Metric]:
     """Yield the gauges of something that waits; no age where it is not known."""
     yield core.GaugeMetricFamily(f"memory_{name}_{unit}", f"What waits: {name}.", value=backlog.waiting)
@@ -322,7 +324,7 @@ def backlog_metrics(core: Any, name: str, backlog: Backlog, *, unit: str = "mess
 
 def _unlogged(managers: list[Watched]) -> Backlog:
     """Return how many sessions wait that managers of this process have written to, PostgreSQL being away."""
-    found = [manager.unlogged_backlog() for manager in managers]
+    found = [manager.unlogged_backlog for manager in managers]
     oldest = min((since for _, since in found if since is not None), default=None)
     return Backlog(sum(count for count, _ in found), 0.0 if oldest is None else max(0.0, time.time() - oldest))
 

@@ -101,7 +101,7 @@ def test_with_a_log_it_is_as_if_nothing_had_been_there(
             assert loaded is not None
             assert loaded.to_dict()["note"] == "kept"
         call_all(another, dice)
-    assert field not in NEEDED or sum(one.health()["damaged"] for one in (manager, other)) > 0, "nobody counted"
+    assert field not in NEEDED or sum(one.health().damaged for one in (manager, other)) > 0, "nobody counted"
     assert durable.database_url is not None
     assert logged(durable.database_url, durable.tenant, "s") == list(enumerate(said, 1))
     assert manager.clear_session_memory("s")
@@ -165,7 +165,7 @@ def test_what_stands_beside_the_buffer_is_counted_too(
     else:
         raw.set(key, b"\xff\xfe noise")
     assert not CALLS[call](manager)
-    assert manager.health()["damaged"] == 1
+    assert manager.health().damaged == 1
 
 
 def test_noise_everywhere_over_and_over(durable: Backend, raw: redis.Redis, dice: random.Random) -> None:
@@ -184,6 +184,6 @@ def test_noise_everywhere_over_and_over(durable: Backend, raw: redis.Redis, dice
         if dice.random() < 0.5:
             manager.wait_for_folds()
         assert_context(manager.get_context("s"), said)
-    assert manager.health()["damaged"] > 0, "nobody met any of it"
+    assert manager.health().damaged > 0, "nobody met any of it"
     raw.delete(*keys)
     assert_context(manager.get_context("s"), said)

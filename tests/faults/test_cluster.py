@@ -237,7 +237,7 @@ def test_one_primary_killed_harms_nobody_else(
     assert not dead.is_alive
     assert f"breaker redis {LOOPBACK}:{dead.port}: closed -> open" in caplog.text
     assert manager.circuit_breaker.get_state() == CircuitState.CLOSED, "that is for the Cluster as a whole"
-    assert manager.health()["redis"] is True
+    assert manager.health().is_well("redis")
 
     dead.start()
     assert waited_for(nodes.is_ok)
@@ -290,7 +290,7 @@ def test_every_node_dead_opens_the_breaker_in_front(durable: Backend, database_u
         for number in range(2, 7):
             assert manager.append("s", say(number)).degraded is True
         assert manager.circuit_breaker.get_state() in (CircuitState.OPEN, CircuitState.HALF_OPEN)
-        assert manager.health()["redis"] is False
+        assert manager.health().is_well("redis") is False
         assert_context(manager.get_context("s"), talk(6))
 
 

@@ -284,7 +284,7 @@ def hung(
     backend: Backend, hangs: Hangs, session: Session, operation: Operation, fault: Fault
 ) -> tuple[Outcome, MemoryManager]:
     manager = backend.open(limits=LIMITS, **IMPATIENT)
-    assert manager.health()["status"] == "ok", "it is to hang while it answers, and not while it connects"
+    assert manager.health().status == "healthy", "it is to hang while it answers, and not while it connects"
     outcome = Outcome()
     interposition: Interposition | AsyncInterposition
     if backend.colour == SYNC:

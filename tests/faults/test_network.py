@@ -199,7 +199,7 @@ def test_a_silent_redis(paths: Paths, colour: str, *, is_serving: bool) -> None:
     assert max(times) >= REDIS_SECONDS
     assert max(times) < 2 * REDIS_SECONDS + WIDE_SECONDS
     path.proxy.heal()
-    assert waited_for(lambda: manager.health()["redis"] is True)
+    assert waited_for(lambda: manager.health().is_well("redis"))
     assert waited_for(lambda: manager.get_context("s")["source"] == "redis")
     assert_context(manager.get_context("s"), said)
     assert_context(path.beside.get_context("s"), said)
@@ -248,7 +248,7 @@ def test_a_port_that_refuses(paths: Paths, server: str, colour: str) -> None:
     assert breaker.get_state() != CircuitState.CLOSED
     connections = path.proxy.connections
     path.proxy.heal()
-    assert waited_for(lambda: manager.health()["status"] == "ok")
+    assert waited_for(lambda: manager.health().status == "healthy")
     said.append(say(12))
     assert manager.append("s", said[-1]).durable is True
     manager.wait_for_folds()

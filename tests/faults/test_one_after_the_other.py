@@ -58,7 +58,7 @@ def test_messages_go_on_behind_one_that_the_buffer_lacks(outage: Outage) -> None
         assert manager.append("s", say(number)).degraded is True
     outage.kill_database()
     outage.go_on()
-    assert waited_for(lambda: manager.health()["redis"])
+    assert waited_for(lambda: manager.health().is_well("redis"))
     shown = []
     for number in range(8, 14):
         receipt = manager.append("s", say(number))
@@ -77,12 +77,12 @@ def test_what_waits_in_redis_is_missed_while_redis_is_away(outage: Outage) -> No
     manager = outage.open(**QUICK)
     manager.add_messages("s", talk(2))
     outage.kill_database()
-    assert "wait in Redis" in str(manager.health()["detail"])
+    assert "wait in Redis" in manager.health().detail
     for number in (3, 4, 5):
         assert manager.append("s", say(number)).durable is False
     outage.restart_database()
     outage.stop_redis()
-    assert waited_for(lambda: manager.health()["postgres"])
+    assert waited_for(lambda: manager.health().is_well("postgres"))
     context = manager.get_context("s")
     assert (texts(context), context["source"], context["complete"]) == (talk(2), "postgres", False)
     assert manager.append("s", say(6)).durable is True
@@ -175,7 +175,7 @@ def test_large_messages_that_wait_are_logged_within_the_deadlines(outage: Outage
     for message in sent:
         assert manager.append("s", message).durable is False
     outage.restart_database()
-    assert waited_for(lambda: manager.health()["postgres"])
+    assert waited_for(lambda: manager.health().is_well("postgres"))
     assert manager.drain("s") == len(sent)
     rows = [message for _, message in logged(outage.servers.database_url, outage.backend.tenant, "s")]
     assert [row["content"][:8] for row in rows] == [message["content"][:8] for message in sent]

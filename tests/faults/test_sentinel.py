@@ -174,7 +174,7 @@ def test_no_sentinel_at_all_is_an_outage(log: Backend) -> None:
         for number in range(1, 5):
             assert manager.append("s", say(number)).degraded is True
         assert manager.circuit_breaker.get_state() == CircuitState.OPEN
-        assert manager.health()["redis"] is False
+        assert manager.health().is_well("redis") is False
         alone = log.open(redis_url=made.url, database_url=None)
         with pytest.raises(RedisUnavailableError) as caught:
             alone.append("s", say(1))

@@ -118,7 +118,7 @@ def test_redis_killed_under_load(database_url: str, tenant: str, *, persistent: 
                 outage.restart_redis()
                 with outage.redis() as client:
                     assert (client.info("persistence")["aof_enabled"] == 1) is persistent
-                assert waited_for(lambda: all(manager.health()["redis"] for manager in managers))
+                assert waited_for(lambda: all(manager.health().is_well("redis") for manager in managers))
             load.go(60)
         assert load.refused == 0, "the log was there all the time"
         assert load.degraded > 0
@@ -150,7 +150,7 @@ def test_redis_stopped_for_ten_seconds_under_load(redis_outage: Outage, database
             time.sleep(10.0)  # the outage itself
             assert all(manager.circuit_breaker.get_state() != CircuitState.CLOSED for manager in managers)
             redis_outage.go_on()
-            assert waited_for(lambda: all(manager.health()["redis"] for manager in managers))
+            assert waited_for(lambda: all(manager.health().is_well("redis") for manager in managers))
             load.go(60)
     assert len(reads) > 10
     assert crossed == []
@@ -339,7 +339,7 @@ def test_buffers_heal_without_a_stampede(redis_outage: Outage, loss: str) -> Non
     else:
         redis_outage.kill_redis()
         redis_outage.restart_redis()
-        assert waited_for(lambda: manager.health()["redis"] is True)
+        assert waited_for(lambda: manager.health().is_well("redis"))
     before = redis_outage.calls()
     contexts.clear()
     run_threads(READERS, read)

@@ -46,7 +46,18 @@ _OUTCOMES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], st
     ((asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit), "cancelled"),
 )
 
-_FALSE_IS_REFUSED = frozenset({"add_message", "save_context", "clear_session_memory"})
+_FALSE_IS_REFUSED = frozenset(
+    {
+        "add_message",
+        "save_context",
+        "clear_session_memory",
+        "add_summary",
+        "clear_summaries",
+        "clear_buffer",
+        "add_chat_message",
+        "save_session_context_atomic",
+    }
+)
 """Operations that answer False where nothing was acknowledged, instead of raising."""
 
 
@@ -66,10 +77,7 @@ class Observed:
         seconds = perf_counter() - started
         ending = self.ok
         if not answer:
-            if answer is False and self.operation in _FALSE_IS_REFUSED:
-                ending = self._ending("refused")
-            elif answer is None and self.backend is MODEL:
-                ending = self._ending("nothing")
+            ending = self._ending_of(answer)
         if ends is not None:
             observers.end(ends, ending, None)
         tell_all(observers.hooks, OperationEnded(ending, seconds), observers.failed)
@@ -83,6 +91,12 @@ class Observed:
             observers.end(ends, ending, error)
         observers.tell(OperationEnded(ending, seconds))
 
+    def _ending_of(self, answer: object) -> Ending:
+        """Return how something ended that answered with nothing, or no."""
+        if answer is False and self.operation in _FALSE_IS_REFUSED:
+            return self._ending("refused")
+        return self._ending("nothing") if answer is None and self.backend is MODEL else self.ok
+
     def _ending(self, outcome: str) -> Ending:
         return self._endings.get(outcome) or self._endings.setdefault(
             outcome, Ending(self.operation, self.backend, outcome)
@@ -91,8 +105,7 @@ class Observed:
 
 def observed_flow(flow: Any) -> Observed:
     """Return what a flow is called: its function, without the underscore of a private one."""
-    code = flow.gi_code
-    return _flows.get(code) or _flows.setdefault(code, Observed(flow.__name__.lstrip("_"), MANAGER))
+    return _flows.get(flow.gi_code) or _flows.setdefault(flow.gi_code, Observed(flow.__name__.lstrip("_"), MANAGER))
 
 
 def observed_effect(effect: Any) -> Observed | None:
@@ -100,9 +113,11 @@ def observed_effect(effect: Any) -> Observed | None:
     kind = type(effect)
     if kind is RedisCall:
         first = effect.commands[0]
-        return _step(first.words[0].lower() if first.script is None else first.script.name, REDIS)
+        name = first.words[0] if first.script is None else first.script.name
+        return _calls.get(name) or _calls.setdefault(name, Observed(name.lower(), REDIS))
     if kind is Query:
-        return _step(effect.statement.name, POSTGRES)
+        name = effect.statement.name
+        return _statements.get(name) or _statements.setdefault(name, Observed(name, POSTGRES))
     if kind is Transaction:
         return _transaction(effect.body)
     return _STEPS.get(kind)
@@ -114,18 +129,14 @@ def outcome_of(error: BaseException | None) -> str:
 
 
 _flows: dict[CodeType, Observed] = {}
+_calls: dict[str, Observed] = {}
+_statements: dict[str, Observed] = {}
 _bodies: dict[CodeType, Observed] = {}
-_steps: dict[str, dict[str, Observed]] = {REDIS: {}, POSTGRES: {}}
 _STEPS: dict[type, Observed] = {
     Scan: Observed("scan", REDIS),
     Summarize: Observed("summarize", SUMMARIZER),
     WriteFacts: Observed("write_facts", MODEL),
 }
-
-
-def _step(name: str, backend: str) -> Observed:
-    known = _steps[backend]
-    return known.get(name) or known.setdefault(name, Observed(name, backend))
 
 
 def _transaction(body: Any) -> Observed:
@@ -134,5 +145,5 @@ def _transaction(body: Any) -> Observed:
     found = _bodies.get(code)
     if found is None:
         whole = body.__qualname__.split(".<locals>", maxsplit=1)[0]
-        found = _bodies[code] = _step(whole.rsplit(".", 1)[-1].lstrip("_"), POSTGRES)
+        found = _bodies[code] = Observed(whole.rsplit(".", 1)[-1].lstrip("_"), POSTGRES)
     return found

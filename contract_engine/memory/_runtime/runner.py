@@ -21,6 +21,7 @@ from contract_engine.memory._effects import (
     WriteFacts,
 )
 from contract_engine.memory._runtime.background import AsyncBackground, Background
+from contract_engine.memory._runtime.checkup import AsyncCheckup, Checks, Checkup
 from contract_engine.memory._runtime.database import AsyncDatabase, Database
 from contract_engine.memory._runtime.legacy_calls import call_legacy, call_legacy_async
 from contract_engine.memory._runtime.observing import observed_effect, observed_flow
@@ -85,11 +86,18 @@ class Runtime:
             else None
         )
         self.background = Background()
+        self._checkup: Checkup[Any] = Checkup(self.run)
+
+    def check(self, checks: Checks[T]) -> T:
+        """Return the report of a round of health checks; see :class:`Checkup`."""
+        report: T = self._checkup.look(checks)
+        return report
 
     def run(self, flow: Flow[T]) -> T:
         """Run a flow to its end and return its answer."""
-        observed = observed_flow(flow) if observers.is_active else None
-        if observed is not None:
+        observed = None
+        if observers.is_active:
+            observed = observed_flow(flow)
             ends = observers.begin(observed.operation, observed.backend) if observers.has_spans else None
             started = perf_counter()
         try:
@@ -188,6 +196,15 @@ class AsyncRuntime:
         self._redis = self._new_redis()
         self._database = self._new_database()
         self.background = AsyncBackground()
+        self._checkup: AsyncCheckup[Any] = AsyncCheckup(self.run)
+
+    async def check(self, checks: Checks[T]) -> T:
+        """Return the report of a round of health checks; see :class:`AsyncCheckup`."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._adopt(loop)
+        report: T = await self._checkup.look(checks)
+        return report
 
     def _new_redis(self) -> AsyncRedisTransport:
         config = self._config
@@ -214,8 +231,9 @@ class AsyncRuntime:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._adopt(loop)
-        observed = observed_flow(flow) if observers.is_active else None
-        if observed is not None:
+        observed = None
+        if observers.is_active:
+            observed = observed_flow(flow)
             ends = observers.begin(observed.operation, observed.backend) if observers.has_spans else None
             started = perf_counter()
         try:
@@ -261,6 +279,7 @@ class AsyncRuntime:
                     "event loop", "this manager is in use on another one; make one manager per loop"
                 )
             self._redis, self._database, self.background = self._new_redis(), self._new_database(), AsyncBackground()
+            self._checkup = AsyncCheckup(self.run)
         self._loop = loop
 
     async def _perform(self, effect: Any) -> Any:
@@ -292,6 +311,7 @@ class AsyncRuntime:
     async def close(self) -> None:
         """Finish background work and close every connection; a later call opens them again."""
         await self.background.close()
+        await self._checkup.close()
         await self._redis.close()
         if self._database is not None:
             await self._database.close()
