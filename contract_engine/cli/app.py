@@ -309,18 +309,22 @@ def examine(
 ) -> None:
     """Check servers, schema and token counting, and say what to do about what is wrong.
 
+    First comes the health report as applications have it: what can be served now, and what can be lost.
+
     Exit code 0 if all is well, 1 if there are warnings, 2 if anything fails.
     """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
     console = display.notices()
     with chosen_servers(choice, console) as config, console.status("checking …"):
+        report = doctor.health(config)
         findings = list(doctor.examine(config))
     state = doctor.worst(findings)
     if as_json:
         mode = "durable" if config.is_durable else "ephemeral"
         checks = [asdict(finding) for finding in findings]
-        display.print_json({"status": state, "mode": mode, "checks": checks})
+        display.print_json({"status": state, "mode": mode, "checks": checks, "health": report.as_dict()})
     else:
+        display.output().print(display.health_view(report))
         display.output().print(display.findings_view(findings))
     raise typer.Exit(doctor.EXIT_CODES[state])
 

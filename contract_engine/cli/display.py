@@ -18,6 +18,7 @@ from rich.text import Text
 
 from contract_engine.cli.doctor import Finding, State, worst
 from contract_engine.cli.report import SessionReport
+from contract_engine.memory.health import HealthReport, HealthStatus
 from contract_engine.memory.mending import SYNTHETIC
 
 BAR_CELLS = 16
@@ -192,6 +193,17 @@ def stats_view(stats: Mapping[str, Any], context: Mapping[str, Any]) -> Renderab
             f"policy {memory['maxmemory_policy']}",
         )
     return facts
+
+
+def health_view(report: HealthReport) -> RenderableType:
+    """Show what can be served now and what can be lost, and how long each service took to answer."""
+    facts = _facts()
+    styles = {HealthStatus.HEALTHY: "green", HealthStatus.DEGRADED: "yellow", HealthStatus.UNHEALTHY: "bold red"}
+    facts.add_row("health", Text(f"{report.status}, mode {report.mode}, {report.storage}", style=styles[report.status]))
+    facts.add_row("", Text(printable(report.detail)))
+    took = ", ".join(f"{check.name} {check.took_ms:.1f} ms" for check in report.checks if check.took_ms)
+    facts.add_row("answers", took or "none")
+    return Group(facts, "")
 
 
 def findings_view(findings: Sequence[Finding]) -> RenderableType:

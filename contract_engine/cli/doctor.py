@@ -10,9 +10,10 @@ from enum import StrEnum
 from contract_engine import schema
 from contract_engine.cli.probes import DatabaseFacts, RedisFacts, database_facts, redis_facts, within
 from contract_engine.cli.servers import database_address, redis_address
-from contract_engine.memory import MemoryConfig, MemoryServiceError, TokenCounter
+from contract_engine.memory import MemoryConfig, MemoryManager, MemoryServiceError, TokenCounter
 from contract_engine.memory.encodings import load_encoding
 from contract_engine.memory.errors import CorruptDataError
+from contract_engine.memory.health import HealthReport
 
 CHECK_SECONDS = 8.0
 """The hard end of each check; a server that does not answer costs two to four seconds of it."""
@@ -40,6 +41,12 @@ class Finding:
     state: State
     detail: str
     hint: str = ""
+
+
+def health(config: MemoryConfig) -> HealthReport:
+    """Return the report that a manager with these settings gives of itself, within a second."""
+    with MemoryManager(config=config) as manager:
+        return manager.health()
 
 
 def examine(config: MemoryConfig) -> Iterator[Finding]:

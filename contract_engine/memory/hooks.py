@@ -190,6 +190,7 @@ class Observers:
             self._spans = tuple(spans for spans in self._spans if spans is not one)
             self.has_spans = bool(self._spans)
             self.is_active = bool(self.hooks or self._spans)
+            self._failed_before.discard(_name_of(one))
 
     def tell(self, detail: Detail) -> None:
         """Give a detail to every hook."""
@@ -210,7 +211,7 @@ class Observers:
 
     def _log_failure(self, hook: object, exc: Exception) -> None:
         """Log what a hook raised, at its first time."""
-        name = str(getattr(hook, "__qualname__", type(hook).__name__))
+        name = _name_of(hook)
         if name not in self._failed_before:
             self._failed_before.add(name)
             logger.error("hook %s failed; this is said once", name, exc_info=exc)
@@ -223,6 +224,12 @@ def tell_all(hooks: Iterable[Callable[[T], object]], detail: T, failed: Callable
             hook(detail)
         except Exception as exc:  # noqa: BLE001  # foreign code in the middle of somebody's call: it may break neither
             failed(hook, exc)
+
+
+def _name_of(hook: object) -> str:
+    if isinstance(hook, partial):
+        hook = hook.args[0] if hook.func is _begin else hook.func
+    return str(getattr(hook, "__qualname__", type(hook).__qualname__))
 
 
 def _begin(spans: Spans, operation: str, backend: str, ends: list[SpanEnd]) -> None:

@@ -1,0 +1,248 @@
+"""Metrics: every call is counted, under the promised names, and nothing of anybody's session is in them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import pytest
+from memory_contract import DURABLE, SYNC, Backend, say, talk
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+from server_faults import SETTINGS, Outage, waited_for
+from servers import PrivateServers
+
+from contract_engine.memory import ConfigurationError, MemoryManager
+from contract_engine.memory.hooks import DualWriteMismatch, Ending, OperationEnded, observers
+from contract_engine.memory.metrics import (
+    CONTENT_TYPE,
+    MOST_PENDING,
+    Backlog,
+    Distribution,
+    MemoryMetrics,
+    metrics_of_process,
+    metrics_text,
+)
+from contract_engine.memory.summarizers import ModelSummarizer
+
+pytest_plugins = ["memory_fixtures"]
+
+CANARY = "canary-7f3e"
+LABELS = {"operation", "backend", "outcome", "name", "state", "kind", "reason", "method", "le"}
+
+
+@pytest.fixture
+def metrics() -> Iterator[MemoryMetrics]:
+    collected = MemoryMetrics()
+    yield collected
+    collected.close()
+
+
+def samples(text: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Return every sample of an exposition by name and labels."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def value(metrics: MemoryMetrics, metric: str, **labels: str) -> float:
+    return samples(metrics.text()).get((metric, tuple(sorted(labels.items()))), 0.0)
+
+
+def counted(metrics: MemoryMetrics, operation: str, backend: str = "manager", outcome: str = "ok") -> float:
+    name = "memory_operation_duration_seconds_count"
+    return value(metrics, name, operation=operation, backend=backend, outcome=outcome)
+
+
+def test_every_operation_layer_and_outcome_is_counted(
+    manager: MemoryManager, backend: Backend, metrics: MemoryMetrics
+) -> None:
+    for number in range(1, 6):
+        manager.add_message("s", say(number))
+    for _ in range(3):
+        manager.get_context("s")
+    with pytest.raises(ValueError, match="session_id"):
+        manager.append("", say(1))
+    assert counted(metrics, "add_message") == 5
+    assert counted(metrics, "get_context") == 3
+    assert counted(metrics, "append", outcome="invalid") == 1
+    if backend.is_durable:
+        assert counted(metrics, "append_one", "postgres") == 5
+        assert counted(metrics, "append", "redis") == 5
+    assert value(metrics, "memory_buffer_messages_count") == 3
+    assert value(metrics, "memory_buffer_messages_sum") == 15
+    assert value(metrics, "memory_buffer_tokens_sum") == 3 * manager.get_context("s")["buffer_info"]["total_tokens"]
+    assert value(metrics, "memory_buffer_ttl_seconds_count") >= 3
+
+
+def test_counts_are_exact_under_threads(metrics: MemoryMetrics) -> None:
+    ending = Ending("work", "manager", "ok")
+    rounds = 2 * MOST_PENDING // 8 + 17
+    begin = threading.Barrier(9)
+
+    def work() -> None:
+        begin.wait()
+        for _ in range(rounds):
+            observers.tell(OperationEnded(ending, 0.001))
+
+    with ThreadPoolExecutor(9) as pool:
+        looking = pool.submit(lambda: (begin.wait(), [metrics.text() for _ in range(20)]))
+        for future in [pool.submit(work) for _ in range(8)]:
+            future.result()
+        looking.result()
+    assert counted(metrics, "work") == 8 * rounds
+
+
+def test_buckets_hold_what_lies_at_or_below_their_bound() -> None:
+    distribution = Distribution((1.0, 2.0, 5.0))
+    for one in (0.5, 1.0, 1.5, 5.0, 7.0):
+        distribution.add(one)
+    assert distribution.buckets() == ([("1.0", 2), ("2.0", 3), ("5.0", 4), ("+Inf", 5)], 15.0)
+    assert distribution.buckets()[1] == 15.0, "what was sorted in stays"
+
+
+def test_folds_and_what_they_save(manager: MemoryManager, metrics: MemoryMetrics) -> None:
+    manager.set_session_config("s", {"max_buffer_messages": 8})
+    for _ in range(3):
+        manager.add_messages("s", talk(6, words=40))
+        manager.get_context("s")
+        manager.wait_for_folds()
+    folds = value(metrics, "memory_folds_total")
+    assert folds >= 2
+    assert value(metrics, "memory_summary_merges_total") == folds - 1
+    assert value(metrics, "memory_summaries_total", method="extractive") == folds
+    assert value(metrics, "memory_folded_messages_total") == manager.get_context("s")["watermark"]
+    assert value(metrics, "memory_tokens_saved_total") > 0
+
+
+def test_breakers_are_shown_with_state_and_calls(durable: Backend, metrics: MemoryMetrics) -> None:
+    writer = ModelSummarizer(lambda messages, max_tokens: "NONE")
+    manager = durable.open(facts_writer=writer)
+    metrics.watch(manager)
+    manager.add_message("s", say(1))
+    name = "memory_circuit_breaker_state"
+    for breaker in ("redis", "postgres", "summarizer"):
+        assert value(metrics, name, name=breaker, state="closed") == 1, breaker
+    assert value(metrics, "memory_circuit_breaker_calls_total", name="redis", kind="successful") >= 1
+    manager.circuit_breaker.force_open()
+    assert value(metrics, name, name="redis", state="forced_open") == 1
+    assert value(metrics, name, name="redis", state="closed") == 0
+
+
+def test_fallbacks_and_the_backlog(private_servers: PrivateServers, tenant: str, metrics: MemoryMetrics) -> None:
+    servers = private_servers()
+    backend = Backend(SYNC, DURABLE, servers.redis_url, servers.database_url, tenant)
+    with closing(Outage(servers, backend, SETTINGS)) as outage:
+        manager = outage.open()
+        metrics.watch(manager)
+        manager.append("s", say(1))
+        assert value(metrics, "memory_unlogged_sessions") == 0
+        assert value(metrics, "memory_unlogged_oldest_age_seconds") == 0
+        outage.kill_database()
+        assert manager.append("s", say(2)).durable is False, "the fault has fired"
+        assert value(metrics, "memory_fallback_total", reason="postgres_unavailable") == 1
+        assert value(metrics, "memory_messages_unlogged_total") == 1
+        assert value(metrics, "memory_unlogged_sessions") == 1
+        assert waited_for(lambda: value(metrics, "memory_unlogged_oldest_age_seconds") > 0)
+        servers.start()
+        assert waited_for(lambda: manager.append("s", say(3)).durable, 30)
+        unlogged = value(metrics, "memory_messages_unlogged_total")
+        assert waited_for(lambda: value(metrics, "memory_messages_drained_total") == unlogged, 30)
+        assert waited_for(lambda: value(metrics, "memory_unlogged_sessions") == 0, 30)
+
+
+def test_backlogs_of_others_are_one_line(metrics: MemoryMetrics, caplog: pytest.LogCaptureFixture) -> None:
+    metrics.add_backlog("outbox", lambda: Backlog(7, 12.5))
+    assert value(metrics, "memory_outbox_messages") == 7
+    assert value(metrics, "memory_outbox_oldest_age_seconds") == 12.5
+
+    def broken() -> Backlog:
+        raise RuntimeError("the outbox is not there")
+
+    metrics.add_backlog("outbox", broken)
+    assert "memory_outbox_messages" not in metrics.text().decode(), "no figure is not the figure 0"
+    assert "memory_folds_total" in metrics.text().decode()
+    assert caplog.records
+    with pytest.raises(ConfigurationError):
+        metrics.add_backlog("no name", broken)
+
+
+def test_mismatches_of_a_dual_write(metrics: MemoryMetrics) -> None:
+    observers.tell(DualWriteMismatch("missing"))
+    observers.tell(DualWriteMismatch("missing", 2))
+    assert value(metrics, "memory_dual_write_mismatch_total", kind="missing") == 3
+
+
+def test_nothing_of_a_session_is_in_the_metrics(backend: Backend, metrics: MemoryMetrics) -> None:
+    backend.tenant = f"{CANARY}-tenant"
+    manager = backend.open(max_buffer_messages=4)
+    metrics.watch(manager)
+    session = f"{CANARY}-session"
+    for number in range(12):
+        manager.append(session, {"role": "user", "content": f"{CANARY} {number}"}, message_id=f"{CANARY}-{number}")
+    manager.get_context(session)
+    manager.save_context(session, {"session_id": session, "note": CANARY})
+    with pytest.raises(ValueError, match="message_id"):
+        manager.pin(session, f"{CANARY}-of-nobody")
+    manager.wait_for_folds()
+    text = metrics.text().decode()
+    assert counted(metrics, "append") == 12, "there was something to be told"
+    assert CANARY not in text
+    labels = {label for _, pairs in samples(text.encode()) for label, _ in pairs}
+    assert labels <= LABELS
+    manager.clear_session_memory(session)
+
+
+def test_metrics_live_in_the_registry_they_are_given() -> None:
+    registry = CollectorRegistry()
+    metrics = MemoryMetrics(registry)
+    assert registry.get_sample_value("memory_folds_total") == 0
+    metrics.close()
+    assert registry.get_sample_value("memory_folds_total") is None
+    assert not observers.is_active
+
+
+def test_an_application_mounts_the_text_of_its_process(manager: MemoryManager) -> None:
+    metrics_text()  # collects from here on
+    try:
+        manager.add_message("s", say(1))
+        assert counted(metrics_of_process(), "add_message") >= 1
+        assert b"memory_operation_duration_seconds_bucket" in metrics_text()
+        assert CONTENT_TYPE.startswith("text/plain; version=0.0.4")
+    finally:
+        metrics_of_process()._stop()
+
+
+def test_without_the_extra_the_error_names_it() -> None:
+    code = (
+        "import sys; sys.modules['prometheus_client'] = None\n"
+        "from contract_engine.memory import ConfigurationError\n"
+        "from contract_engine.memory.metrics import MemoryMetrics\n"
+        "try:\n    MemoryMetrics()\nexcept ConfigurationError as exc:\n    print(exc)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "contract-engine[metrics]" in done.stdout
+
+
+def test_a_child_goes_on_counting(metrics: MemoryMetrics) -> None:
+    import os
+
+    series: Any = metrics._take
+    ending = Ending("before", "manager", "ok")
+    series(OperationEnded(ending, 0.1))
+    metrics._lock.acquire()  # as a thread of the parent might hold it
+    try:
+        pid = os.fork()
+        if pid == 0:
+            observers.tell(DualWriteMismatch("in the child"))
+            os._exit(0 if b'kind="in the child"' in metrics.text() else 1)
+    finally:
+        metrics._lock.release()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
