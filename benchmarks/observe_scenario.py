@@ -1,46 +1,58 @@
-"""What it costs to be watched: ``add_message`` with metrics and hooks against the same without."""
+"""What it costs to be watched: ``add_message`` with hooks and metrics against the same call without.
+
+The two take turns in pieces of a few milliseconds, so that a slow moment of the machine meets both.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from scenario import CALLS, Bench, Timer, per_call
+from scenario import CALLS, Bench, Timer
 
 from contract_engine.memory import MemoryManager
 from contract_engine.memory.hooks import observers
 from contract_engine.memory.metrics import MemoryMetrics
 
 PIECES = 10
-"""Watched and unwatched calls take turns in pieces so small that a slow moment of the machine meets both."""
 
 
-def add_watched(manager_of: Callable[[Bench], MemoryManager], *, is_watched: bool = True) -> Callable[[Bench], Any]:
-    """Make the scenario; with ``is_watched`` False nobody listens, which shows how exact the figure is."""
+def watched(manager_of: Callable[[Bench], MemoryManager], *, is_watched: bool = True) -> Callable[[Bench], Any]:
+    """Make the scenario; with ``is_watched`` False nobody listens on either side, which shows how exact it is."""
 
     @contextmanager
     def prepare(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
         manager = manager_of(bench)
         metrics = MemoryMetrics()
-        metrics.watch(manager)
-        metrics.close()
-        hook = metrics._take
+        metrics.close()  # it is told in turns, below
         name = bench.session(manager)
+        taken: dict[bool, float] = {}
+
+        def piece(*, is_told: bool) -> float:
+            messages = bench.fresh(CALLS)
+            stop = observers.add(metrics.take) if is_told and is_watched else None
+            started = time.perf_counter()
+            for one in messages:
+                manager.add_message(name, one)
+            seconds = time.perf_counter() - started
+            if stop is not None:
+                stop()
+            return seconds / (PIECES * CALLS)
 
         def timer(*, is_told: bool) -> Timer:
             def call() -> float:
-                seconds = 0.0
-                for _ in range(PIECES):
-                    messages = bench.fresh(CALLS)
-                    stop = observers.add(hook) if is_told else None
-                    seconds += per_call([lambda one=one: manager.add_message(name, one) for one in messages])  # type: ignore[misc]
-                    if stop is not None:
-                        stop()
-                return seconds / PIECES
+                """Answer what this side took; whichever of the two is asked first runs both in turns."""
+                if is_told not in taken:
+                    taken.update({True: 0.0, False: 0.0})
+                    for number in range(2 * PIECES):
+                        side = number % 4 in (1, 2)
+                        taken[side] += piece(is_told=side)
+                return taken.pop(is_told)
 
             return call
 
-        yield timer(is_told=is_watched), timer(is_told=False)
+        yield timer(is_told=True), timer(is_told=False)
 
     return prepare

@@ -14,6 +14,7 @@ import psycopg
 from breaker_scenarios import breaker_closed, breaker_open, redis_away
 from dual_write_scenario import SCENARIOS as DUAL_WRITE
 from fold_scenarios import fold_of_2000_tokens, usable_summary
+from observe_scenario import watched
 from recall_scenario import recall
 from scenario import CALLS, WIDE, Bench, Scenario, Timer, fixed_loop, message, per_call, repeated
 
@@ -281,5 +282,8 @@ SCENARIOS = (
     Scenario("get_context with the breaker open", "the log alone", None, redis_away, most_added=10),
     Scenario("get_context with a query, 3,000 folded", "10,000 multiplications", 30, recall),
     *DUAL_WRITE,
+    Scenario("add_message, durable, with metrics", "without", 1.03, watched(lambda bench: bench.durable)),
+    Scenario("add_message, ephemeral, with metrics", "without", None, watched(lambda bench: bench.ephemeral)),
+    Scenario("add_message, durable, nobody listens", "the same", None, watched(lambda b: b.durable, is_watched=False)),
     Scenario("import contract_engine.memory", "redis, sqlalchemy, psycopg", 1.2, imports, rounds=10),
 )

@@ -234,7 +234,7 @@ def test_without_the_extra_the_error_names_it() -> None:
 def test_a_child_goes_on_counting(metrics: MemoryMetrics) -> None:
     import os
 
-    series: Any = metrics._take
+    series: Any = metrics.take
     ending = Ending("before", "manager", "ok")
     series(OperationEnded(ending, 0.1))
     metrics._lock.acquire()  # as a thread of the parent might hold it

@@ -13,7 +13,19 @@ from typing import Annotated
 import typer
 
 from contract_engine import demo as shipped
-from contract_engine.cli import archive, backfill, display, doctor, metrics_server, migration, parity, probes, retention, summaries, top
+from contract_engine.cli import (
+    archive,
+    backfill,
+    display,
+    doctor,
+    metrics_server,
+    migration,
+    parity,
+    probes,
+    retention,
+    summaries,
+    top,
+)
 from contract_engine.cli.conversations import Conversation, conversation_of, read_conversations
 from contract_engine.cli.drain import drain_sessions
 from contract_engine.cli.options import AsJson, DatabaseUrl, Ephemeral, Full, Limit, RedisUrl, Session, Tenant, Yes

@@ -160,7 +160,7 @@ class MemoryMetrics:
         self._backlogs: dict[str, Callable[[], Backlog]] = {}
         self._managers: list[Watched] = []
         self.registry.register(cast("Any", self))
-        self._stop = observers.add(self._take)
+        self._stop = observers.add(self.take)
         _all.add(self)
 
     def watch(self, manager: Watched) -> None:
@@ -197,7 +197,8 @@ class MemoryMetrics:
         for distribution in (*self._operations.values(), *self._buffers.values()):
             distribution.after_fork()
 
-    def _take(self, detail: Detail) -> None:
+    def take(self, detail: Detail) -> None:
+        """Take one detail: the hook itself."""
         if type(detail) is not OperationEnded:
             self._take_other(detail)
             return
