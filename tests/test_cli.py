@@ -655,6 +655,9 @@ def test_doctor_finds_all_well() -> None:
         seen = run("doctor", *address)
         assert seen.code == 0
         assert "All 9 checks are well." in seen.out
+        health = answer.json["health"]
+        assert (health["status"], health["mode"], health["ready"]) == ("healthy", "full", True)
+        assert "healthy, mode full, durable" in seen.out
 
 
 def test_doctor_misses_the_schema_and_fears_for_commits(private_servers: PrivateServers) -> None:
@@ -746,6 +749,7 @@ def test_doctor_on_dead_ports(dead_port: int) -> None:
     answer = run("doctor", "--json", *address)
     assert (answer.code, answer.json["status"]) == (2, "fail")
     assert states(answer) == {"redis": "fail", "postgres": "fail", "tokens": "ok"}
+    assert (answer.json["health"]["status"], answer.json["health"]["ready"]) == ("unhealthy", False)
     for check in ("redis", "postgres"):
         assert finding(answer, check)["hint"].startswith("start it, or correct --")
     assert "3 checks: 2 failed." in run("doctor", *address).out
@@ -888,7 +892,7 @@ def test_help_is_cheap_and_tells_the_exit_codes() -> None:
     assert loaded == "[]"
     words = " ".join(" ".join(text).split())
     assert "Exit codes: 0 done. 1 the answer is no" in words
-    for name in ("demo", "replay", "show", "stats", "summaries", "clear", "migrate", "doctor"):
+    for name in ("demo", "replay", "show", "stats", "summaries", "clear", "migrate", "metrics", "doctor"):
         assert f" {name} " in words
     assert "1 if there are warnings, 2 if anything fails" in " ".join(run("doctor", "--help").out.split())
 

@@ -217,7 +217,8 @@ def test_an_application_mounts_the_text_of_its_process(manager: MemoryManager) -
         assert b"memory_operation_duration_seconds_bucket" in metrics_text()
         assert CONTENT_TYPE.startswith("text/plain; version=0.0.4")
     finally:
-        metrics_of_process()._stop()
+        metrics_of_process().close()
+    assert not observers.is_active
 
 
 def test_without_the_extra_the_error_names_it() -> None:

@@ -190,6 +190,9 @@ class MemoryMetrics:
         """Collect no more, and take the metrics out of the registry."""
         self._stop()
         self.registry.unregister(cast("Any", self))
+        with _making:
+            if self in _own:
+                _own.remove(self)
 
     def after_fork(self) -> None:
         """Begin with other locks in a child: the thread of the parent that held one does not exist there."""
