@@ -216,6 +216,11 @@ class Observers:
             self._failed_before.add(name)
             logger.error("hook %s failed; this is said once", name, exc_info=exc)
 
+    def fell_back(self, reason: str) -> None:
+        """Tell that another path had to serve than the usual one."""
+        if self.is_active:
+            self.tell(Fallback(reason))
+
 
 def tell_all(hooks: Iterable[Callable[[T], object]], detail: T, failed: Callable[[object, Exception], object]) -> None:
     """Call each with ``detail``; ``failed`` is told of what one raises, and the others are called all the same."""

@@ -19,7 +19,7 @@ from contract_engine.memory.assignment import Assignment
 from contract_engine.memory.config import MemoryConfig, SessionLimits
 from contract_engine.memory.errors import ContentionError, MemoryServiceError, StoreUnavailableError
 from contract_engine.memory.folding import ATTEMPTS, Folding
-from contract_engine.memory.hooks import Fallback, MessagesUnlogged, observers
+from contract_engine.memory.hooks import MessagesUnlogged, observers
 from contract_engine.memory.keys import SessionKeys
 from contract_engine.memory.message_log import LOG_TROUBLE, LogFlows
 from contract_engine.memory.models import Loaded, Outgoing, Placed, Receipt, SessionState, empty_session
@@ -107,7 +107,7 @@ class Sessions:
         """Acknowledge messages, in order; with ``read`` answer the session too, in the same round trip to Redis."""
         if self._log is None or self.unlogged is None:
             placed, state = yield from self._assignment.append(session_id, outgoing, read=read)
-            receipts = _receipts(placed, outgoing, is_durable=False, degraded=False)
+            receipts = placed.receipts(outgoing, is_durable=False, degraded=False)
             if not read:
                 return Appended(receipts, None)
             if state is None or state.exceeds_caps:
@@ -121,7 +121,7 @@ class Sessions:
             return (yield from self._append_unlogged(self.unlogged, session_id, outgoing, read=read, cause=exc))
         # Committed: from here on nothing may turn the acknowledgement into a failure.
         if self._is_away():
-            _fell_back("breaker_open")
+            observers.fell_back("breaker_open")
             self._untold.note(session_id, placed.seqs[-1])
             return (yield from self._appended_untold(session_id, placed, outgoing, read=read))
         try:
@@ -139,11 +139,11 @@ class Sessions:
             raise
         except MemoryServiceError as exc:
             logger.info("session %s: message %d is in the log, Redis not told: %s", session_id, placed.seqs[-1], exc)
-            _fell_back("redis_unavailable")
+            observers.fell_back("redis_unavailable")
             self._untold.note(session_id, placed.seqs[-1])
             yield from self._spawn_telling()
             return (yield from self._appended_untold(session_id, placed, outgoing, read=read))
-        receipts = _receipts(placed, outgoing, is_durable=True, degraded=False)
+        receipts = placed.receipts(outgoing, is_durable=True, degraded=False)
         if not read:
             return Appended(receipts, None)
         if followed.state is not None:
@@ -155,7 +155,7 @@ class Sessions:
     ) -> Flow[Appended]:
         """Answer for messages that are in the log and that Redis was not told of; the log alone is asked then."""
         loaded = (yield from self._load_log(session_id, degraded=True)) if read else None
-        return Appended(_receipts(placed, outgoing, is_durable=True, degraded=True), loaded)
+        return Appended(placed.receipts(outgoing, is_durable=True, degraded=True), loaded)
 
     def _append_unlogged(
         self,
@@ -173,10 +173,10 @@ class Sessions:
             placed, state = yield from unlogged.append(session_id, outgoing, read=read, expected_seq=expected)
         except REDIS_TROUBLE as exc:
             raise cause from exc
-        _fell_back("postgres_unavailable")
+        observers.fell_back("postgres_unavailable")
         if observers.is_active:
             observers.tell(MessagesUnlogged(len(outgoing)))
-        receipts = _receipts(placed, outgoing, is_durable=False, degraded=True)
+        receipts = placed.receipts(outgoing, is_durable=False, degraded=True)
         if not read:
             return Appended(receipts, None)
         if state is None:  # somebody has logged it and cleared the way for a rebuild
@@ -234,7 +234,7 @@ class Sessions:
                 state = yield from self.folding.read_within_caps(session_id)
             return Loaded(state or empty_session(self._limits), "redis", False)
         if self._is_away():
-            _fell_back("breaker_open")
+            observers.fell_back("breaker_open")
             return (yield from self._load_log(session_id, degraded=True))
         for attempt in range(ATTEMPTS):
             loaded = yield from self._load(session_id, self.unlogged, attempt)
@@ -275,13 +275,13 @@ class Sessions:
                 return None
         except REDIS_TROUBLE as exc:
             logger.info("session %s: read from the log: %s", session_id, exc)
-            _fell_back("redis_unavailable")
+            observers.fell_back("redis_unavailable")
             return (yield from self._load_log(session_id, degraded=True))
         state = yield from self._rebuild(session_id, ticket)
         if state is None:
             yield from self._forget_quietly(session_id)
         else:
-            _fell_back("buffer_missing")
+            observers.fell_back("buffer_missing")
         if self._untold:
             yield from self._spawn_telling()
         return Loaded(state or empty_session(self._limits), "postgres", False)
@@ -289,7 +289,7 @@ class Sessions:
     def _load_unlogged(self, session_id: str, unlogged: Unlogged, state: SessionState) -> Flow[Loaded | None]:
         """Answer with a copy that is ahead of the log, if it is whole; else only where the log cannot be asked."""
         if state.is_complete:
-            _fell_back("unlogged")
+            observers.fell_back("unlogged")
             yield from unlogged.spawn_drain(session_id)
             return Loaded(state, "redis", True)
         try:
@@ -361,12 +361,12 @@ class Sessions:
             # Its revision is old: the next append replaces it, and this process does not believe it before.
             logger.info("session %s: Redis not told of a change: %s", session_id, exc)
 
-    def erase(self, session_id: str, erase_rows: Callable[[str], Flow[T]] | None = None) -> Flow[T | None]:
+    def erase(self, session_id: str, erase_rows: Callable[[str], Flow[Any]] | None = None) -> Flow[Any]:
         """Delete the session everywhere. Raises where a server is away: then call again, some of it is still there.
 
         ``erase_rows`` is what deletes it from the log, where that is to answer more.
         """
-        erased: T | None = None
+        erased: Any = None
         if self._log is not None:
             try:
                 waits = yield from self.cache.has_unlogged(session_id)
@@ -376,10 +376,7 @@ class Sessions:
                 # It goes first: whoever is about to log it then finds the epoch gone under which it was read.
                 yield from self._log.check()
                 yield from self.cache.forget(session_id)
-            if erase_rows is None:
-                yield from self._log.erase(session_id)
-            else:
-                erased = yield from erase_rows(session_id)
+            erased = yield from (erase_rows or self._log.erase)(session_id)
         if self.unlogged is not None:
             # Before the last step: what is appended after that waits, and is remembered.
             self.unlogged.forget_begun(session_id)
@@ -398,13 +395,3 @@ class Sessions:
             if self.unlogged is not None:
                 yield from self.unlogged.drain(session_id)
         raise ContentionError(session_id, ATTEMPTS)
-
-
-def _fell_back(reason: str) -> None:
-    if observers.is_active:
-        observers.tell(Fallback(reason))
-
-
-def _receipts(placed: Placed, outgoing: Sequence[Outgoing], *, is_durable: bool, degraded: bool) -> list[Receipt]:
-    pairs = zip(placed.seqs, outgoing, strict=True)
-    return [Receipt(seq, message.message_id, is_durable, degraded) for seq, message in pairs]
