@@ -1,0 +1,62 @@
+"""Records: what a conversation has of one memory type, under one key, and how it becomes bytes.
+
+The bytes are JSON that the original managers read and write too: ``{"data": {"working_memory": ...}, "metadata",
+"created_at", "last_update"}``. What they do not know stands beside that, and only where there is something to say:
+``data`` is a list where several memories are kept, and a memory has its id, metadata and marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
+
+from contract_engine.working_memory.models import ConversationMemoryType
+
+
+class RecordKey(NamedTuple):
+    """Names a record: ``memory:{TYPE}:{conversation_id}`` where ``prefix`` is ``memory``."""
+
+    memory_type: ConversationMemoryType
+    conversation_id: str
+
+    def name(self, prefix: str) -> str:
+        """Return the key under which a store keeps the record."""
+        return f"{prefix}:{self.memory_type}:{self.conversation_id}"
+
+
+class Ttl(Enum):
+    """How long a record lives, where nobody said it in seconds."""
+
+    OF_THE_STORE = "the time to live its store was made with"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One memory of a record.
+
+    ``marks`` say what wrappers have done to the text, in the order in which they did it; the last is undone first. A
+    wrapper undoes its own mark only, and leaves an item without it alone: it was written when the wrapper was not there.
+    """
+
+    text: str
+    memory_id: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Everything under one key. Times are ISO 8601.
+
+    ``versions``: earlier contents, oldest first, where a wrapper keeps them; each has no versions of its own.
+    ``ttl_seconds``: how long what is written now is to live, None for ever; not part of what is stored.
+    """
+
+    items: tuple[Item, ...]
+    metadata: Mapping[str, Any]
+    created_at: str
+    last_update: str
+    versions: tuple[Record, ...] = ()
+    ttl_seconds: float | Ttl | None = Ttl.OF_THE_STORE
