@@ -21,7 +21,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Call a method of a store: plain in a manager, awaited in its twin. Its errors, all of them of this package, are raised in the flow."""
+    """Call a method of a store: plain in a manager, awaited in its twin.
+
+    Its errors, all of them of this package, are raised in the flow.
+    """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...] = ()
@@ -67,7 +70,11 @@ def run(flow: Flow[T]) -> T:
         step = next(flow)
         while True:
             try:
-                answer = time.sleep(step.seconds) if isinstance(step, Pause) else step.function(*step.arguments)
+                answer = None
+                if isinstance(step, Pause):
+                    time.sleep(step.seconds)
+                else:
+                    answer = step.function(*step.arguments)
             except MemoryServiceError as exc:
                 step = flow.throw(exc)
             else:
@@ -85,8 +92,9 @@ async def run_async(flow: Flow[T]) -> T:
         step = next(flow)
         while True:
             try:
+                answer = None
                 if isinstance(step, Pause):
-                    answer = await asyncio.sleep(step.seconds)
+                    await asyncio.sleep(step.seconds)
                 else:
                     answer = await step.function(*step.arguments)
             except MemoryServiceError as exc:

@@ -55,7 +55,8 @@ class IWorkingMemory:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Read what :meth:`to_dict` wrote; :class:`InvalidInputError` where there is no text."""
-        text = data.get("working_memory") if isinstance(data, Mapping) else None
+        given: object = data
+        text = given.get("working_memory") if isinstance(given, Mapping) else None
         if not isinstance(text, str):
             raise InvalidInputError("working_memory", f"expected a text, got {type(text).__name__}")
         return cls(text)
@@ -67,6 +68,16 @@ class IMemoryItem:
 
     role: str
     content: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class RichMemory:
+    """A memory with what it is worth: ``importance`` from 1 to 10, and tags."""
+
+    content: str
+    importance: int = 5
+    tags: list[str] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
 
 

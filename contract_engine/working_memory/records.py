@@ -37,7 +37,7 @@ class Item:
     """One memory of a record.
 
     ``marks`` say what wrappers have done to the text, in the order in which they did it; the last is undone first. A
-    wrapper undoes its own mark only, and leaves an item without it alone: it was written when the wrapper was not there.
+    wrapper undoes its own mark only, and leaves an item without it alone: that was written when the wrapper was absent.
     """
 
     text: str
