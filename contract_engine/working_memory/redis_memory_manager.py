@@ -1,0 +1,153 @@
+"""Working memory in Redis: shared by all processes, and kept when they end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from contract_engine.memory.errors import ConfigurationError
+from contract_engine.working_memory.intake import MAX_BYTES, check_max_bytes, check_prefix
+from contract_engine.working_memory.manager import (
+    DEFAULT_PREFIX,
+    DEFAULT_TTL_SECONDS,
+    AsyncWorkingMemoryManager,
+    WorkingMemoryManager,
+)
+from contract_engine.working_memory.redis_store import AsyncRedisStore, RedisStore
+from contract_engine.working_memory.stores import check_ttl
+
+DEFAULT_URL = "redis://localhost:6379/1"
+TIMEOUT_SECONDS = 0.5
+POOL_SIZE = 20
+
+
+def default_url() -> str:
+    """Return ``REDIS_URL``, else database 1 of this machine."""
+    return os.environ.get("REDIS_URL") or DEFAULT_URL
+
+
+def _options(url: str, timeout_seconds: object, pool_size: object, retry: object) -> dict[str, Any]:
+    if isinstance(timeout_seconds, bool) or not isinstance(timeout_seconds, int | float) or timeout_seconds <= 0:
+        raise ConfigurationError("timeout_seconds", f"expected a number above 0, got {timeout_seconds!r}")
+    if isinstance(pool_size, bool) or not isinstance(pool_size, int) or pool_size < 1:
+        raise ConfigurationError("pool_size", f"expected a whole number from 1, got {pool_size!r}")
+    options: dict[str, Any] = {
+        "max_connections": pool_size,
+        "socket_timeout": timeout_seconds,
+        "protocol": 2,
+        "decode_responses": False,
+        "retry": retry,
+    }
+    if not url.startswith("unix:"):
+        options |= {"socket_connect_timeout": timeout_seconds, "socket_keepalive": True}
+    return options
+
+
+def _client(module: Any, url: object, *, timeout_seconds: float, pool_size: int, retry: object) -> Any:
+    """Return a client that opens nothing until it is used, and lets a caller wait for a free connection."""
+    if not isinstance(url, str):
+        raise ConfigurationError("storage_url", f"expected a URL, got {type(url).__name__}")
+    options = _options(url, timeout_seconds, pool_size, retry)
+    try:
+        client = module.from_url(url, **options)
+    except (ValueError, TypeError):  # neither their words nor their trace may carry a password on
+        problem = "not a redis://, rediss:// or unix:// URL with options that redis-py knows"
+        raise ConfigurationError("storage_url", problem) from None
+    if isinstance(client, module.Redis):
+        found = client.connection_pool  # what redis-py makes of a URL raises at once when all connections are in use
+        client.connection_pool = module.BlockingConnectionPool(
+            max_connections=found.max_connections,
+            timeout=timeout_seconds,
+            connection_class=found.connection_class,
+            **found.connection_kwargs,
+        )
+    return client
+
+
+class _Redis:
+    """What both colours have. A subclass may set these by itself, and leave this constructor out."""
+
+    redis_client: Any
+    _owns_client = False
+
+    def __init__(
+        self,
+        storage_url: str | None = None,
+        ttl: float | None = DEFAULT_TTL_SECONDS,
+        *,
+        prefix: str = DEFAULT_PREFIX,
+        max_bytes: int = MAX_BYTES,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        pool_size: int = POOL_SIZE,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.ttl = check_ttl(ttl)
+        self.prefix = check_prefix(prefix)
+        self.max_bytes = check_max_bytes(max_bytes)
+        self.wall_clock = wall_clock
+        url = default_url() if storage_url is None else storage_url
+        self.redis_client = self._connect(url, timeout_seconds=timeout_seconds, pool_size=pool_size)
+        self._owns_client = True
+
+    def _connect(self, url: str, *, timeout_seconds: float, pool_size: int) -> Any:
+        raise NotImplementedError
+
+
+class RedisWorkingMemoryManager(_Redis, WorkingMemoryManager):
+    """Working memory in Redis.
+
+    ``storage_url``: else ``REDIS_URL``, else database 1 of this machine. ``ttl``: the seconds a record lives after it
+    was last written, None for ever. A call waits ``timeout_seconds`` for an answer, and for one of ``pool_size``
+    connections. A connection that turns out to be dead is opened again once.
+
+    When Redis is away a call raises :class:`RedisUnavailableError`, which is a ``redis.ConnectionError`` too; the next
+    one tries anew. A write whose answer did not come may have taken effect. Safe to share between threads.
+
+    A subclass may set ``redis_client``, ``prefix`` and ``ttl`` itself instead of calling this constructor.
+    """
+
+    @cached_property
+    def store_of_records(self) -> RedisStore:
+        """Where the records are."""
+        return RedisStore(self)
+
+    def close(self) -> None:
+        """Close the connections; a client that was handed in is left alone."""
+        if self._owns_client:
+            self.redis_client.close()
+
+    def _connect(self, url: str, *, timeout_seconds: float, pool_size: int) -> Any:
+        # Once, and not when an answer is late: the command may be at work.
+        retry = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
+        return _client(redis, url, timeout_seconds=timeout_seconds, pool_size=pool_size, retry=retry)
+
+
+class AsyncRedisWorkingMemoryManager(_Redis, AsyncWorkingMemoryManager):
+    """:class:`RedisWorkingMemoryManager` for an event loop, to which its connections belong."""
+
+    @cached_property
+    def store_of_records(self) -> AsyncRedisStore:
+        """Where the records are."""
+        return AsyncRedisStore(self)
+
+    async def aclose(self) -> None:
+        """:meth:`RedisWorkingMemoryManager.close`."""
+        if self._owns_client:
+            await self.redis_client.aclose()
+
+    def _connect(self, url: str, *, timeout_seconds: float, pool_size: int) -> Any:
+        retry = AsyncRetry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
+        return _client(redis.asyncio, url, timeout_seconds=timeout_seconds, pool_size=pool_size, retry=retry)
+
+
+RedisMemoryManager = RedisWorkingMemoryManager
+AsyncRedisMemoryManager = AsyncRedisWorkingMemoryManager
