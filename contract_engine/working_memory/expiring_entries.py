@@ -47,6 +47,11 @@ class ExpiringEntries:
             self._entries.move_to_end(name)
         return body
 
+    def seconds_left(self, name: str) -> float | None:
+        """Return how long an entry still lives; None for ever, also where there is none."""
+        _, deadline = self._entries.get(name, (b"", None))
+        return None if deadline is None else deadline - self._clock()
+
     def put(self, name: str, body: bytes, ttl_seconds: float | None) -> None:
         """Keep bytes under a name; where there is no room, what was used least recently goes."""
         now = self._clock()

@@ -34,14 +34,14 @@ class Front:
 
     def store_one(self, request: IMemoryInput) -> Flow[str]:
         key = intake.record_key(request)
-        record = intake.new_record(request, max_bytes=self.max_bytes, at_seconds=self.clock())
+        record = intake.new_record(request, max_bytes=self.max_bytes, now=self._now())
         yield from self.layer.write([(key, record)])
         return key.name(self.prefix)
 
     def store_many(self, requests: Sequence[IMemoryInput]) -> Flow[list[str]]:
-        now = self.clock()
+        now, max_bytes = self._now(), self.max_bytes
         records = [
-            (intake.record_key(request), intake.new_record(request, max_bytes=self.max_bytes, at_seconds=now))
+            (intake.record_key(request), intake.new_record(request, max_bytes=max_bytes, now=now))
             for request in intake.check_batch(requests)
         ]
         if records:
@@ -171,7 +171,7 @@ class Front:
         removed, cursor = 0, None
         while True:
             names, cursor = yield Call(self.store.scan, (pattern, cursor))
-            keys = [key for key in map(self._key, names) if key is not None]
+            keys = self._keys(names)
             if keys:
                 removed += yield from self.layer.remove(keys)
                 if progress is not None:
@@ -183,22 +183,18 @@ class Front:
         cursor, seen = None, {kind: set[str]() for kind in ConversationMemoryType}
         while True:
             names, cursor = yield Call(self.store.scan, (f"{self.prefix}:*", cursor))
-            for key in map(self._key, names):
-                if key is not None:
-                    seen[key.memory_type].add(key.conversation_id)
+            for key in self._keys(names):
+                seen[key.memory_type].add(key.conversation_id)
             if cursor is None:
                 break
         counts = {str(kind): len(ids) for kind, ids in seen.items()}
         facts = yield Call(self.store.facts)
         return {"total_entries": sum(counts.values()), "entries_by_type": counts, "prefix": self.prefix, **facts}
 
-    def _key(self, name: str) -> RecordKey | None:
-        """Return whose record has this name, None where it is no record of ours."""
-        kind, _, conversation_id = name.removeprefix(f"{self.prefix}:").partition(":")
-        if not name.startswith(f"{self.prefix}:") or not conversation_id:
-            return None
-        found = ConversationMemoryType.__members__.get(kind)
-        return RecordKey(found, conversation_id) if found == kind else None
+    def _keys(self, names: Sequence[str]) -> list[RecordKey]:
+        """Return whose records have these names; those that are no records of ours are left out."""
+        keys = (RecordKey.of(name, prefix=self.prefix) for name in names)
+        return [key for key in keys if key is not None]
 
     def _now(self) -> str:
         return intake.timestamp(self.clock())

@@ -20,6 +20,7 @@ from contract_engine.working_memory.manager import (
     WorkingMemoryManager,
 )
 from contract_engine.working_memory.patterns import matcher
+from contract_engine.working_memory.records import Ttl
 from contract_engine.working_memory.stores import (
     SCAN_BATCH,
     Batch,
@@ -61,12 +62,13 @@ class InMemoryStore:
 
     def exchange(self, name: str, old: bytes | None, new: bytes | None, ttl_seconds: TimeToLive) -> bool:
         """Put ``new`` in place of ``old`` if that is what is there."""
-        seconds = seconds_to_live(ttl_seconds, self._owner)
+        is_kept = ttl_seconds is Ttl.AS_BEFORE
+        seconds = None if is_kept else seconds_to_live(ttl_seconds, self._owner)
         with self._lock:
             if self._entries.get(name) != old:
                 return False
             if new is not None:
-                self._entries.put(name, new, seconds)
+                self._entries.put(name, new, self._entries.seconds_left(name) if is_kept else seconds)
             elif old is not None:
                 self._entries.remove(name)
             return True

@@ -37,28 +37,22 @@ def key_of(conversation_id: object, memory_type: object) -> RecordKey:
         raise InvalidInputError("conversation_id", exc.problem) from None
 
 
-def new_record(request: IMemoryInput, *, max_bytes: int, at_seconds: float) -> Record:
+def new_record(request: IMemoryInput, *, max_bytes: int, now: str) -> Record:
     """Return the record of everything in ``request.data``."""
-    now = timestamp(at_seconds)
     return Record(items(request, max_bytes=max_bytes), dict(request.metadata or {}), now, now)
 
 
 def items(request: IMemoryInput, *, max_bytes: int) -> tuple[Item, ...]:
     """Return the memories that a request brings; a memory without an id is named after its place."""
-    data: object = request.data
-    if not isinstance(data, list | tuple | None):
-        raise InvalidInputError("data", f"expected a list of IWorkingMemory, got {type(data).__name__}")
-    if not data:
-        raise InvalidInputError("data", "no data provided: expected at least one IWorkingMemory")
-    left = max_bytes - metadata_size(request.metadata, "metadata", max_bytes=max_bytes)
-    for number, memory in enumerate(data):
-        left -= _size(memory, f"data[{number}]", max_bytes=max_bytes)
-    if left < 0:
-        raise InvalidInputError("data", f"{max_bytes - left:,} bytes with the metadata, at most {max_bytes:,}")
+    data = request.data
+    if not _is_plain(data, request.metadata, max_bytes):
+        _check_data(data, request.metadata, max_bytes)
+    assert data, "checked"
     if len(data) == 1:
         memory = data[0]
-        name = _wanted_id(request, memory.memory_id)
-        return (Item(memory.working_memory, "1" if name is None else name, dict(memory.metadata or {})),)
+        is_named = memory.memory_id is not None or request.memory_id is not None
+        name = _wanted_id(request, memory.memory_id) if is_named else "1"
+        return (Item(memory.working_memory, name, dict(memory.metadata) if memory.metadata else {}),)
     if request.memory_id is not None:
         raise InvalidInputError("memory_id", f"names one memory, and there are {len(data)}")
     return _numbered(data)
@@ -177,6 +171,29 @@ def text_size(text: object, field: str, *, max_bytes: int) -> int:
     return size
 
 
+def _is_plain(data: object, metadata: object, max_bytes: int) -> bool:
+    """Whether one look is enough: a short text without metadata."""
+    if metadata != {} or type(data) is not list or len(data) != 1:
+        return False
+    memory = data[0]
+    if type(memory) is not IWorkingMemory or memory.metadata != {}:
+        return False
+    text: object = memory.working_memory
+    return type(text) is str and len(text) * 4 <= max_bytes
+
+
+def _check_data(data: object, metadata: object, max_bytes: int) -> None:
+    if not isinstance(data, list | tuple | None):
+        raise InvalidInputError("data", f"expected a list of IWorkingMemory, got {type(data).__name__}")
+    if not data:
+        raise InvalidInputError("data", "no data provided: expected at least one IWorkingMemory")
+    size = metadata_size(metadata, "metadata", max_bytes=max_bytes)
+    for number, memory in enumerate(data):
+        size += _size(memory, f"data[{number}]", max_bytes=max_bytes)
+    if size > max_bytes:
+        raise InvalidInputError("data", f"{size:,} bytes with the metadata, at most {max_bytes:,}")
+
+
 def _size(memory: object, field: str, *, max_bytes: int) -> int:
     if not isinstance(memory, IWorkingMemory):
         raise InvalidInputError(field, f"expected an IWorkingMemory, got {type(memory).__name__}")
@@ -192,13 +209,11 @@ def _memory_type(value: object) -> ConversationMemoryType:
     return found
 
 
-def _wanted_id(request: IMemoryInput, own: str | None) -> str | None:
+def _wanted_id(request: IMemoryInput, own: str | None) -> str:
     wanted = memory_id(request)
-    if own is None:
-        return wanted
-    if wanted not in (None, own):
+    if own is not None and wanted not in (None, own):
         raise InvalidInputError("memory_id", f"{wanted!r} is asked for, and the memory is {own!r}")
-    return _check_memory_id(own)
+    return _check_memory_id(wanted if own is None else own)
 
 
 def _check_memory_id(value: object) -> str:

@@ -21,6 +21,15 @@ class RecordKey(NamedTuple):
     memory_type: ConversationMemoryType
     conversation_id: str
 
+    @classmethod
+    def of(cls, name: str, *, prefix: str) -> RecordKey | None:
+        """Return whose record has this name, None where it is no record of ours."""
+        kind, _, conversation_id = name.removeprefix(f"{prefix}:").partition(":")
+        found = ConversationMemoryType.__members__.get(kind)
+        if not name.startswith(f"{prefix}:") or not conversation_id or found is None or found != kind:
+            return None  # an alias is no name of a type
+        return cls(found, conversation_id)
+
     def name(self, prefix: str) -> str:
         """Return the key under which a store keeps the record."""
         return f"{prefix}:{self.memory_type}:{self.conversation_id}"
@@ -30,9 +39,14 @@ class Ttl(Enum):
     """How long a record lives, where nobody said it in seconds."""
 
     OF_THE_STORE = "the time to live its store was made with"
+    AS_BEFORE = "what is left of the one it has: the same contents in another form, by a change"
 
 
-@dataclass(frozen=True, slots=True)
+# Neither is frozen: that makes them take five times as long to make, and thousands are made in one call. Nobody changes
+# one; `dataclasses.replace` makes another.
+
+
+@dataclass(slots=True)
 class Item:
     """One memory of a record.
 
@@ -46,7 +60,7 @@ class Item:
     marks: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Record:
     """Everything under one key. Times are ISO 8601.
 

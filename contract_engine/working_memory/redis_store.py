@@ -12,6 +12,7 @@ from redis import exceptions as redis_exc
 
 from contract_engine.memory._runtime.failures import redis_failure
 from contract_engine.memory.errors import MemoryServiceError, PoolExhaustedError, RedisUnavailableError
+from contract_engine.working_memory.records import Ttl
 from contract_engine.working_memory.stores import SCAN_BATCH, Batch, Entry, HasTtl, TimeToLive, seconds_to_live
 
 SCRIPT_ENTRIES = 10_000
@@ -68,7 +69,7 @@ class RedisStore:
 
     def exchange(self, name: str, old: bytes | None, new: bytes | None, ttl_seconds: TimeToLive) -> bool:
         """Put ``new`` in place of ``old`` if that is what is there."""
-        return bool(self._run(EXCHANGE, exchange_words(name, old, new, milliseconds(ttl_seconds, self._owner))))
+        return bool(self._run(EXCHANGE, exchange_words(name, old, new, _kept_milliseconds(ttl_seconds, self._owner))))
 
     def remove(self, names: Sequence[str]) -> int:
         """Remove what is kept under the names."""
@@ -121,7 +122,8 @@ class AsyncRedisStore:
 
     async def exchange(self, name: str, old: bytes | None, new: bytes | None, ttl_seconds: TimeToLive) -> bool:
         """:meth:`RedisStore.exchange`."""
-        return bool(await self._run(EXCHANGE, exchange_words(name, old, new, milliseconds(ttl_seconds, self._owner))))
+        ttl_ms = _kept_milliseconds(ttl_seconds, self._owner)
+        return bool(await self._run(EXCHANGE, exchange_words(name, old, new, ttl_ms)))
 
     async def remove(self, names: Sequence[str]) -> int:
         """:meth:`RedisStore.remove`."""
@@ -166,6 +168,11 @@ def milliseconds(ttl: TimeToLive, owner: HasTtl) -> int:
     return 0 if seconds is None else max(1, round(seconds * 1000))
 
 
+def _kept_milliseconds(ttl: TimeToLive, owner: HasTtl) -> int:
+    """:func:`milliseconds`, and -1 for what is left of the time a record has."""
+    return -1 if ttl is Ttl.AS_BEFORE else milliseconds(ttl, owner)
+
+
 def put_command(entry: Entry, owner: HasRedis) -> tuple[Any, ...]:
     """Return the method of a client, and its arguments, that keeps one entry."""
     name, body, ttl = entry
@@ -183,13 +190,10 @@ def put_command(entry: Entry, owner: HasRedis) -> tuple[Any, ...]:
 
 def put_words(entries: Sequence[Entry], owner: HasTtl) -> Iterator[tuple[Any, ...]]:
     """Yield the arguments of the script that keeps many entries, as often as it has to be run."""
-    known: dict[TimeToLive, int] = {}
-    for _, _, ttl in entries:
-        if ttl not in known:
-            known[ttl] = milliseconds(ttl, owner)
     for start in range(0, len(entries), SCRIPT_ENTRIES):
-        names, bodies, ttls = zip(*entries[start : start + SCRIPT_ENTRIES], strict=True)
-        yield len(names), *names, *bodies, *[known[ttl] for ttl in ttls]
+        names, bodies, given = zip(*entries[start : start + SCRIPT_ENTRIES], strict=True)
+        ttls = given[:1] if given.count(given[0]) == len(given) else given
+        yield len(names), *names, *bodies, *[milliseconds(ttl, owner) for ttl in ttls]
 
 
 def exchange_words(name: str, old: bytes | None, new: bytes | None, ttl_ms: int) -> tuple[Any, ...]:

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from contract_engine.memory.errors import ContentionError, CorruptDataError
-from contract_engine.memory.serializer import decode_value, encode_value
+from contract_engine.memory.serializer import UNREADABLE, decode_value, encode_value
 from contract_engine.working_memory.layers import Call, Flow
 from contract_engine.working_memory.records import Item, Record, RecordKey
-from contract_engine.working_memory.stores import AsyncStore, Entry, Store
+from contract_engine.working_memory.stores import AsyncStore, Store
 
 MAX_ATTEMPTS = 100
 """How often a change is tried again when others were faster; each time, one of them got through."""
 
 _NO_LIMIT = 2**62
+
+
+class _StoredItem(msgspec.Struct, omit_defaults=True):
+    """One memory as JSON; what is not there is as it is here."""
+
+    working_memory: str
+    memory_id: str = ""
+    metadata: dict[str, Any] | None = None
+    marks: list[str] = []
+
+
+class _StoredRecord(msgspec.Struct, omit_defaults=True):
+    """A record as JSON. One memory stands alone, as the originals wrote it; several are a list."""
+
+    data: _StoredItem | list[_StoredItem]
+    metadata: dict[str, Any] | None = None
+    created_at: str | None = None
+    last_update: str | None = None
+    versions: list[_StoredRecord] = []
+
+
 _encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(_StoredRecord)
 
 
 class StoredRecords:
@@ -36,7 +58,7 @@ class StoredRecords:
     def write(self, records: Sequence[tuple[RecordKey, Record]]) -> Flow[None]:
         """Put records in place of what is there."""
         prefix = self._prefix
-        entries = [Entry(key.name(prefix), encode_record(record), record.ttl_seconds) for key, record in records]
+        entries = [(key.name(prefix), encode_record(record), record.ttl_seconds) for key, record in records]
         yield Call(self._store.put, (entries,))
 
     def change(self, key: RecordKey, revise: Callable[[Record | None], Record | None]) -> Flow[Record | None]:
@@ -63,70 +85,59 @@ class StoredRecords:
 
 def encode_record(record: Record) -> bytes:
     """Return the bytes of a record, whose metadata have been found to be JSON."""
-    document = _document(record)
+    stored = _stored(record)
     try:
-        return _encoder.encode(document)
-    except (UnicodeEncodeError, TypeError, OverflowError, msgspec.MsgspecError):  # such as lone surrogates
-        return encode_value(document, field="data", max_bytes=_NO_LIMIT)
+        return _encoder.encode(stored)
+    except UnicodeEncodeError:  # lone surrogates
+        return encode_value(msgspec.to_builtins(stored), field="data", max_bytes=_NO_LIMIT)
 
 
 def decode_record(body: bytes) -> Record:
     """Return the record whose bytes these are; :class:`CorruptDataError` if they are nobody's."""
-    return _record(decode_value(body))
+    try:
+        return _record(_decoder.decode(body))
+    except UNREADABLE:
+        pass
+    try:
+        return _record(msgspec.convert(decode_value(body), _StoredRecord))
+    except UNREADABLE as exc:
+        raise CorruptDataError("bytes that are not a record") from exc
 
 
-def _document(record: Record) -> dict[str, Any]:
-    items = [_item_document(item, number) for number, item in enumerate(record.items, 1)]
-    document = {
-        "data": items[0] if len(items) == 1 else items,
-        "metadata": record.metadata,
-        "created_at": record.created_at,
-        "last_update": record.last_update,
-    }
+def _stored(record: Record) -> _StoredRecord:
+    items = record.items
+    data: _StoredItem | list[_StoredItem]
+    if len(items) == 1:
+        data = _stored_item(items[0], "1")
+    else:
+        data = [_stored_item(item, str(number)) for number, item in enumerate(items, 1)]
+    stored = _StoredRecord(data, record.metadata, record.created_at, record.last_update)  # type: ignore[arg-type]  # dicts
     if record.versions:
-        document["versions"] = [_document(version) for version in record.versions]
-    return document
+        stored.versions = [_stored(version) for version in record.versions]
+    return stored
 
 
-def _item_document(item: Item, number: int) -> dict[str, Any]:
-    document: dict[str, Any] = {"working_memory": item.text}
-    if item.memory_id != str(number):  # an id that was not given is the place in the record
-        document["memory_id"] = item.memory_id
+def _stored_item(item: Item, place: str) -> _StoredItem:
+    stored = _StoredItem(item.text)
+    if item.memory_id != place:  # an id that was not given is the place in the record
+        stored.memory_id = item.memory_id
     if item.metadata:
-        document["metadata"] = item.metadata
+        stored.metadata = item.metadata  # type: ignore[assignment]  # dicts
     if item.marks:
-        document["marks"] = list(item.marks)
-    return document
+        stored.marks = list(item.marks)
+    return stored
 
 
-def _record(document: object) -> Record:
-    if not isinstance(document, dict):
-        raise CorruptDataError("bytes that are not a record")
-    data, versions = document.get("data"), document.get("versions", ())
-    items = data if isinstance(data, list) else [data]
+def _record(stored: _StoredRecord) -> Record:
+    data = stored.data if isinstance(stored.data, list) else [stored.data]
     return Record(
-        tuple(_item(item, number) for number, item in enumerate(items, 1)),
-        _metadata(document),
-        _text(document, "created_at"),
-        _text(document, "last_update"),
-        tuple(map(_record, versions)) if isinstance(versions, list) else (),
+        tuple([_item(item, number) for number, item in enumerate(data, 1)]),
+        stored.metadata or {},
+        stored.created_at or "",
+        stored.last_update or "",
+        tuple([_record(version) for version in stored.versions]),
     )
 
 
-def _item(document: object, number: int) -> Item:
-    if not isinstance(document, dict) or not isinstance(document.get("working_memory"), str):
-        raise CorruptDataError("a record whose memories have no text")
-    marks = document.get("marks", ())
-    return Item(
-        document["working_memory"], _text(document, "memory_id") or str(number), _metadata(document), tuple(marks)
-    )
-
-
-def _metadata(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = document.get("metadata")
-    return found if isinstance(found, dict) else {}
-
-
-def _text(document: Mapping[str, Any], name: str) -> str:
-    found = document.get(name)
-    return found if isinstance(found, str) else ""
+def _item(stored: _StoredItem, number: int) -> Item:
+    return Item(stored.working_memory, stored.memory_id or str(number), stored.metadata or {}, tuple(stored.marks))

@@ -19,12 +19,8 @@ SCAN_BATCH = 500
 """How many names a step of a scan looks at, about."""
 
 
-class Entry(NamedTuple):
-    """Bytes to be kept under a name."""
-
-    name: str
-    body: bytes
-    ttl_seconds: TimeToLive
+Entry = tuple[str, bytes, TimeToLive]
+"""A name, the bytes to be kept under it, and for how long."""
 
 
 class Batch(NamedTuple):
