@@ -1,5 +1,6 @@
 """Working-memory managers: what an agent keeps of a conversation, in memory, in Redis or in a database."""
 
+from contract_engine.working_memory.environment import create_async_memory_manager, create_memory_manager
 from contract_engine.working_memory.errors import WrapperMissingError
 from contract_engine.working_memory.in_memory_manager import AsyncInMemoryManager, InMemoryManager
 from contract_engine.working_memory.interfaces import IAsyncMemoryManager, IMemoryManager
@@ -12,9 +13,25 @@ from contract_engine.working_memory.models import (
     IWorkingMemory,
     RichMemory,
 )
+from contract_engine.working_memory.redis_memory_manager import (
+    AsyncRedisMemoryManager,
+    AsyncRedisWorkingMemoryManager,
+    RedisMemoryManager,
+    RedisWorkingMemoryManager,
+)
+from contract_engine.working_memory.sql_memory_manager import (
+    AsyncSQLiteMemoryManager,
+    AsyncSQLMemoryManager,
+    SQLiteMemoryManager,
+    SQLMemoryManager,
+)
 
 __all__ = [
     "AsyncInMemoryManager",
+    "AsyncRedisMemoryManager",
+    "AsyncRedisWorkingMemoryManager",
+    "AsyncSQLMemoryManager",
+    "AsyncSQLiteMemoryManager",
     "AsyncWorkingMemoryManager",
     "ConversationMemoryType",
     "IAsyncMemoryManager",
@@ -24,7 +41,13 @@ __all__ = [
     "IMemoryManager",
     "IWorkingMemory",
     "InMemoryManager",
+    "RedisMemoryManager",
+    "RedisWorkingMemoryManager",
     "RichMemory",
+    "SQLMemoryManager",
+    "SQLiteMemoryManager",
     "WorkingMemoryManager",
     "WrapperMissingError",
+    "create_async_memory_manager",
+    "create_memory_manager",
 ]

@@ -47,6 +47,8 @@ def check_pattern(pattern: object, prefix: str, *, everything: bool) -> str:
         raise InvalidInputError("pattern", "expected a text that is not empty")
     if len(pattern) > MAX_PATTERN_CHARS:
         raise InvalidInputError("pattern", f"{len(pattern):,} characters, at most {MAX_PATTERN_CHARS:,}")
+    if any(ch < " " or "\ud800" <= ch <= "\udfff" for ch in pattern):
+        raise InvalidInputError("pattern", "control characters and lone surrogates stand in no key")
     if not everything and _matches_everything(pattern, prefix):
         hint = f"name a type or a conversation ({prefix}:*:some-id), or say everything=True"
         raise InvalidInputError("pattern", f"{pattern!r} matches every conversation; {hint}")
