@@ -17,6 +17,7 @@ from fold_scenarios import fold_of_2000_tokens, usable_summary
 from observe_scenario import watched
 from recall_scenario import recall
 from scenario import CALLS, WIDE, Bench, Scenario, Timer, fixed_loop, message, per_call, repeated
+from working_memory_scenario import WORKING_MEMORY
 
 from contract_engine.memory import AsyncMemoryManager, TokenCounter, to_messages
 from contract_engine.memory._log import APPEND_ONE
@@ -285,5 +286,6 @@ SCENARIOS = (
     Scenario("add_message, durable, with metrics", "without", 1.03, watched(lambda bench: bench.durable)),
     Scenario("add_message, ephemeral, with metrics", "without", None, watched(lambda bench: bench.ephemeral)),
     Scenario("add_message, durable, nobody listens", "the same", None, watched(lambda b: b.durable, is_watched=False)),
+    *WORKING_MEMORY,
     Scenario("import contract_engine.memory", "redis, sqlalchemy, psycopg", 1.2, imports, rounds=10),
 )

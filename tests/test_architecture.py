@@ -111,6 +111,66 @@ def test_the_memory_knows_nothing_of_what_is_built_on_it() -> None:
             assert not module.startswith("contract_engine.") or module.startswith("contract_engine.memory"), path
 
 
+# The same for working_memory; a line may also import what FROM_THE_MEMORY names.
+WORKING_LAYERS = (
+    "models interfaces",
+    "records",
+    "errors layers stores",
+    "patterns intake",
+    "selection stored_records",
+    "front",
+    "manager",
+    "expiring_entries redis_store sql_store",
+    "in_memory_manager redis_memory_manager sql_memory_manager",
+    "environment",
+)
+WORKING_HEIGHT = {name: height for height, line in enumerate(WORKING_LAYERS) for name in line.split()}
+FROM_THE_MEMORY = frozenset(
+    ["errors", "serializer", "terms", "ranking", "keys", "config", "_runtime.failures", "_runtime.database_connections"]
+)
+
+
+def working_modules() -> list[Path]:
+    return sorted(path for path in (PACKAGE / "working_memory").glob("*.py") if path.stem != "__init__")
+
+
+def test_every_module_of_the_working_memory_has_a_layer() -> None:
+    assert {path.stem for path in working_modules()} == set(WORKING_HEIGHT)
+
+
+@pytest.mark.parametrize("path", working_modules(), ids=lambda path: path.stem)
+def test_imports_of_the_working_memory_point_one_way(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("contract_engine"):
+            continue
+        module = str(node.module)
+        if module == "contract_engine.working_memory":  # some modules of it
+            names = [alias.name for alias in node.names]
+        elif module.startswith("contract_engine.working_memory."):
+            names = [module.removeprefix("contract_engine.working_memory.")]
+        else:
+            assert module.removeprefix("contract_engine.memory.") in FROM_THE_MEMORY, f"{path.stem}: {module}"
+            continue
+        for name in names:
+            assert WORKING_HEIGHT[name] <= WORKING_HEIGHT[path.stem], f"{path.stem} imports {name}, which stands above"
+
+
+def test_only_stores_and_who_opens_them_touch_clients_and_engines() -> None:
+    for path in working_modules():
+        for module, _ in imports(ast.parse(path.read_text("utf-8"))):
+            if module.split(".")[0] in ("redis", "sqlalchemy", "psycopg", "sqlite3"):
+                assert re.match("(redis|sql)_(store|memory_manager)$", path.stem), f"{path.stem}: {module}"
+
+
+def test_scripts_of_the_working_memory_state_their_keys_and_name_every_key() -> None:
+    scripts = sorted((PACKAGE / "working_memory" / "lua").glob("*.lua"))
+    assert [path.stem for path in scripts] == ["exchange", "put"]
+    for path in scripts:
+        header, code = re.match(r"((?:--.*\n)+)(.*)", path.read_text("utf-8"), re.DOTALL).groups()  # type: ignore[union-attr]
+        assert all(f"-- {word}" in header for word in ("KEYS", "ARGV", "Answer")), path
+        assert not re.search(r"'(KEYS|SCAN|FLUSHALL|FLUSHDB)'|unpack\(|KEYS\[\w+\]\s*\.\.|\.\.\s*KEYS", code), path
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_module_is_over_400_lines(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= 400
@@ -253,6 +313,9 @@ memory.memory_manager
 memory.MemoryManager(redis_url="redis://localhost:1", database_url="postgresql://localhost:1/x")
 memory.AsyncMemoryManager(redis_url="redis://localhost:1", database_url="postgresql://localhost:1/x")
 memory.BufferStore(), memory.SummaryStore(), memory.PostgresSessionStore(), memory.TokenCounter()
+import contract_engine.working_memory as working
+working.InMemoryManager(), working.RedisWorkingMemoryManager(), working.AsyncRedisWorkingMemoryManager()
+working.SQLMemoryManager("postgresql://localhost:1/x"), working.AsyncSQLMemoryManager("postgresql://localhost:1/x")
 manager = memory.MemoryManager(redis_url="redis://localhost:1", database_url="postgresql://localhost:1/x")
 manager.buffer_store, manager.summary_store, manager.session_store, manager.token_counter
 print("opened nothing")

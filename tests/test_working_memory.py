@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -453,6 +453,7 @@ def test_a_record_of_the_original_managers_is_read_as_it_is(
 def test_a_single_memory_is_written_as_the_originals_do(backend: MemoryBackend) -> None:
     bare = backend.open_bare()
     key = backend.run(bare.store(say("c1", "text", metadata={"a": 1})))
+    backend.close_bare(bare)
     assert json.loads(backend.bytes_of(key) or b"") == {
         "data": {"working_memory": "text"},
         "metadata": {"a": 1},
@@ -534,7 +535,7 @@ def test_a_retrieval_that_cannot_mean_anything_is_refused(manager: WorkingMemory
         {"filters": [1]},
         *({"memory_id": name} for name in ("", 5)),
     ):
-        wrong: dict[str, Any] = fields
+        wrong = cast("dict[str, Any]", fields)
         for call in (manager.retrieve, manager.retrieve_safe, lambda request: manager.retrieve_many([request])):
             with pytest.raises(InvalidInputError):
                 call(ask("c1", **wrong))

@@ -130,13 +130,13 @@ class MemoryBackend:
         """Put bytes under a key, as another program would."""
         manager = self.open_bare()
         self.run(manager.store_of_records.put([(name, body, None)]))
-        self._close(manager)
+        self.close_bare(manager)
 
     def bytes_of(self, name: str) -> bytes | None:
         """Return the bytes under a key."""
         manager = self.open_bare()
         (found,) = self.run(manager.store_of_records.get([name]))
-        self._close(manager)
+        self.close_bare(manager)
         return cast("bytes | None", found)
 
     def expire(self, manager: WorkingMemoryManager, conversation_id: str, ttl_seconds: float) -> None:
@@ -152,13 +152,14 @@ class MemoryBackend:
         if self.kind != MEMORY:
             cleaner = self.open_bare()
             self.run(cleaner.cleanup(f"{self.prefix}:*", everything=True))
-            self._close(cleaner)
+            self.close_bare(cleaner)
         for manager in self.opened:
             manager.close()
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
 
-    def _close(self, bare: Any) -> None:
+    def close_bare(self, bare: Any) -> None:
+        """Close what :meth:`open_bare` has opened."""
         self.run(bare.close() if self.colour == SYNC else bare.aclose())
 
 

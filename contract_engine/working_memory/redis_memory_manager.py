@@ -59,6 +59,8 @@ def _client(module: Any, url: object, *, timeout_seconds: float, pool_size: int,
     options = _options(url, timeout_seconds, pool_size, retry)
     try:
         client = module.from_url(url, **options)
+        if isinstance(client, module.Redis):
+            client.connection_pool.make_connection()  # opens nothing, and finds options that redis-py does not know
     except (ValueError, TypeError):  # neither their words nor their trace may carry a password on
         problem = "not a redis://, rediss:// or unix:// URL with options that redis-py knows"
         raise ConfigurationError("storage_url", problem) from None

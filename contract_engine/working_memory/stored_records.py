@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,12 +10,17 @@ import msgspec
 
 from contract_engine.memory.errors import ContentionError, CorruptDataError
 from contract_engine.memory.serializer import UNREADABLE, decode_value, encode_value
-from contract_engine.working_memory.layers import Call, Flow
+from contract_engine.working_memory.layers import Call, Flow, Pause
 from contract_engine.working_memory.records import Item, Record, RecordKey
 from contract_engine.working_memory.stores import AsyncStore, Store
 
-MAX_ATTEMPTS = 100
-"""How often a change is tried again when others were faster; each time, one of them got through."""
+MAX_ATTEMPTS = 250
+"""How often a change is tried when others were faster; each time, one of them got through."""
+
+AT_ONCE = 3
+PAUSE_SECONDS = 0.001
+MAX_PAUSE_SECONDS = 0.05
+"""After so many attempts in a row a change waits: by chance, the longer the more often it has lost."""
 
 _NO_LIMIT = 2**62
 
@@ -45,9 +51,10 @@ _decoder = msgspec.json.Decoder(_StoredRecord)
 class StoredRecords:
     """A layer over a store, of either colour."""
 
-    def __init__(self, store: Store | AsyncStore, *, prefix: str) -> None:
+    def __init__(self, store: Store | AsyncStore, *, prefix: str, chance: Callable[[], float] = random.random) -> None:
         self._store = store
         self._prefix = prefix
+        self._chance = chance
 
     def read(self, keys: Sequence[RecordKey]) -> Flow[list[Record | None]]:
         """Answer the records; :class:`CorruptDataError` where there are bytes that are none."""
@@ -62,9 +69,11 @@ class StoredRecords:
         yield Call(self._store.put, (entries,))
 
     def change(self, key: RecordKey, revise: Callable[[Record | None], Record | None]) -> Flow[Record | None]:
-        """Put what ``revise`` makes of a record in its place; :class:`ContentionError` after a hundred lost races."""
+        """Put what ``revise`` makes of a record in its place; :class:`ContentionError` where it loses every race."""
         name = key.name(self._prefix)
-        for _ in range(MAX_ATTEMPTS):
+        for attempt in range(MAX_ATTEMPTS):
+            if attempt >= AT_ONCE:
+                yield Pause(min(PAUSE_SECONDS * attempt, MAX_PAUSE_SECONDS) * self._chance())
             (old,) = yield Call(self._store.get, ([name],))
             before = None if old is None else decode_record(old)
             after = revise(before)

@@ -1,0 +1,373 @@
+"""What is particular to working memory in Redis: its commands, its outages, and what others do with its keys."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, cast
+from unittest.mock import Mock, patch
+
+import pytest
+import redis
+from server_faults import ServerFaults
+from servers import PrivateServers
+from working_memory_contract import (
+    ASYNC,
+    PATIENCE_SECONDS,
+    REDIS,
+    STACKS,
+    SYNC,
+    MemoryBackend,
+    ask,
+    say,
+    texts_of,
+)
+
+from contract_engine.embedded import EmbeddedServers
+from contract_engine.memory import (
+    ConfigurationError,
+    MemoryServiceError,
+    RedisUnavailableError,
+    StoreMisconfiguredError,
+)
+from contract_engine.memory.errors import CorruptDataError, PoolExhaustedError
+from contract_engine.working_memory import (
+    AsyncRedisWorkingMemoryManager,
+    RedisMemoryManager,
+    RedisWorkingMemoryManager,
+    WorkingMemoryManager,
+)
+from contract_engine.working_memory.redis_store import EXCHANGE, PUT, RedisStore
+
+DEAD_URL = "redis://someone:sesame@127.0.0.1:1/0"
+
+
+@pytest.fixture(params=[SYNC, ASYNC])
+def colour(request: pytest.FixtureRequest) -> str:
+    return cast("str", request.param)
+
+
+@pytest.fixture
+def backend(colour: str, redis_url: str, tenant: str, tmp_path: Path) -> Iterator[MemoryBackend]:
+    with closing(MemoryBackend(REDIS, colour, STACKS["bare"], tenant, redis_url, "", tmp_path)) as found:
+        yield found
+
+
+@pytest.fixture
+def raw(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def private(private_servers: PrivateServers) -> EmbeddedServers:
+    """A Redis that belongs to this test."""
+    return private_servers(postgres=False)
+
+
+@pytest.fixture
+def harmed(colour: str, private: EmbeddedServers, tenant: str, tmp_path: Path) -> Iterator[MemoryBackend]:
+    """Managers on a Redis that this test may harm."""
+    found = MemoryBackend(REDIS, colour, STACKS["bare"], tenant, private.redis_url, "", tmp_path)
+    with closing(found):
+        yield found
+
+
+# -- what programs written for the originals do
+
+
+def test_the_mock_of_the_documents_sees_setex() -> None:
+    mock = Mock()
+    mock.get.return_value = None
+    mock.setex.return_value = True
+    mock.delete.return_value = 1
+    with patch("redis.from_url", return_value=mock):
+        manager = RedisMemoryManager(ttl=3600)
+        key = manager.store(say("c1", "text"))
+        assert manager.retrieve(ask("c1")) == []
+        manager.delete(ask("c1"))
+    name, seconds, body = mock.setex.call_args.args
+    assert (name, seconds) == (key, 3600) == ("memory:WORKING_MEMORY:c1", 3600)
+    assert b'"text"' in body
+
+
+def test_a_subclass_may_set_the_client_itself(redis_url: str, tenant: str) -> None:
+    class Pooled(RedisWorkingMemoryManager):
+        def __init__(self, client: redis.Redis) -> None:
+            self.redis_client = client
+            self.prefix = tenant
+            self.ttl = 60
+
+    client = redis.Redis(connection_pool=redis.ConnectionPool.from_url(redis_url, decode_responses=True))
+    manager = Pooled(client)
+    manager.store(say("c1", "naïve", "two"))
+    manager.update(say("c1", "naïve 2", memory_id="1"))
+    assert texts_of(manager.retrieve(ask("c1"))) == ["naïve 2", "two"]
+    assert 0 < client.ttl(f"{tenant}:WORKING_MEMORY:c1") <= 60
+    manager.close()
+    assert client.ping(), "what was handed in is not closed"
+    manager.delete(ask("c1"))
+    client.close()
+
+
+def test_the_bytes_of_the_originals_are_read_and_expire_as_they_would(backend: MemoryBackend, raw: redis.Redis) -> None:
+    manager, name = backend.open(), f"{backend.prefix}:WORKING_MEMORY:conv_123"
+    raw.set(
+        name, b'{"data": {"working_memory": "Alice"}, "metadata": null, "created_at": "2025-03-01T10:11:12"}', ex=600
+    )
+    (memory,) = manager.retrieve(ask("conv_123"))
+    assert (memory.working_memory, memory.metadata, memory.last_update) == ("Alice", {}, None)
+    assert 500 < raw.ttl(name) <= 600
+
+
+def test_times_to_live_are_those_of_the_keys(backend: MemoryBackend, raw: redis.Redis) -> None:
+    manager = backend.open()
+    expected = {43_200: (43_000_000, 43_200_000), 0.5: (1, 500), None: (-1, -1)}
+    for ttl, (least, most) in expected.items():
+        manager.ttl = ttl
+        manager.store(say("one", "x"))
+        manager.store_many([say("two", "x"), say("three", "x")])
+        manager.update(say("one", "y"))
+        for name in ("one", "two", "three"):
+            left = raw.pttl(f"{backend.prefix}:WORKING_MEMORY:{name}")
+            assert least <= left <= most or (ttl == 0.5 and left == -2)
+
+
+def test_the_url_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def database(manager: RedisWorkingMemoryManager) -> tuple[str, int | None, int]:
+        settings = manager.redis_client.connection_pool.connection_kwargs
+        return settings["host"], settings.get("port"), settings["db"]
+
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    assert database(RedisWorkingMemoryManager()) == ("localhost", 6379, 1)
+    monkeypatch.setenv("REDIS_URL", "redis://elsewhere:7000/4")
+    assert database(RedisWorkingMemoryManager()) == ("elsewhere", 7000, 4)
+    assert database(RedisWorkingMemoryManager("redis://here/2")) == ("here", None, 2)
+
+
+@pytest.mark.parametrize("url", ["", "http://x:sesame@y", "redis://x:sesame@y:port", 5, "redis://x?nonsense=sesame"])
+def test_a_bad_url_is_refused_without_its_password(url: Any) -> None:
+    for kind in (RedisWorkingMemoryManager, AsyncRedisWorkingMemoryManager):
+        with pytest.raises(ConfigurationError) as caught:
+            kind(url)
+        assert "sesame" not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+
+# -- what goes over the wire
+
+
+def test_a_batch_is_one_round_trip_and_no_call_looks_for_keys(harmed: MemoryBackend, private: EmbeddedServers) -> None:
+    faults, manager = ServerFaults(redis_server=private), harmed.open()
+    requests = [say(f"c{number}", "x") for number in range(1000)]
+    manager.store_many(requests[:2])  # loads the script
+    before = faults.calls()
+    manager.store_many(requests)
+    manager.retrieve_many(requests)
+    manager.store(requests[0])
+    manager.retrieve(requests[0])
+    assert manager.cleanup(f"{harmed.prefix}:*:c*") == 1000
+    after = faults.calls()
+    grown = {name: count - before.get(name, 0) for name, count in after.items() if count != before.get(name, 0)}
+    assert grown["evalsha"] == grown["mget"] == grown["setex"] == grown["get"] == 1
+    assert "keys" not in grown
+    assert grown["scan"] >= 2
+
+
+def test_scripts_that_are_gone_are_sent_again(harmed: MemoryBackend, private: EmbeddedServers) -> None:
+    manager = harmed.open()
+    manager.store_many([say("c1", "a"), say("c2", "b")])
+    manager.update(say("c1", "A"))
+    with ServerFaults(redis_server=private).redis() as client:
+        client.script_flush()
+        assert client.script_exists(PUT.sha, EXCHANGE.sha) == [False, False]
+    manager.update(say("c1", "AA"))
+    manager.store_many([say("c2", "BB"), say("c3", "CC")])
+    assert [texts_of(found) for found in manager.retrieve_many([ask("c1"), ask("c2"), ask("c3")])] == [
+        ["AA"],
+        ["BB"],
+        ["CC"],
+    ]
+
+
+def test_an_exchange_that_is_sent_again_is_done(redis_url: str, tenant: str) -> None:
+    """A connection that breaks before the answer makes the client send it twice."""
+    with RedisWorkingMemoryManager(redis_url, timeout_seconds=10) as manager:
+        store, name = RedisStore(manager), f"{tenant}:x"
+        for old, new in ((None, b"a"), (b"a", b"b"), (b"b", None)):
+            assert store.exchange(name, old, new, 60)
+            assert store.exchange(name, old, new, 60)
+            assert not store.exchange(name, b"other", b"c", 60)
+        assert store.get([name]) == [None]
+
+
+# -- outages
+
+
+def test_a_dead_redis_is_an_error_that_programs_know(
+    harmed: MemoryBackend, private: EmbeddedServers, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults, manager = ServerFaults(redis_server=private), harmed.open()
+    manager.store(say("c1", "text"))
+    faults.kill_redis()
+    for call in (manager.store, manager.retrieve, manager.update, manager.delete):
+        with pytest.raises(RedisUnavailableError) as caught:
+            call(say("c1", "secret text"))
+        assert isinstance(caught.value, redis.ConnectionError)
+        assert isinstance(caught.value, ConnectionError)
+        assert "secret text" not in str(caught.value)
+    for late in (
+        lambda: manager.retrieve_many([ask("c1"), ask("c2")]),
+        lambda: manager.store_many([say("c1", "x"), say("c2", "x")]),
+        manager.storage_stats,
+        lambda: manager.cleanup(f"{harmed.prefix}:*:c1"),
+    ):
+        with pytest.raises(RedisUnavailableError):
+            late()
+    with caplog.at_level(logging.WARNING):
+        assert manager.retrieve_safe(ask("c1")) == []
+    assert "RedisAwayError" in caplog.text
+    password = private.redis_url.split("@")[0].rpartition(":")[2]
+    assert len(password) > 8
+    assert password not in caplog.text
+    faults.restart_redis()
+    manager.store(say("c1", "back"))
+    assert texts_of(manager.retrieve(ask("c1"))) == ["back"]
+
+
+def test_a_stopped_redis_costs_the_deadline(harmed: MemoryBackend, private: EmbeddedServers) -> None:
+    faults, manager = ServerFaults(redis_server=private), harmed.open(timeout_seconds=0.3)
+    manager.store(say("c1", "text"))
+    faults.stop_redis()
+    started = time.monotonic()
+    with pytest.raises(RedisUnavailableError) as caught:
+        manager.store(say("c1", "x"))
+    assert isinstance(caught.value, redis.ConnectionError)
+    assert manager.retrieve_safe(ask("c1")) == []
+    assert time.monotonic() - started < PATIENCE_SECONDS
+    faults.go_on()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not manager.retrieve_safe(ask("c1")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_connection_that_was_cut_is_opened_again(harmed: MemoryBackend, private: EmbeddedServers) -> None:
+    manager = harmed.open()
+    manager.store(say("c1", "text"))
+    with ServerFaults(redis_server=private).redis() as client:
+        cut = client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        assert cut >= 1
+    assert texts_of(manager.retrieve(ask("c1"))) == ["text"]
+
+
+def test_a_redis_that_is_full_is_an_outage(harmed: MemoryBackend, private: EmbeddedServers) -> None:
+    manager = harmed.open()
+    manager.store(say("c1", "text"))
+    with ServerFaults(redis_server=private).redis() as client:
+        client.config_set("maxmemory", 1)
+        for call in (
+            lambda: manager.store(say("c2", "x")),
+            lambda: manager.store_many([say("c2", "x"), say("c3", "x")]),
+            lambda: manager.update(say("c1", "x")),
+        ):
+            with pytest.raises(RedisUnavailableError):
+                call()
+        client.config_set("maxmemory", 0)
+    assert texts_of(manager.retrieve(ask("c1"))) == ["text"]
+
+
+def test_a_key_of_another_type_is_no_record(backend: MemoryBackend, raw: redis.Redis) -> None:
+    name = f"{backend.prefix}:WORKING_MEMORY:c1"
+    raw.rpush(name, "x")
+    manager = backend.open()
+    for call in (manager.retrieve, manager.update):
+        with pytest.raises(CorruptDataError):
+            call(say("c1", "x"))
+    manager.store(say("c1", "x"))
+    assert texts_of(manager.retrieve(ask("c1"))) == ["x"]
+
+
+def test_a_wrong_password_is_a_misconfiguration(private: EmbeddedServers, colour: str, tmp_path: Path) -> None:
+    wrong = f"redis://:not-it@{private.redis_url.rpartition('@')[2]}"
+    assert wrong != private.redis_url
+    found = MemoryBackend(REDIS, colour, STACKS["bare"], "t", wrong, "", tmp_path)
+    manager = found.open()
+    for call in (manager.retrieve, manager.retrieve_safe):
+        with pytest.raises(StoreMisconfiguredError):
+            call(ask("c1"))
+    manager.close()
+    found.loop.close()
+
+
+def test_nothing_is_opened_by_construction_and_no_server_is_an_error() -> None:
+    with RedisWorkingMemoryManager(DEAD_URL) as manager:
+        with pytest.raises(redis.ConnectionError) as caught:
+            manager.store(say("c1", "x"))
+        assert "sesame" not in f"{caught.value} {caught.value.__cause__} {manager!r}"
+
+
+# -- many at once
+
+
+def test_more_threads_than_connections_wait_for_one(redis_url: str, tenant: str) -> None:
+    with RedisWorkingMemoryManager(redis_url, prefix=tenant, pool_size=2, timeout_seconds=PATIENCE_SECONDS) as manager:
+        failures: list[MemoryServiceError] = []
+
+        def work(worker: int) -> None:
+            try:
+                for number in range(10):
+                    manager.store(say(f"{worker}-{number}", "x"))
+            except MemoryServiceError as exc:
+                failures.append(exc)
+
+        threads = [threading.Thread(target=work, args=(worker,)) for worker in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert len(manager.redis_client.connection_pool._connections) <= 2
+        assert manager.cleanup(f"{tenant}:*", everything=True) == 400
+
+
+def test_no_connection_in_time_is_said_to_be_that(private: EmbeddedServers) -> None:
+    with RedisWorkingMemoryManager(private.redis_url, pool_size=1, timeout_seconds=0.2) as manager:
+        taken = manager.redis_client.connection_pool.get_connection()
+        with pytest.raises(PoolExhaustedError):
+            manager.retrieve(ask("c1"))
+        manager.redis_client.connection_pool.release(taken)
+        assert manager.retrieve(ask("c1")) == []
+
+
+def test_two_managers_change_one_record_without_loss(backend: MemoryBackend) -> None:
+    if backend.colour == ASYNC:
+        one, two = backend.open_bare(), backend.open_bare()
+        backend.run(one.store(say("c1", *["0"] * 8)))
+        backend.gather(
+            [
+                lambda worker=worker: (one, two)[worker % 2].update(say("c1", "1", memory_id=str(worker + 1)))  # type: ignore[misc]
+                for worker in range(8)
+            ]
+        )
+        assert texts_of(backend.run(one.retrieve(ask("c1", limit=None)))) == ["1"] * 8
+        backend.close_bare(one)
+        backend.close_bare(two)
+        return
+    managers: list[WorkingMemoryManager] = [backend.open(), backend.open()]
+    managers[0].store(say("c1", *["0"] * 8))
+
+    def work(worker: int) -> None:
+        for number in range(1, 11):
+            managers[worker % 2].update(say("c1", str(number), memory_id=str(worker + 1)))
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert texts_of(managers[0].retrieve(ask("c1", limit=None))) == ["10"] * 8
