@@ -78,14 +78,11 @@ def redis_store(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
     with RedisWorkingMemoryManager(bench.redis_url, TTL_SECONDS) as manager:
         wanted = [request(number) for number in range(CALLS)]
         names = manager.store_many(wanted)
-        raw = [(name, bench.redis.get(name)) for name in names]
-        setex = bench.redis.execute_command
-
+        raw = [("SETEX", name, TTL_SECONDS, bench.redis.get(name)) for name in names]
+        setex: Callable[..., object] = bench.redis.execute_command
         yield (
             lambda: per_call([lambda one=one: manager.store(one) for one in wanted]),  # type: ignore[misc]
-            lambda: per_call(
-                [lambda name=name, body=body: setex("SETEX", name, TTL_SECONDS, body) for name, body in raw]
-            ),  # type: ignore[misc]
+            lambda: per_call([lambda words=words: setex(*words) for words in raw]),  # type: ignore[misc]
         )
 
 

@@ -56,16 +56,14 @@ class ExpiringEntries:
         """Keep bytes under a name; where there is no room, what was used least recently goes."""
         now = self._clock()
         self._clear(now, most=_CLEARED_PER_WRITE)
-        before = self._entries.get(name)
-        deadline = None if ttl_seconds is None else now + ttl_seconds
+        before = self._entries.pop(name, None)
         if before is not None:
             self._leave_bucket(name, before[1])
         elif len(self._entries) >= self._max_entries:
             self._forget(next(iter(self._entries)))
             self.evicted += 1
+        deadline = None if ttl_seconds is None else now + ttl_seconds
         self._entries[name] = (body, deadline)
-        if before is not None:
-            self._entries.move_to_end(name)
         if deadline is not None:
             self._join_bucket(name, deadline)
 

@@ -39,7 +39,8 @@ def key_of(conversation_id: object, memory_type: object) -> RecordKey:
 
 def new_record(request: IMemoryInput, *, max_bytes: int, now: str) -> Record:
     """Return the record of everything in ``request.data``."""
-    return Record(items(request, max_bytes=max_bytes), dict(request.metadata or {}), now, now)
+    metadata = request.metadata
+    return Record(items(request, max_bytes=max_bytes), dict(metadata) if metadata else {}, now, now)
 
 
 def items(request: IMemoryInput, *, max_bytes: int) -> tuple[Item, ...]:
@@ -74,9 +75,18 @@ def memory_id(request: IMemoryInput) -> str | None:
 
 def check_wanted(request: IMemoryInput) -> None:
     """Refuse a retrieval that cannot mean anything."""
+    limit = request.limit
+    if (
+        request.query is None
+        and request.filters is None
+        and request.memory_id is None
+        and type(limit) is int
+        and limit >= 0
+    ):
+        return  # nearly all of them
     memory_id(request)
-    if request.limit is not None:
-        check_limit(request.limit)
+    if limit is not None:
+        check_limit(limit)
     if request.query is not None:
         check_query(request.query)
     filters: object = request.filters

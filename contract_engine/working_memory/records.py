@@ -32,7 +32,7 @@ class RecordKey(NamedTuple):
 
     def name(self, prefix: str) -> str:
         """Return the key under which a store keeps the record."""
-        return f"{prefix}:{self.memory_type}:{self.conversation_id}"
+        return ":".join((prefix, *self))
 
 
 class Ttl(Enum):

@@ -4,12 +4,12 @@
 -- ARGV  1 to n: what they are to be  n+1: the time to live of all of them (ms), 0 for ever; where it is not the same for
 --       all, n+1 to 2n
 -- Answer nothing.
-local n = #KEYS
+local n, call = #KEYS, redis.call
 for i = 1, n do
   local ttl = ARGV[n + i] or ARGV[n + 1]
   if ttl == '0' then
-    redis.call('SET', KEYS[i], ARGV[i])
+    call('SET', KEYS[i], ARGV[i])
   else
-    redis.call('PSETEX', KEYS[i], ttl, ARGV[i])
+    call('PSETEX', KEYS[i], ttl, ARGV[i])
   end
 end
