@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from working_memory_contract import ManualClock, ask, say, texts_of
@@ -16,6 +17,7 @@ from working_memory_contract import ManualClock, ask, say, texts_of
 from contract_engine.memory import InvalidInputError
 from contract_engine.working_memory import InMemoryManager
 from contract_engine.working_memory.expiring_entries import ExpiringEntries
+from contract_engine.working_memory.intake import timestamp
 
 
 def test_storage_is_a_view_of_what_is_there() -> None:
@@ -90,7 +92,7 @@ def test_the_least_recently_used_makes_way() -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "given_settings",
     [
         {"ttl": 0},
         {"ttl": -1},
@@ -107,9 +109,9 @@ def test_the_least_recently_used_makes_way() -> None:
         {"prefix": 5},
     ],
 )
-def test_bad_settings_are_refused(given: dict[str, Any]) -> None:
+def test_bad_settings_are_refused(given_settings: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError):
-        InMemoryManager(**given)
+        InMemoryManager(**given_settings)
 
 
 def test_a_bad_time_to_live_set_later_is_refused_before_anything_is_written() -> None:
@@ -258,3 +260,10 @@ class ManagerAgainstAModel(RuleBasedStateMachine):
 
 ManagerAgainstAModel.TestCase.settings = settings(max_examples=100, stateful_step_count=30)
 test_manager_against_a_model = ManagerAgainstAModel.TestCase
+
+
+@given(st.floats(min_value=0, max_value=4e9))
+def test_a_timestamp_is_the_time_in_utc(at_seconds: float) -> None:
+    found = datetime.fromisoformat(timestamp(at_seconds))
+    assert found.utcoffset() == timedelta(0)
+    assert abs(found.timestamp() - at_seconds) <= 2e-6
