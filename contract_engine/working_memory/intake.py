@@ -40,15 +40,16 @@ def key_of(conversation_id: object, memory_type: object) -> RecordKey:
 
 def new_record(request: IMemoryInput, *, max_bytes: int, now: str) -> Record:
     """Return the record of everything in ``request.data``."""
-    metadata = request.metadata
+    data, metadata = request.data, request.metadata
+    if _is_plain(data, metadata, max_bytes) and request.memory_id is None and data[0].memory_id is None:  # type: ignore[index]  # it is a list
+        return Record((Item(data[0].working_memory, "1", {}),), {}, now, now)  # type: ignore[index]
     return Record(items(request, max_bytes=max_bytes), dict(metadata) if metadata else {}, now, now)
 
 
 def items(request: IMemoryInput, *, max_bytes: int) -> tuple[Item, ...]:
     """Return the memories that a request brings; a memory without an id is named after its place."""
     data = request.data
-    if not _is_plain(data, request.metadata, max_bytes):
-        _check_data(data, request.metadata, max_bytes)
+    _check_data(data, request.metadata, max_bytes)
     assert data, "checked"
     if len(data) == 1:
         memory = data[0]
