@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from working_memory_contract import ASYNC, KINDS, STACKS, SYNC, WORKING, MemoryB
 
 from contract_engine.memory import InvalidInputError, MemoryServiceError
 from contract_engine.working_memory import (
+    AsyncWorkingMemoryManager,
     ConversationMemoryType,
     IMemoryInput,
     IWorkingMemory,
@@ -599,3 +601,15 @@ def _matches(pattern: str, name: str) -> bool:
     if pattern[0] == "\\" and len(pattern) > 1:
         return pattern[1] == name[0] and _matches(pattern[2:], name[1:])
     return pattern[0] in ("?", name[0]) and _matches(pattern[1:], name[1:])
+
+
+def test_both_colours_have_the_same_methods() -> None:
+    def signatures(kind: type) -> dict[str, str]:
+        found = inspect.getmembers(kind, inspect.isfunction)
+        return {name: str(inspect.signature(method)) for name, method in found if not name.startswith("_")}
+
+    sync, twin = signatures(WorkingMemoryManager), signatures(AsyncWorkingMemoryManager)
+    only_sync = {f"{name}_async" for name in ("store", "retrieve", "update", "delete")} | {"close"}
+    assert set(sync) - set(twin) == only_sync
+    assert set(twin) - set(sync) == {"aclose"}
+    assert all(sync[name] == twin[name] for name in set(sync) & set(twin))
