@@ -19,7 +19,7 @@ from contract_engine.working_memory.records import Record, RecordKey
 T = TypeVar("T")
 
 
-@dataclass(slots=True)  # not frozen: one is made for every operation, and that would take five times as long
+@dataclass(slots=True)  # not frozen: one is made for every operation, and that would take a few times as long
 class Call:
     """Call a method of a store: plain in a manager, awaited in its twin.
 

@@ -42,7 +42,7 @@ class Ttl(Enum):
     AS_BEFORE = "what is left of the one it has: the same contents in another form, by a change"
 
 
-# Neither is frozen: that makes them take five times as long to make, and thousands are made in one call. Nobody changes
+# Neither is frozen: that makes them a few times as slow to make, and thousands are made in one call. Nobody changes
 # one; `dataclasses.replace` makes another.
 
 
