@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contract_engine.memory.errors import MemoryServiceError
+from contract_engine.working_memory.records import RecordKey
 
 
 class WrapperMissingError(MemoryServiceError):
@@ -11,3 +12,38 @@ class WrapperMissingError(MemoryServiceError):
     def __init__(self, mark: str, name: str) -> None:
         super().__init__(f"{name} was written through the {mark!r} wrapper; read it through a manager that has it")
         self.mark = mark
+
+
+class UnreadableMemoryError(MemoryServiceError):
+    """A memory is there and cannot be given back as it was; nothing was changed."""
+
+    def __init__(self, key: RecordKey, problem: str) -> None:
+        super().__init__(f"{key.memory_type}:{key.conversation_id}: {problem}")
+        self.key = key
+        self.problem = problem
+
+
+class MissingDictionaryError(UnreadableMemoryError):
+    """A memory was compressed with a dictionary that is not among those given."""
+
+    def __init__(self, key: RecordKey, dictionary_id: str) -> None:
+        super().__init__(
+            key, f"compressed with dictionary {dictionary_id}; give it to Compressed(older_dictionaries=...)"
+        )
+        self.dictionary_id = dictionary_id
+
+
+class MissingKeyError(UnreadableMemoryError):
+    """A memory was encrypted with a key that is not in the key ring."""
+
+    def __init__(self, key: RecordKey, key_id: str) -> None:
+        super().__init__(key, f"encrypted with key {key_id!r}; add it to the key ring")
+        self.key_id = key_id
+
+
+class AlteredMemoryError(UnreadableMemoryError):
+    """A memory was altered or moved outside of these managers, or its key is another one of the same name."""
+
+
+class InflationError(UnreadableMemoryError):
+    """A compressed memory would become larger than any text that is allowed."""

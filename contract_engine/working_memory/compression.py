@@ -1,0 +1,238 @@
+"""Memories made smaller on their way to the store, with a dictionary of what such memories are like."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import threading
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from contract_engine.memory.errors import ConfigurationError, CorruptDataError, InvalidInputError
+from contract_engine.memory.serializer import decode_text, encode_text
+from contract_engine.working_memory.errors import InflationError, MissingDictionaryError, UnreadableMemoryError
+from contract_engine.working_memory.layers import Layer
+from contract_engine.working_memory.manager import AsyncWorkingMemoryManager, WorkingMemoryManager
+from contract_engine.working_memory.records import Item, RecordKey
+from contract_engine.working_memory.settings import check_count
+from contract_engine.working_memory.wrapping import AsyncWrapper, Manager, Sealing, Wrapped, Wrapper
+
+ZSTANDARD = "zstd"
+DEFLATE = "deflate"
+
+MIN_CHARS = 48
+"""Shorter texts are not tried: what there is to win is eaten up by the mark."""
+
+LEVEL = 12
+"""Of Zstandard. Above it short texts get no smaller to speak of, and long ones take much longer."""
+
+MAX_TEXT_BYTES = 64 * 2**20
+"""No text becomes larger than this when it is inflated, whatever its compressed form says."""
+
+SHORT_BYTES = 4096
+"""Up to here raw deflate is tried too: its fixed code costs nothing, where a frame of Zstandard costs ten bytes."""
+
+_WINDOW_BYTES = 32_768  # as far back as deflate can refer; most useful is what stands last
+
+
+@dataclass(frozen=True, slots=True)
+class Dictionary:
+    """What texts are likely to repeat; ``id`` is of its bytes, so two dictionaries are never taken for each other."""
+
+    body: bytes
+    id: str
+
+    @classmethod
+    def of(cls, body: object) -> Dictionary:
+        """Look at what a caller gave as a dictionary."""
+        if not isinstance(body, bytes) or len(body) < 8:
+            raise ConfigurationError("dictionary", "expected the bytes of train_dictionary()")
+        return cls(body, hashlib.sha256(body).hexdigest()[:8])
+
+
+class Codec(threading.local):
+    """Compressor and decompressor of one dictionary, or of none; those of Zstandard serve one thread at a time."""
+
+    def __init__(self, dictionary: Dictionary | None, level: int) -> None:
+        zstd = _zstandard()
+        given = zstd.ZstdCompressionDict(dictionary.body) if dictionary else None
+        # Magic and dictionary number are eight bytes, a twentieth of a short memory; the mark says the same.
+        form = zstd.FORMAT_ZSTD1_MAGICLESS
+        settings = zstd.ZstdCompressionParameters.from_level(level, write_content_size=1, write_dict_id=0, format=form)
+        self._compressor = zstd.ZstdCompressor(dict_data=given, compression_params=settings)
+        self._decompressor = zstd.ZstdDecompressor(dict_data=given, format=form)
+        self._preset = dictionary.body[-_WINDOW_BYTES:] if dictionary else b""
+        self._deflater = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, self._preset)
+
+    def compress(self, body: bytes) -> tuple[str, bytes]:
+        """Return the name of the method that makes it smallest, and what it makes of it."""
+        frame = self._compressor.compress(body)
+        if len(body) <= SHORT_BYTES:
+            deflater = self._deflater.copy()
+            deflated = deflater.compress(body) + deflater.flush()
+            if len(deflated) < len(frame):
+                return DEFLATE, deflated
+        return ZSTANDARD, frame
+
+    def inflate(self, method: str, data: bytes, *, max_bytes: int) -> bytes | None:
+        """Return the bytes, None where they are more than ``max_bytes``: never more than that is made of them."""
+        if method == DEFLATE:
+            inflater = zlib.decompressobj(-15, self._preset)
+            body = inflater.decompress(data, max_bytes + 1)
+            if len(body) <= max_bytes and not (inflater.eof and not inflater.unused_data):
+                raise ValueError("cut or followed by something")
+        else:
+            zstd = _zstandard()
+            stated = zstd.get_frame_parameters(data, zstd.FORMAT_ZSTD1_MAGICLESS).content_size
+            if stated > max_bytes:  # also what is not stated: it reads as the largest number there is
+                return None
+            with self._decompressor.stream_reader(data) as reader:
+                body = reader.read(max_bytes + 1)
+            if len(body) != stated:
+                raise ValueError("not as long as its head says")
+        return body if len(body) <= max_bytes else None
+
+
+class CompressedLayer(Sealing):
+    """Compresses texts, and leaves alone those that would not get smaller."""
+
+    def __init__(
+        self,
+        below: Layer,
+        *,
+        dictionary: bytes | None = None,
+        older_dictionaries: Sequence[bytes] = (),
+        min_chars: int = MIN_CHARS,
+        level: int = LEVEL,
+        max_text_bytes: int = MAX_TEXT_BYTES,
+    ) -> None:
+        super().__init__(below)
+        self._min_chars = check_count("min_chars", min_chars, least=0, most=2**31)
+        self._max_text_bytes = check_count("max_text_bytes", max_text_bytes, least=1, most=2**31)
+        check_count("level", level, least=1, most=22)
+        current = None if dictionary is None else Dictionary.of(dictionary)
+        self._mark = current.id if current else ""
+        known = [None, current, *map(Dictionary.of, older_dictionaries)]
+        self._codecs = {each.id if each else "": Codec(each, level) for each in known}
+
+    def seal(self, key: RecordKey, item: Item) -> Item:
+        """See :class:`Sealing`."""
+        if len(item.text) < self._min_chars:
+            return item
+        body = encode_text(item.text)
+        if len(body) > self._max_text_bytes:
+            raise InvalidInputError("working_memory", f"{len(body):,} bytes, at most {self._max_text_bytes:,}")
+        method, data = self._codecs[self._mark].compress(body)
+        mark = f"{method}:{self._mark}" if self._mark else method
+        # Five characters for four bytes, none of which JSON has to escape.
+        text = base64.b85encode(data).decode("ascii")
+        if len(text) + len(mark) >= len(body):
+            return item
+        return replace(item, text=text, marks=(*item.marks, mark))
+
+    def open(self, key: RecordKey, item: Item) -> Item:
+        """See :class:`Sealing`."""
+        method, _, dictionary_id = item.marks[-1].partition(":") if item.marks else ("", "", "")
+        if method not in (ZSTANDARD, DEFLATE):
+            return item
+        codec = self._codecs.get(dictionary_id)
+        if codec is None:
+            raise MissingDictionaryError(key, dictionary_id)
+        try:
+            data = base64.b85decode(item.text)
+            body = codec.inflate(method, data, max_bytes=self._max_text_bytes)
+            text = None if body is None else decode_text(body)
+        except (ValueError, binascii.Error, zlib.error, _zstandard().ZstdError, CorruptDataError) as exc:
+            raise UnreadableMemoryError(key, "its compressed form is damaged") from exc
+        if text is None:
+            raise InflationError(key, f"inflates to more than {self._max_text_bytes:,} bytes")
+        return replace(item, text=text, marks=item.marks[:-1])
+
+
+class _Compressed(Wrapped[Manager]):
+    """What both colours have."""
+
+    def __init__(
+        self,
+        manager: Manager,
+        *,
+        dictionary: bytes | None = None,
+        older_dictionaries: Sequence[bytes] = (),
+        min_chars: int = MIN_CHARS,
+        level: int = LEVEL,
+        max_text_bytes: int = MAX_TEXT_BYTES,
+    ) -> None:
+        wrap = partial(
+            CompressedLayer,
+            dictionary=dictionary,
+            older_dictionaries=older_dictionaries,
+            min_chars=min_chars,
+            level=level,
+            max_text_bytes=max_text_bytes,
+        )
+        super().__init__(manager, wrap)
+
+
+class Compressed(_Compressed[WorkingMemoryManager], Wrapper):
+    """Keeps texts compressed where that makes them smaller; metadata stay as they are.
+
+    ``dictionary``: of :func:`train_dictionary`; without one, texts of less than a few hundred characters hardly shrink.
+    It is needed to read what was written with it, so keep it; ``older_dictionaries`` are only read with. A text that
+    would inflate to more than ``max_text_bytes`` is an :class:`InflationError`, and is not inflated.
+    """
+
+
+class AsyncCompressed(_Compressed[AsyncWorkingMemoryManager], AsyncWrapper):
+    """:class:`Compressed` for an event loop."""
+
+
+def train_dictionary(texts: Iterable[str], *, max_bytes: int = 65_536) -> bytes:
+    """Return a dictionary for memories like these.
+
+    A few hundred texts are enough, a few thousand are better; they can be read in it, so keep it as they are kept. Two
+    ways are tried on texts that were set aside: what the trainer of Zstandard picks, and simply the newest texts.
+    """
+    bodies = [encode_text(text) for text in texts if text]
+    if not bodies:
+        raise InvalidInputError("texts", "expected at least one text that is not empty")
+    if max_bytes < 1024:
+        raise InvalidInputError("max_bytes", "expected at least 1,024")
+    aside = bodies[::5]
+    learnt = [body for number, body in enumerate(bodies) if number % 5] or bodies
+    sizes = {}
+    for way in (_newest, _trained):
+        candidate = way(learnt, max_bytes)
+        if candidate is not None:
+            codec = Codec(Dictionary.of(candidate), LEVEL)
+            sizes[way] = sum(len(codec.compress(body)[1]) for body in aside)
+    best = min(sizes, key=lambda way: sizes[way])
+    return best(bodies, max_bytes) or _newest(bodies, max_bytes)
+
+
+def _newest(bodies: Sequence[bytes], max_bytes: int) -> bytes:
+    return b"\n".join(bodies)[-max_bytes:].rjust(8, b"\n")
+
+
+def _trained(bodies: Sequence[bytes], max_bytes: int) -> bytes | None:
+    zstd = _zstandard()
+    try:
+        trained: bytes = zstd.train_dictionary(
+            max_bytes, list(bodies), d=8, steps=4, level=12, split_point=1.0
+        ).as_bytes()
+    except zstd.ZstdError:  # too little to learn from
+        return None
+    return trained
+
+
+def _zstandard() -> Any:
+    """Import late: only those who compress need the package."""
+    try:
+        import zstandard
+    except ImportError as exc:
+        problem = "needs the package zstandard: install contract-engine[compression]"
+        raise ConfigurationError("compression", problem) from exc
+    return zstandard

@@ -1,0 +1,21 @@
+"""Settings of wrappers, checked when they are made."""
+
+from __future__ import annotations
+
+import math
+
+from contract_engine.memory.errors import ConfigurationError
+
+
+def check_count(name: str, value: object, *, least: int, most: int) -> int:
+    """Return a whole number within its bounds."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigurationError(name, f"expected a whole number from {least:,} to {most:,}, got {value!r}")
+    return value
+
+
+def check_seconds(name: str, value: object) -> float:
+    """Return a number of seconds, 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ConfigurationError(name, f"expected a number of seconds, 0 or more, got {value!r}")
+    return value

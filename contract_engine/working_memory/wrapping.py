@@ -1,0 +1,160 @@
+"""What wrappers are made of: layers over layers, and managers over managers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+from contract_engine.memory.errors import InvalidInputError
+from contract_engine.working_memory.layers import Flow, Layer
+from contract_engine.working_memory.manager import AsyncWorkingMemoryManager, WorkingMemoryManager
+from contract_engine.working_memory.records import Item, Record, RecordKey
+from contract_engine.working_memory.stores import AsyncStore, Store
+
+Revise = Callable[[Record | None], Record | None]
+Manager = TypeVar("Manager", bound=WorkingMemoryManager | AsyncWorkingMemoryManager)
+
+
+class Wrapping:
+    """A layer that leaves everything to the one below; wrappers say what they do otherwise."""
+
+    def __init__(self, below: Layer) -> None:
+        self.below = below
+
+    def read(self, keys: Sequence[RecordKey]) -> Flow[list[Record | None]]:
+        """See :class:`Layer`."""
+        return self.below.read(keys)
+
+    def write(self, records: Sequence[tuple[RecordKey, Record]]) -> Flow[None]:
+        """See :class:`Layer`."""
+        return self.below.write(records)
+
+    def change(self, key: RecordKey, revise: Revise) -> Flow[Record | None]:
+        """See :class:`Layer`."""
+        return self.below.change(key, revise)
+
+    def remove(self, keys: Sequence[RecordKey]) -> Flow[int]:
+        """See :class:`Layer`."""
+        return self.below.remove(keys)
+
+
+class Sealing(Wrapping, ABC):
+    """A layer below which items have another form; earlier versions of a record are treated as the record itself is."""
+
+    @abstractmethod
+    def seal(self, key: RecordKey, item: Item) -> Item:
+        """Return the item as it is to be below, with a mark of what was done."""
+
+    @abstractmethod
+    def open(self, key: RecordKey, item: Item) -> Item:
+        """Return the item of :meth:`seal`; one whose last mark is not ours as it is."""
+
+    def seal_metadata(self, key: RecordKey, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the metadata of a record as they are to be below."""
+        return metadata
+
+    def open_metadata(self, key: RecordKey, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the metadata of :meth:`seal_metadata`."""
+        return metadata
+
+    def read(self, keys: Sequence[RecordKey]) -> Flow[list[Record | None]]:
+        """See :class:`Layer`."""
+        found = yield from self.below.read(keys)
+        return [self._opened(key, record) for key, record in zip(keys, found, strict=True)]
+
+    def write(self, records: Sequence[tuple[RecordKey, Record]]) -> Flow[None]:
+        """See :class:`Layer`."""
+        yield from self.below.write([(key, self._sealed(key, record)) for key, record in records])
+
+    def change(self, key: RecordKey, revise: Revise) -> Flow[Record | None]:
+        """See :class:`Layer`."""
+
+        def below(sealed: Record | None) -> Record | None:
+            opened = self._opened(key, sealed)
+            revised = revise(opened)
+            if revised is None or revised is opened:
+                return None if revised is None else sealed  # left as it is: not sealed anew either
+            return self._sealed(key, revised)
+
+        return self._opened(key, (yield from self.below.change(key, below)))
+
+    def _sealed(self, key: RecordKey, record: Record) -> Record:
+        return replace(
+            record,
+            items=tuple(self.seal(key, item) for item in record.items),
+            metadata=self.seal_metadata(key, record.metadata),
+            versions=tuple(self._sealed(key, version) for version in record.versions),
+        )
+
+    def _opened(self, key: RecordKey, record: Record | None) -> Record | None:
+        return None if record is None else self._opened_record(key, record)
+
+    def _opened_record(self, key: RecordKey, record: Record) -> Record:
+        return replace(
+            record,
+            items=tuple(self.open(key, item) for item in record.items),
+            metadata=self.open_metadata(key, record.metadata),
+            versions=tuple(self._opened_record(key, version) for version in record.versions),
+        )
+
+
+def same_contents(one: Record, other: Record) -> bool:
+    """Tell whether two records say the same of the same moment, whatever else is kept with them."""
+    return (one.items, one.metadata, one.created_at, one.last_update) == (
+        other.items,
+        other.metadata,
+        other.created_at,
+        other.last_update,
+    )
+
+
+class Wrapped(Generic[Manager]):
+    """What both colours of a wrapper have: another manager of the same colour, whose records go through one layer more.
+
+    Times, limits, prefix and store are those of the manager within.
+    """
+
+    def __init__(self, manager: Manager, wrap: Callable[[Layer], Layer]) -> None:
+        self._check_colour(manager)
+        self.manager = manager
+        self.layer = wrap(manager.layer)
+        self.prefix = manager.prefix
+        self.max_bytes = manager.max_bytes
+        self.wall_clock = manager.wall_clock
+
+    def _check_colour(self, manager: object) -> None:
+        colour = WorkingMemoryManager if isinstance(self, WorkingMemoryManager) else AsyncWorkingMemoryManager
+        if not isinstance(manager, colour):
+            raise InvalidInputError("manager", f"expected a {colour.__name__}, got {type(manager).__name__}")
+
+    @property
+    def store_of_records(self) -> Store | AsyncStore:
+        """Where the records are kept in the end."""
+        return self.manager.store_of_records
+
+    @property
+    def ttl(self) -> float | None:
+        """The time to live of the manager within."""
+        return self.manager.ttl
+
+    @ttl.setter
+    def ttl(self, seconds: float | None) -> None:
+        self.manager.ttl = seconds
+
+
+class Wrapper(Wrapped[WorkingMemoryManager], WorkingMemoryManager):
+    """A wrapper that blocks. To close it is to close the manager within, which opens again at its next call."""
+
+    def close(self) -> None:
+        """Close the manager within."""
+        self.manager.close()
+
+
+class AsyncWrapper(Wrapped[AsyncWorkingMemoryManager], AsyncWorkingMemoryManager):
+    """:class:`Wrapper` for an event loop."""
+
+    async def aclose(self) -> None:
+        """:meth:`Wrapper.close`."""
+        await self.manager.aclose()
