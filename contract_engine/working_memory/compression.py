@@ -90,10 +90,8 @@ class Codec(threading.local):
             stated = zstd.get_frame_parameters(data, zstd.FORMAT_ZSTD1_MAGICLESS).content_size
             if stated > max_bytes:  # also what is not stated: it reads as the largest number there is
                 return None
-            with self._decompressor.stream_reader(data) as reader:
-                body = reader.read(max_bytes + 1)
-            if len(body) != stated:
-                raise ValueError("not as long as its head says")
+            # One buffer of the stated size is all it gets: a head that lies is an error, whatever follows it.
+            body = self._decompressor.decompress(data, allow_extra_data=False)
         return body if len(body) <= max_bytes else None
 
 

@@ -9,15 +9,16 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from contract_engine.memory.errors import ConfigurationError, CorruptDataError, InvalidInputError
 from contract_engine.memory.serializer import decode_text, decode_value, encode_text, encode_value
 from contract_engine.working_memory.errors import AlteredMemoryError, MissingKeyError
-from contract_engine.working_memory.layers import Layer
+from contract_engine.working_memory.front import Progress
+from contract_engine.working_memory.layers import Call, Flow, Layer, run, run_async
 from contract_engine.working_memory.manager import AsyncWorkingMemoryManager, WorkingMemoryManager
-from contract_engine.working_memory.records import Item, RecordKey
+from contract_engine.working_memory.patterns import check_pattern
+from contract_engine.working_memory.records import Item, Record, RecordKey, Ttl
 from contract_engine.working_memory.wrapping import AsyncWrapper, Manager, Sealing, Wrapped, Wrapper
 
 METHOD = "aes-256-gcm"
@@ -92,7 +93,7 @@ class EncryptedLayer(Sealing):
 
     def seal(self, key: RecordKey, item: Item) -> Item:
         """See :class:`Sealing`."""
-        mark = f"{WITH_METADATA if self._metadata else METHOD}:{self._keys.active}"
+        mark = self._mark()
         place = (item.memory_id, mark, *item.marks)
         if not self._metadata:
             text = self._encrypt(key, self._keys.active, place, encode_text(item.text))
@@ -136,6 +137,32 @@ class EncryptedLayer(Sealing):
                 return found
         raise AlteredMemoryError(key, "its metadata are not what was encrypted")
 
+    def renew(self, key: RecordKey) -> Flow[bool]:
+        """Encrypt a record with the active key if any of it is not, atomically, and answer whether it was necessary."""
+        renewed = False
+
+        def anew(below: Record | None) -> Record | None:
+            nonlocal renewed
+            renewed = below is not None and not self._is_current(below)
+            if below is None or not renewed:
+                return below
+            return replace(self.sealed(key, self.opened(key, below)), ttl_seconds=Ttl.AS_BEFORE)
+
+        yield from self.below.change(key, anew)
+        return renewed
+
+    def _mark(self) -> str:
+        return f"{WITH_METADATA if self._metadata else METHOD}:{self._keys.active}"
+
+    def _is_current(self, record: Record) -> bool:
+        mark = self._mark()
+        if any(item.marks[-1:] != (mark,) for item in record.items):
+            return False
+        sealed = record.metadata.get(SEALED_METADATA)
+        if self._metadata != (isinstance(sealed, list) and sealed[:1] == [self._keys.active]):
+            return False
+        return all(map(self._is_current, record.versions))
+
     def _encrypt(self, key: RecordKey, key_id: str, place: tuple[str, ...], content: bytes) -> str:
         nonce = os.urandom(_NONCE_BYTES)
         sealed = self._cipher(key, key_id).encrypt(nonce, content, _bound(key, place))
@@ -165,7 +192,24 @@ class _Encrypted(Wrapped[Manager]):
     """What both colours have."""
 
     def __init__(self, manager: Manager, *, keys: KeyRing, metadata: bool = False, accept_plain: bool = True) -> None:
-        super().__init__(manager, partial(EncryptedLayer, keys=keys, metadata=metadata, accept_plain=accept_plain))
+        # The layer within is asked for only once it is known to be of this colour.
+        self._check_colour(manager)
+        self._encrypted = EncryptedLayer(manager.layer, keys=keys, metadata=metadata, accept_plain=accept_plain)
+        super().__init__(manager, lambda _: self._encrypted)
+
+    def _reencrypt(self, pattern: str, *, everything: bool, progress: Progress | None) -> Flow[int]:
+        check_pattern(pattern, self.prefix, everything=everything)
+        renewed, cursor = 0, None
+        while True:
+            names, cursor = yield Call(self.store_of_records.scan, (pattern, cursor))
+            for name in names:
+                key = RecordKey.of(name, prefix=self.prefix)
+                if key is not None:
+                    renewed += yield from self._encrypted.renew(key)
+            if progress is not None:
+                progress(renewed)
+            if cursor is None:
+                return renewed
 
 
 class Encrypted(_Encrypted[WorkingMemoryManager], Wrapper):
@@ -177,9 +221,21 @@ class Encrypted(_Encrypted[WorkingMemoryManager], Wrapper):
     :meth:`reencrypt`, since until then anybody with the store can put plain memories there.
     """
 
+    def reencrypt(self, pattern: str, *, everything: bool = False, progress: Progress | None = None) -> int:
+        """Encrypt the records whose keys match a glob with the active key, earlier versions too, and return how many.
+
+        Each by itself and atomically, beside what others do; what is encrypted with it already is left alone. Times,
+        also those to live, stay. Broken off, it may be called again. ``progress`` is told how many are done so far.
+        """
+        return run(self._reencrypt(pattern, everything=everything, progress=progress))
+
 
 class AsyncEncrypted(_Encrypted[AsyncWorkingMemoryManager], AsyncWrapper):
     """:class:`Encrypted` for an event loop."""
+
+    async def reencrypt(self, pattern: str, *, everything: bool = False, progress: Progress | None = None) -> int:
+        """:meth:`Encrypted.reencrypt`."""
+        return await run_async(self._reencrypt(pattern, everything=everything, progress=progress))
 
 
 def _check_key(key_id: object, secret: object) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 
 from contract_engine.working_memory.layers import Flow, Layer
 from contract_engine.working_memory.manager import AsyncWorkingMemoryManager, WorkingMemoryManager
-from contract_engine.working_memory.records import Record, RecordKey
+from contract_engine.working_memory.records import Record, RecordKey, Ttl
 from contract_engine.working_memory.settings import check_count
 from contract_engine.working_memory.wrapping import AsyncWrapper, Manager, Revise, Wrapped, Wrapper, Wrapping
 
@@ -30,7 +30,7 @@ class VersionedLayer(Wrapping):
 
         def kept(current: Record | None) -> Record | None:
             revised = revise(current)
-            if revised is None or current is None or revised is current:
+            if revised is None or current is None or revised is current or revised.ttl_seconds is Ttl.AS_BEFORE:
                 return revised
             # Whoever wraps this one may have given the earlier contents another form, but never drops any.
             earlier = (*(revised.versions or current.versions), replace(current, versions=()))

@@ -62,41 +62,41 @@ class Sealing(Wrapping, ABC):
     def read(self, keys: Sequence[RecordKey]) -> Flow[list[Record | None]]:
         """See :class:`Layer`."""
         found = yield from self.below.read(keys)
-        return [self._opened(key, record) for key, record in zip(keys, found, strict=True)]
+        return [record and self.opened(key, record) for key, record in zip(keys, found, strict=True)]
 
     def write(self, records: Sequence[tuple[RecordKey, Record]]) -> Flow[None]:
         """See :class:`Layer`."""
-        yield from self.below.write([(key, self._sealed(key, record)) for key, record in records])
+        yield from self.below.write([(key, self.sealed(key, record)) for key, record in records])
 
     def change(self, key: RecordKey, revise: Revise) -> Flow[Record | None]:
         """See :class:`Layer`."""
 
         def below(sealed: Record | None) -> Record | None:
-            opened = self._opened(key, sealed)
+            opened = sealed and self.opened(key, sealed)
             revised = revise(opened)
             if revised is None or revised is opened:
                 return None if revised is None else sealed  # left as it is: not sealed anew either
-            return self._sealed(key, revised)
+            return self.sealed(key, revised)
 
-        return self._opened(key, (yield from self.below.change(key, below)))
+        found = yield from self.below.change(key, below)
+        return found and self.opened(key, found)
 
-    def _sealed(self, key: RecordKey, record: Record) -> Record:
+    def sealed(self, key: RecordKey, record: Record) -> Record:
+        """Return a record as it is to be below."""
         return replace(
             record,
             items=tuple(self.seal(key, item) for item in record.items),
             metadata=self.seal_metadata(key, record.metadata),
-            versions=tuple(self._sealed(key, version) for version in record.versions),
+            versions=tuple(self.sealed(key, version) for version in record.versions),
         )
 
-    def _opened(self, key: RecordKey, record: Record | None) -> Record | None:
-        return None if record is None else self._opened_record(key, record)
-
-    def _opened_record(self, key: RecordKey, record: Record) -> Record:
+    def opened(self, key: RecordKey, record: Record) -> Record:
+        """Return the record of :meth:`sealed`."""
         return replace(
             record,
             items=tuple(self.open(key, item) for item in record.items),
             metadata=self.open_metadata(key, record.metadata),
-            versions=tuple(self._opened_record(key, version) for version in record.versions),
+            versions=tuple(self.opened(key, version) for version in record.versions),
         )
 
 

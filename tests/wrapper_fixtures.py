@@ -1,0 +1,53 @@
+"""What tests of the wrappers share: real texts, keys, and each wrapper in both colours."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+from contract_engine.demo import conversations
+from contract_engine.working_memory import AsyncWorkingMemoryManager, WorkingMemoryManager
+from contract_engine.working_memory.auditing import AsyncAudited, Audited
+from contract_engine.working_memory.compression import AsyncCompressed, Compressed, train_dictionary
+from contract_engine.working_memory.encryption import AsyncEncrypted, Encrypted, KeyRing
+from contract_engine.working_memory.retrying import AsyncRetrying, Retrying
+from contract_engine.working_memory.ttl_strategy import AsyncTTLStrategy, TTLStrategy
+from contract_engine.working_memory.versions import AsyncVersioned, Versioned
+
+
+def memories_of_demo() -> list[str]:
+    """Return texts of about 200 characters, as they were said in the conversations of the demo."""
+    found = []
+    for conversation in conversations():
+        said = [message["content"] for message in conversation["messages"] if message["role"] in ("user", "assistant")]
+        found += textwrap.wrap(" ".join(text for text in said if text), 200)
+    return [text for text in found if len(text) > 150]
+
+
+KEYS = KeyRing({"old": bytes(range(32)), "new": bytes(range(32, 64))}, active="new")
+DICTIONARY = train_dictionary(memories_of_demo())
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "TTLStrategy": {"strategies": {"guest": 60, "premium": None}},
+    "Compressed": {"dictionary": DICTIONARY, "min_chars": 0},
+    "Encrypted": {"keys": KEYS},
+    "Versioned": {"keep": 5},
+    "Retrying": {"base_seconds": 0.001},
+    "Audited": {"sink": lambda _: None},
+}
+BLOCKING: tuple[Callable[..., WorkingMemoryManager], ...] = (
+    TTLStrategy, Compressed, Encrypted, Versioned, Retrying, Audited,
+)  # fmt: skip
+ASYNCHRONOUS: tuple[Callable[..., AsyncWorkingMemoryManager], ...] = (
+    AsyncTTLStrategy, AsyncCompressed, AsyncEncrypted, AsyncVersioned, AsyncRetrying, AsyncAudited,
+)  # fmt: skip
+NAMES = tuple(SETTINGS)
+
+
+def stacked(manager: Any, names: tuple[str, ...]) -> Any:
+    """Wrap a manager of either colour, the first name innermost."""
+    makers = BLOCKING if isinstance(manager, WorkingMemoryManager) else ASYNCHRONOUS
+    for name in names:
+        manager = makers[NAMES.index(name)](manager, **SETTINGS[name])
+    return manager
