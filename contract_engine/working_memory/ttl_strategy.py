@@ -28,7 +28,7 @@ class TtlStrategyLayer(Wrapping):
     ) -> None:
         super().__init__(below)
         self._strategies = _checked(strategies)
-        self._field = field
+        self._field = _checked_field(field)
         self._default = default if isinstance(default, Ttl) else check_ttl(default)
 
     def write(self, records: Sequence[tuple[RecordKey, Record]]) -> Flow[None]:
@@ -45,11 +45,11 @@ class TtlStrategyLayer(Wrapping):
         return self.below.change(key, timed)
 
     def _timed(self, record: Record) -> Record:
+        if record.ttl_seconds is not Ttl.OF_THE_STORE:
+            return record  # somebody above has said it already
         if SEALED_METADATA in record.metadata:
             problem = "cannot see encrypted metadata: wrap Encrypted in TTLStrategy, not the other way round"
             raise ConfigurationError("strategies", problem)
-        if record.ttl_seconds is not Ttl.OF_THE_STORE:
-            return record  # somebody above has said it already
         value = record.metadata.get(self._field)
         named = value if isinstance(value, str) else None
         return replace(record, ttl_seconds=self._strategies.get(named, self._default))
@@ -86,3 +86,9 @@ def _checked(strategies: object) -> dict[str | None, float | None]:
     if not isinstance(strategies, Mapping) or not all(isinstance(name, str) for name in strategies):
         raise ConfigurationError("strategies", "expected a mapping from texts to seconds")
     return {name: check_ttl(seconds) for name, seconds in strategies.items()}
+
+
+def _checked_field(field: object) -> str:
+    if not isinstance(field, str) or not field:
+        raise ConfigurationError("field", "expected the name of a metadata field")
+    return field

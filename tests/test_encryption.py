@@ -1,0 +1,352 @@
+"""Encrypted: only who has the key reads, and nothing that was altered or moved is taken for a memory."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import redis
+
+from contract_engine.memory.errors import ConfigurationError, InvalidInputError
+from contract_engine.working_memory import (
+    ConversationMemoryType,
+    IMemoryInput,
+    InMemoryManager,
+    IWorkingMemory,
+    WrapperMissingError,
+)
+from contract_engine.working_memory.encryption import SEALED_METADATA, Encrypted, KeyRing
+from contract_engine.working_memory.errors import AlteredMemoryError, MissingKeyError
+from contract_engine.working_memory.layers import run
+from contract_engine.working_memory.records import Item, Record, RecordKey
+from contract_engine.working_memory.redis_memory_manager import RedisWorkingMemoryManager
+from contract_engine.working_memory.ttl_strategy import TTLStrategy
+from contract_engine.working_memory.versions import Versioned
+
+WORKING = ConversationMemoryType.WORKING_MEMORY
+KEY = RecordKey(WORKING, "c")
+OLD, NEW = bytes(range(32)), bytes(range(32, 64))
+SECRET = "the canary sings at noon"
+
+
+def ring(active: str = "new", **keys: bytes) -> KeyRing:
+    return KeyRing(keys or {"old": OLD, "new": NEW}, active=active)
+
+
+def of(*texts: str, conversation_id: str = "c", **fields: Any) -> IMemoryInput:
+    data = [IWorkingMemory(text, dict(fields.pop("item", {}))) for text in texts]
+    return IMemoryInput(conversation_id, WORKING, data or None, **fields)
+
+
+def stored(manager: InMemoryManager, key: RecordKey = KEY) -> Record:
+    (record,) = run(manager.layer.read([key]))
+    assert record is not None
+    return record
+
+
+def put(manager: InMemoryManager, record: Record, key: RecordKey = KEY) -> None:
+    run(manager.layer.write([(key, record)]))
+
+
+def test_texts_come_back_and_are_not_in_the_store() -> None:
+    inner = InMemoryManager()
+    manager = Encrypted(inner, keys=ring())
+    manager.store(of(SECRET, "", "\x00 \ud800 😀"))
+    assert [memory.working_memory for memory in manager.retrieve(of())] == [SECRET, "", "\x00 \ud800 😀"]
+    assert "canary" not in repr(stored(inner))
+    assert {item.marks for item in stored(inner).items} == {("aes-256-gcm:new",)}
+    with pytest.raises(WrapperMissingError):
+        inner.retrieve(of())
+
+
+def test_the_same_text_never_looks_the_same() -> None:
+    inner = InMemoryManager()
+    manager = Encrypted(inner, keys=ring())
+    seen = set()
+    for _ in range(200):
+        manager.store(of(SECRET))
+        seen.add(stored(inner).items[0].text)
+    assert len(seen) == 200
+    assert len({base64.b64decode(text)[:12] for text in seen}) == 200
+
+
+def test_metadata_are_encrypted_where_that_is_asked_for_and_filters_still_work() -> None:
+    inner = InMemoryManager()
+    manager = Encrypted(inner, keys=ring(), metadata=True)
+    manager.store(of(SECRET, "other", item={"mood": "canary"}, metadata={"name": "canary", "n": [1, {"a": None}]}))
+    assert "canary" not in repr(stored(inner))
+    found = manager.retrieve(of(filters={"mood": "canary"}))
+    assert [memory.working_memory for memory in found] == [SECRET]
+    assert found[0].metadata == {"name": "canary", "n": [1, {"a": None}], "mood": "canary"}
+    manager.update(of("changed", memory_id="2", metadata={"more": 1}))
+    assert manager.retrieve(of(memory_id="2"))[0].metadata == {"name": "canary", "n": [1, {"a": None}], "more": 1}
+    assert "canary" not in repr(stored(inner))
+    # Who has not asked for it reads them too, and writes the next ones plain.
+    plain = Encrypted(inner, keys=ring())
+    assert plain.retrieve(of())[0].metadata["name"] == "canary"
+    plain.update(of("x", memory_id="1"))
+    assert stored(inner).metadata["name"] == "canary"
+    with pytest.raises(InvalidInputError, match="taken"):
+        plain.store(of("x", metadata={SEALED_METADATA: ["new", "AAAA"]}))
+
+
+def moved_to_another_conversation(manager: InMemoryManager) -> None:
+    put(manager, stored(manager, RecordKey(WORKING, "other")))
+
+
+def moved_to_another_type(manager: InMemoryManager) -> None:
+    put(manager, stored(manager, RecordKey(ConversationMemoryType.LONG_TERM_MEMORY, "c")))
+
+
+def moved_to_another_memory(manager: InMemoryManager) -> None:
+    record = stored(manager)
+    one, two = record.items
+    put(manager, replace(record, items=(replace(one, text=two.text), replace(two, text=one.text))))
+
+
+def with_another_mark_below(manager: InMemoryManager) -> None:
+    alter(manager, lambda item: replace(item, marks=("zstd", *item.marks)))
+
+
+def under_the_name_of_another_key(manager: InMemoryManager) -> None:
+    alter(manager, lambda item: replace(item, marks=("aes-256-gcm:old",)))
+
+
+def as_if_with_metadata(manager: InMemoryManager) -> None:
+    alter(manager, lambda item: replace(item, marks=("aes-256-gcm+metadata:new",)))
+
+
+def one_bit_less(manager: InMemoryManager) -> None:
+    def flip(item: Item) -> Item:
+        data = bytearray(base64.b64decode(item.text))
+        data[-1] ^= 1
+        return replace(item, text=base64.b64encode(data).decode())
+
+    alter(manager, flip)
+
+
+def cut(manager: InMemoryManager) -> None:
+    alter(manager, lambda item: replace(item, text=item.text[:8]))
+
+
+def emptied(manager: InMemoryManager) -> None:
+    alter(manager, lambda item: replace(item, text=""))
+
+
+def no_base64(manager: InMemoryManager) -> None:
+    alter(manager, lambda item: replace(item, text=item.text + "€"))
+
+
+def alter(manager: InMemoryManager, how: Callable[[Item], Item]) -> None:
+    record = stored(manager)
+    put(manager, replace(record, items=tuple(map(how, record.items))))
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        moved_to_another_conversation, moved_to_another_type, moved_to_another_memory, with_another_mark_below,
+        under_the_name_of_another_key, as_if_with_metadata, one_bit_less, cut, emptied, no_base64,
+    ],
+)  # fmt: skip
+def test_what_was_altered_or_moved_is_refused(tamper: Callable[[InMemoryManager], None]) -> None:
+    inner = InMemoryManager()
+    manager = Encrypted(inner, keys=ring())
+    for request in (of(SECRET, "two"), of(SECRET, conversation_id="other")):
+        manager.store(request)
+    manager.store(IMemoryInput("c", ConversationMemoryType.LONG_TERM_MEMORY, [IWorkingMemory(SECRET)]))
+    before = stored(inner)
+    tamper(inner)
+    assert stored(inner) != before
+    with pytest.raises(AlteredMemoryError) as caught:
+        manager.retrieve(of())
+    assert "canary" not in str(caught.value)
+    with pytest.raises(AlteredMemoryError):
+        manager.update(of("x", memory_id="1"))
+    manager.store(of("afresh"))
+    assert manager.retrieve(of())[0].working_memory == "afresh"
+
+
+@pytest.mark.parametrize("sealed", ["text", ["new"], ["new", "AAAA"], [1, 2], {"new": "AAAA"}])
+def test_metadata_that_were_altered_are_refused(sealed: object) -> None:
+    inner = InMemoryManager()
+    manager = Encrypted(inner, keys=ring(), metadata=True)
+    manager.store(of(SECRET, metadata={"a": 1}))
+    put(inner, replace(stored(inner), metadata={SEALED_METADATA: sealed}))
+    with pytest.raises(AlteredMemoryError):
+        manager.retrieve(of())
+
+
+def test_a_wrong_key_of_the_right_name_and_a_missing_one_are_two_errors() -> None:
+    inner = InMemoryManager()
+    Encrypted(inner, keys=ring()).store(of(SECRET))
+    with pytest.raises(AlteredMemoryError):
+        Encrypted(inner, keys=ring(new=OLD)).retrieve(of())
+    with pytest.raises(MissingKeyError, match="'new'") as caught:
+        Encrypted(inner, keys=ring("old", old=OLD)).retrieve(of())
+    assert caught.value.key_id == "new"
+
+
+def test_plain_memories_are_read_until_that_is_turned_off() -> None:
+    inner = InMemoryManager()
+    inner.store(of("plain"))
+    assert Encrypted(inner, keys=ring()).retrieve(of())[0].working_memory == "plain"
+    strict = Encrypted(inner, keys=ring(), accept_plain=False)
+    with pytest.raises(AlteredMemoryError, match="not encrypted"):
+        strict.retrieve(of())
+    assert Encrypted(inner, keys=ring()).reencrypt("memory:*:c") == 1
+    assert strict.retrieve(of())[0].working_memory == "plain"
+
+
+def test_a_write_uses_the_active_key_and_reencrypt_does_the_rest() -> None:
+    time = [1000.0]
+    inner = InMemoryManager(ttl=100, clock=lambda: time[0])
+    before = Versioned(Encrypted(inner, keys=ring("old")))
+    for number in range(20):
+        before.store(of(f"first {number}", conversation_id=f"c{number}", metadata={"n": number}))
+        before.store(of(f"second {number}", conversation_id=f"c{number}", metadata={"n": number}))
+    time[0] += 60
+
+    encrypted = Encrypted(inner, keys=ring("new"))
+    after = Versioned(encrypted)
+    after.update(of("third", conversation_id="c0"))
+    key = RecordKey(WORKING, "c0")
+    assert "aes-256-gcm:old" not in repr(stored(inner, key)), "a change rewrites the versions too"
+
+    times = [stored(inner, RecordKey(WORKING, f"c{number}")).last_update for number in range(20)]
+    told: list[int] = []
+    assert encrypted.reencrypt("memory:WORKING_MEMORY:c*", progress=told.append) == 19
+    assert told[-1] == 19
+    assert encrypted.reencrypt("memory:WORKING_MEMORY:c*") == 0
+    only_new = Versioned(Encrypted(inner, keys=ring("new", new=NEW)))
+    for number in range(1, 20):
+        name = f"c{number}"
+        record = stored(inner, RecordKey(WORKING, name))
+        assert "aes-256-gcm:old" not in repr(record)
+        assert record.last_update == times[number]
+        assert only_new.retrieve(of(conversation_id=name))[0].working_memory == f"second {number}"
+        assert [version["content"] for version in only_new.get_memory_history(name)] == [f"first {number}"]
+    time[0] += 39
+    assert len(inner.storage) == 20
+    time[0] += 2
+    # What was re-encrypted expires when it would have; what was updated has a new time to live.
+    assert list(inner.storage) == ["memory:WORKING_MEMORY:c0"]
+
+
+@pytest.mark.parametrize("is_outer", [True, False])
+def test_reencrypt_adds_no_version_wherever_versions_are_kept(is_outer: bool) -> None:
+    inner = InMemoryManager()
+    old, new = (
+        Encrypted(inner if is_outer else Versioned(inner), keys=ring(active), metadata=True)
+        for active in ("old", "new")
+    )
+    manager = Versioned(old) if is_outer else old
+    for text in ("one", "two", "three"):
+        manager.store(of(text, metadata={"is": text}))
+    assert new.reencrypt("memory:*", everything=True) == 1
+    reader = Versioned(new) if is_outer else new
+    assert [version["content"] for version in reader.get_memory_history("c")] == ["one", "two"]
+    assert [version["metadata"] for version in reader.get_memory_history("c")] == [{"is": "one"}, {"is": "two"}]
+    assert '"old' not in repr(stored(inner))
+    assert "gcm:old" not in repr(stored(inner))
+
+
+def test_reencrypt_refuses_what_would_match_everything() -> None:
+    with pytest.raises(InvalidInputError, match="pattern"):
+        Encrypted(InMemoryManager(), keys=ring()).reencrypt("*")
+
+
+def test_a_strategy_that_cannot_see_the_metadata_says_so() -> None:
+    manager = Encrypted(TTLStrategy(InMemoryManager(), {"guest": 60}), keys=ring(), metadata=True)
+    with pytest.raises(ConfigurationError, match="wrap Encrypted in TTLStrategy"):
+        manager.store(of("x", metadata={"user_type": "guest"}))
+
+
+def test_a_key_ring_is_checked_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "active='new'" in repr(ring())
+    assert "old" in repr(ring())
+    assert repr(OLD)[2:-1] not in f"{ring()!r} {ring()}"
+    for keys, active in (({"a": b"short"}, "a"), ({"a:b": OLD}, "a:b"), ({"a": OLD}, "b"), ({"a": "x" * 32}, "a")):
+        with pytest.raises(ConfigurationError) as caught:
+            KeyRing(keys, active=active)  # type: ignore[arg-type]
+        assert "short" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="KeyRing"):
+        Encrypted(InMemoryManager(), keys={"a": OLD})  # type: ignore[arg-type]
+    new, old = (base64.b64encode(key).decode() for key in (NEW, OLD))
+    monkeypatch.setenv("WORKING_MEMORY_KEYS", f"new:{new}, old:{old}")
+    inner = InMemoryManager()
+    Encrypted(inner, keys=KeyRing.from_env()).store(of(SECRET))
+    assert stored(inner).items[0].marks == ("aes-256-gcm:new",)
+    assert Encrypted(inner, keys=ring()).retrieve(of())[0].working_memory == SECRET
+    for value in ("", " ", "new", "new:!!!", f"new:{new},new:{old}", f"new:{new[:20]}", f":{new}"):
+        monkeypatch.setenv("WORKING_MEMORY_KEYS", value)
+        with pytest.raises(ConfigurationError) as caught:
+            KeyRing.from_env()
+        assert new not in str(caught.value)
+    assert len({KeyRing.generate() for _ in range(10)}) == 10
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
+    with pytest.raises(ConfigurationError, match=r"contract-engine\[encryption\]"):
+        Encrypted(InMemoryManager(), keys=ring())
+
+
+WRITER = """
+import sys
+from contract_engine.working_memory import IMemoryInput, IWorkingMemory
+from contract_engine.working_memory.redis_memory_manager import RedisWorkingMemoryManager
+from contract_engine.working_memory.encryption import Encrypted, KeyRing
+from contract_engine.working_memory.versions import Versioned
+url, prefix, active, count = sys.argv[1:]
+keys = KeyRing({"old": bytes(range(32)), "new": bytes(range(32, 64))}, active=active)
+manager = Versioned(Encrypted(RedisWorkingMemoryManager(url, prefix=prefix, timeout_seconds=30), keys=keys), keep=1000)
+for number in range(int(count)):
+    manager.store(IMemoryInput("c", "WORKING_MEMORY", [IWorkingMemory(f"{active} {number}")]))
+    assert manager.retrieve(IMemoryInput("c", "WORKING_MEMORY"))
+"""
+
+
+def test_two_processes_with_different_active_keys_lose_nothing(redis_url: str, tenant: str) -> None:
+    """One has been told of the rotation and one has not, and a third re-encrypts meanwhile."""
+    arguments = [sys.executable, "-W", "error", "-c", WRITER, redis_url, tenant]
+    writers = [subprocess.Popen([*arguments, active, "40"], env=os.environ) for active in ("old", "new")]
+    with RedisWorkingMemoryManager(redis_url, prefix=tenant, timeout_seconds=30) as inner:
+        encrypted = Encrypted(inner, keys=ring("new"))
+        try:
+            while any(writer.poll() is None for writer in writers):
+                encrypted.reencrypt(f"{tenant}:WORKING_MEMORY:c*")
+        finally:
+            for writer in writers:
+                writer.wait(timeout=60)
+        assert [writer.returncode for writer in writers] == [0, 0]
+        encrypted.reencrypt(f"{tenant}:WORKING_MEMORY:c*")
+        manager = Versioned(Encrypted(inner, keys=ring("new", new=NEW)))
+        contents = [version["content"] for version in manager.get_memory_history("c")]
+        contents.append(manager.retrieve(of())[0].working_memory)
+        expected = {f"{active} {number}" for active in ("old", "new") for number in range(40)}
+        assert sorted(contents) == sorted(expected)
+        manager.delete(of())
+
+
+def test_no_plain_text_is_in_redis_or_in_the_log(redis_url: str, tenant: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with RedisWorkingMemoryManager(redis_url, prefix=tenant) as inner, redis.Redis.from_url(redis_url) as raw:
+        manager = Versioned(Encrypted(inner, keys=ring(), metadata=True))
+        for number in range(3):
+            manager.store(of(f"{SECRET} {number}", item={"of": SECRET}, metadata={"name": SECRET}))
+        manager.update(of(f"{SECRET} again", metadata={"also": SECRET}))
+        body = raw.get(f"{tenant}:WORKING_MEMORY:c")
+        assert isinstance(body, bytes)
+        assert len(manager.get_memory_history("c")) == 3
+        for word in (b"canary", base64.b64encode(SECRET.encode())[:20], SECRET.encode().hex().encode()):
+            assert word not in body
+        assert "canary" not in caplog.text
+        manager.delete(of())
