@@ -67,7 +67,7 @@ def test_each_operation_is_told_with_its_outcome_and_count() -> None:
     assert not hasattr(events[0], "__dict__")
 
 
-def test_who_acts_is_said_for_a_thread_or_task() -> None:
+async def test_who_acts_is_said_for_a_thread_or_task() -> None:
     events: list[AuditEvent] = []
     manager = AsyncAudited(AsyncInMemoryManager(), sink=events.append)
 
@@ -77,11 +77,8 @@ def test_who_acts_is_said_for_a_thread_or_task() -> None:
                 await manager.store(of("text", conversation_id=actor))
                 await asyncio.sleep(0)
 
-    async def main() -> None:
-        await asyncio.gather(*(work(f"actor-{number}") for number in range(20)))
-        await manager.retrieve(of())
-
-    asyncio.run(main())
+    await asyncio.gather(*(work(f"actor-{number}") for number in range(20)))
+    await manager.retrieve(of())
     assert len(events) == 201
     assert all(event.actor == event.conversation_id for event in events[:-1])
     assert events[-1].actor is None

@@ -22,6 +22,8 @@ SCRIPT_ENTRIES = 10_000
 class RedisAwayError(RedisUnavailableError, redis_exc.ConnectionError):
     """Redis did not answer, or answered that it cannot serve; programs that catch redis-py's error catch this one."""
 
+    __repr__ = MemoryServiceError.__repr__  # that of redis-py needs what only its own constructor sets
+
 
 class HasRedis(HasTtl, Protocol):
     """Who has the client: a manager, of which a subclass may have set it as it likes."""
