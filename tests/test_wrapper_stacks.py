@@ -1,0 +1,168 @@
+"""Wrappers stack in any order: what goes in comes out, whatever it is, whoever reads it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from working_memory_contract import ASYNC, KINDS, MEMORY, SYNC, WORKING, MemoryBackend
+from wrapper_fixtures import NAMES, stacked
+
+from contract_engine.working_memory import (
+    AsyncWorkingMemoryManager,
+    IMemoryInput,
+    InMemoryManager,
+    IWorkingMemory,
+    WorkingMemoryManager,
+    WrapperMissingError,
+)
+
+MARKING = ("Compressed", "Encrypted")
+
+texts = st.text(st.characters(exclude_categories=()), max_size=400)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+metadata = st.dictionaries(texts, values, max_size=4)
+memories = st.lists(st.builds(IWorkingMemory, texts, metadata), min_size=1, max_size=4)
+orders = st.permutations(NAMES).map(tuple)
+
+
+def of(data: list[IWorkingMemory] | None = None, **fields: Any) -> IMemoryInput:
+    return IMemoryInput("c", WORKING, data, **{"limit": None, **fields})
+
+
+@pytest.fixture(
+    params=[pytest.param((kind, colour), id=f"{kind}-{colour}") for kind in KINDS for colour in (SYNC, ASYNC)]
+)
+def backend(
+    request: pytest.FixtureRequest, redis_url: str, database_url: str, tenant: str, tmp_path: Path
+) -> Iterator[MemoryBackend]:
+    kind, colour = request.param
+    with closing(MemoryBackend(kind, colour, lambda bare: bare, tenant, redis_url, database_url, tmp_path)) as found:
+        yield found
+
+
+def opened(backend: MemoryBackend, names: tuple[str, ...]) -> WorkingMemoryManager:
+    """Return one more manager of the backend, in these wrappers."""
+    backend.stack = lambda bare: stacked(bare, names)
+    return backend.open()
+
+
+@given(orders, memories, metadata, st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_everything_comes_back_through_any_stack(
+    backend: MemoryBackend,
+    order: tuple[str, ...],
+    data: list[IWorkingMemory],
+    of_record: dict[str, Any],
+    draw: st.DataObject,
+) -> None:
+    """Through all wrappers in any order; what some of them have written is read when the others have joined them."""
+    before = tuple(name for name in order if draw.draw(st.booleans(), name))
+    with closing(opened(backend, before)) as writer, closing(opened(backend, order)) as manager:
+        for one in (writer, manager):
+            one.delete(of())
+            one.store(of(data, metadata=of_record))
+            found = manager.retrieve(of())
+            assert [memory.working_memory for memory in found] == [memory.working_memory for memory in data]
+            expected = [{**of_record, **memory.metadata} for memory in data]
+            assert [memory.metadata for memory in found] == expected
+            field = next(iter(data[0].metadata), None)
+            if field is not None:
+                chosen = manager.retrieve(of(filters={field: data[0].metadata[field]}))
+                assert chosen[0].working_memory == data[0].working_memory
+        manager.update(of([IWorkingMemory("changed")], memory_id="1"))
+        assert manager.retrieve(of(memory_id="1"))[0].working_memory == "changed"
+        (earlier,) = manager.get_memory_history("c")
+        assert earlier["memories"] == [memory.working_memory for memory in data]
+        assert earlier["metadata"] == of_record
+        manager.restore_version("c", timestamp=earlier["timestamp"])
+        assert [memory.working_memory for memory in manager.retrieve(of())] == earlier["memories"]
+    backend.opened.clear()
+
+
+@given(orders, texts)
+@settings(max_examples=60, deadline=None)
+def test_a_reader_without_a_wrapper_is_told_so(order: tuple[str, ...], text: str) -> None:
+    """What a wrapper has made of a text is never taken for a text."""
+    inner = InMemoryManager()
+    stacked(inner, order).store(of([IWorkingMemory(text)]))
+    for absent in MARKING:
+        reader = stacked(inner, tuple(name for name in order if name != absent))
+        marks = inner.storage["memory:WORKING_MEMORY:c"]["data"].get("marks", [])
+        was_used = any(mark.startswith("aes") == (absent == "Encrypted") for mark in marks)
+        if was_used:
+            with pytest.raises(WrapperMissingError):
+                reader.retrieve(of())
+        else:
+            assert reader.retrieve(of())[0].working_memory == text
+
+
+def test_records_of_the_original_managers_are_read_through_every_stack() -> None:
+    body = {
+        "data": {"working_memory": "### USER CONTEXT:\nlikes tea " * 10},
+        "metadata": {"user_type": "guest"},
+        "created_at": "2025-03-01T12:00:00.000001",
+        "last_update": "2025-03-02T12:00:00",
+    }
+    for order in permutations(NAMES):
+        inner = InMemoryManager()
+        inner.store_of_records.put([("memory:WORKING_MEMORY:c", json.dumps(body).encode(), None)])  # type: ignore[list-item]
+        manager = stacked(inner, order)
+        (memory,) = manager.retrieve(of())
+        assert memory.working_memory == body["data"]["working_memory"]  # type: ignore[index]
+        assert (memory.metadata, memory.created_at) == (body["metadata"], body["created_at"])
+        manager.update(of([IWorkingMemory("changed")]))
+        (memory,) = manager.retrieve(of())
+        assert (memory.working_memory, memory.created_at) == ("changed", body["created_at"])
+        assert manager.get_memory_history("c")[0]["content"] == body["data"]["working_memory"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("order", [NAMES, NAMES[::-1]], ids=["outwards", "inwards"])
+@pytest.mark.parametrize("is_regular", [True, False])
+def test_a_megabyte_comes_back(backend: MemoryBackend, order: tuple[str, ...], is_regular: bool) -> None:
+    noise = random.Random(3).choices(range(32, 127), k=2**20)
+    text = "to walk " * 2**17 if is_regular else "".join(map(chr, noise))
+    with closing(opened(backend, order)) as manager:
+        for _ in range(2):
+            manager.store(of([IWorkingMemory(text)]))
+            assert manager.retrieve(of())[0].working_memory == text
+        assert manager.get_memory_history("c")[0]["content"] == text
+        manager.delete(of())
+    backend.opened.clear()
+
+
+@pytest.mark.parametrize("order", [NAMES, NAMES[::-1]], ids=["outwards", "inwards"])
+def test_a_batch_goes_through_a_stack(backend: MemoryBackend, order: tuple[str, ...]) -> None:
+    with closing(opened(backend, order)) as manager:
+        requests = [IMemoryInput(f"c{n}", WORKING, [IWorkingMemory(f"text {n} " * 20)]) for n in range(50)]
+        for _ in range(2):
+            manager.store_many(requests)
+            found = manager.retrieve_many([IMemoryInput(f"c{n}", WORKING) for n in range(50)])
+            assert [one[0].working_memory for one in found] == [f"text {n} " * 20 for n in range(50)]
+        assert [version["content"] for version in manager.get_memory_history("c7")] == ["text 7 " * 20]
+        assert manager.storage_stats()["total_entries"] == 50
+        assert manager.cleanup(f"{backend.prefix}:*", everything=True) == 50
+    backend.opened.clear()
+
+
+def test_a_stack_is_closed_with_what_is_in_it(backend: MemoryBackend) -> None:
+    """And opens again, as every manager does."""
+    if backend.kind == MEMORY:
+        assert isinstance(backend.open_bare(), WorkingMemoryManager | AsyncWorkingMemoryManager)
+    manager = opened(backend, NAMES)
+    manager.store(of([IWorkingMemory("text")]))
+    manager.close()
+    assert manager.retrieve(of())[0].working_memory == "text"
+    manager.delete(of())
