@@ -118,7 +118,7 @@ def test_records_of_the_original_managers_are_read_through_every_stack() -> None
     }
     for order in permutations(NAMES):
         inner = InMemoryManager()
-        inner.store_of_records.put([("memory:WORKING_MEMORY:c", json.dumps(body).encode(), None)])  # type: ignore[list-item]
+        inner.store_of_records.put([("memory:WORKING_MEMORY:c", json.dumps(body).encode(), None)])
         manager = stacked(inner, order)
         (memory,) = manager.retrieve(of())
         assert memory.working_memory == body["data"]["working_memory"]  # type: ignore[index]

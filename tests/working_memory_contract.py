@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from wrapper_fixtures import NAMES, stacked
+
 from contract_engine.working_memory import (
     AsyncInMemoryManager,
     AsyncRedisWorkingMemoryManager,
@@ -38,7 +40,10 @@ Manager = WorkingMemoryManager | AsyncWorkingMemoryManager
 Stack = Callable[[Any], Any]
 """Puts wrappers of the manager's own colour around it."""
 
-STACKS: dict[str, Stack] = {"bare": lambda manager: manager}
+STACKS: dict[str, Stack] = {
+    "bare": lambda manager: manager,
+    "stack": lambda manager: stacked(manager, NAMES),
+}
 
 WORKING = ConversationMemoryType.WORKING_MEMORY
 

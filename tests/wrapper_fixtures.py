@@ -29,18 +29,19 @@ KEYS = KeyRing({"old": bytes(range(32)), "new": bytes(range(32, 64))}, active="n
 DICTIONARY = train_dictionary(memories_of_demo())
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "TTLStrategy": {"strategies": {"guest": 60, "premium": None}},
-    "Compressed": {"dictionary": DICTIONARY, "min_chars": 0},
     "Encrypted": {"keys": KEYS},
+    "Compressed": {"dictionary": DICTIONARY, "min_chars": 0},
+    "TTLStrategy": {"strategies": {"guest": 60, "premium": None}},
     "Versioned": {"keep": 5},
-    "Retrying": {"base_seconds": 0.001},
+    "Retrying": {"base_seconds": 0.001, "attempts": 10, "deadline_seconds": 60},
     "Audited": {"sink": lambda _: None},
 }
+"""In the order in which they are best stacked, the innermost first."""
 BLOCKING: tuple[Callable[..., WorkingMemoryManager], ...] = (
-    TTLStrategy, Compressed, Encrypted, Versioned, Retrying, Audited,
+    Encrypted, Compressed, TTLStrategy, Versioned, Retrying, Audited,
 )  # fmt: skip
 ASYNCHRONOUS: tuple[Callable[..., AsyncWorkingMemoryManager], ...] = (
-    AsyncTTLStrategy, AsyncCompressed, AsyncEncrypted, AsyncVersioned, AsyncRetrying, AsyncAudited,
+    AsyncEncrypted, AsyncCompressed, AsyncTTLStrategy, AsyncVersioned, AsyncRetrying, AsyncAudited,
 )  # fmt: skip
 NAMES = tuple(SETTINGS)
 

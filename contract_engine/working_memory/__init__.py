@@ -1,7 +1,17 @@
 """Working-memory managers: what an agent keeps of a conversation, in memory, in Redis or in a database."""
 
+from contract_engine.working_memory.auditing import AsyncAudited, Audited, AuditEvent, acting_as
+from contract_engine.working_memory.compression import AsyncCompressed, Compressed, train_dictionary
+from contract_engine.working_memory.encryption import AsyncEncrypted, Encrypted, KeyRing
 from contract_engine.working_memory.environment import create_async_memory_manager, create_memory_manager
-from contract_engine.working_memory.errors import WrapperMissingError
+from contract_engine.working_memory.errors import (
+    AlteredMemoryError,
+    InflationError,
+    MissingDictionaryError,
+    MissingKeyError,
+    UnreadableMemoryError,
+    WrapperMissingError,
+)
 from contract_engine.working_memory.in_memory_manager import AsyncInMemoryManager, InMemoryManager
 from contract_engine.working_memory.interfaces import IAsyncMemoryManager, IMemoryManager
 from contract_engine.working_memory.manager import AsyncWorkingMemoryManager, WorkingMemoryManager
@@ -19,21 +29,35 @@ from contract_engine.working_memory.redis_memory_manager import (
     RedisMemoryManager,
     RedisWorkingMemoryManager,
 )
+from contract_engine.working_memory.retrying import AsyncRetrying, Retrying
 from contract_engine.working_memory.sql_memory_manager import (
     AsyncSQLiteMemoryManager,
     AsyncSQLMemoryManager,
     SQLiteMemoryManager,
     SQLMemoryManager,
 )
+from contract_engine.working_memory.ttl_strategy import AsyncTTLStrategy, TTLStrategy
+from contract_engine.working_memory.versions import AsyncVersioned, Versioned
 
 __all__ = [
+    "AlteredMemoryError",
+    "AsyncAudited",
+    "AsyncCompressed",
+    "AsyncEncrypted",
     "AsyncInMemoryManager",
     "AsyncRedisMemoryManager",
     "AsyncRedisWorkingMemoryManager",
+    "AsyncRetrying",
     "AsyncSQLMemoryManager",
     "AsyncSQLiteMemoryManager",
+    "AsyncTTLStrategy",
+    "AsyncVersioned",
     "AsyncWorkingMemoryManager",
+    "AuditEvent",
+    "Audited",
+    "Compressed",
     "ConversationMemoryType",
+    "Encrypted",
     "IAsyncMemoryManager",
     "IMemoryConfig",
     "IMemoryInput",
@@ -41,13 +65,23 @@ __all__ = [
     "IMemoryManager",
     "IWorkingMemory",
     "InMemoryManager",
+    "InflationError",
+    "KeyRing",
+    "MissingDictionaryError",
+    "MissingKeyError",
     "RedisMemoryManager",
     "RedisWorkingMemoryManager",
+    "Retrying",
     "RichMemory",
     "SQLMemoryManager",
     "SQLiteMemoryManager",
+    "TTLStrategy",
+    "UnreadableMemoryError",
+    "Versioned",
     "WorkingMemoryManager",
     "WrapperMissingError",
+    "acting_as",
     "create_async_memory_manager",
     "create_memory_manager",
+    "train_dictionary",
 ]

@@ -33,7 +33,7 @@ LEVEL = 12
 MAX_TEXT_BYTES = 64 * 2**20
 """No text becomes larger than this when it is inflated, whatever its compressed form says."""
 
-SHORT_BYTES = 4096
+SHORT_BYTES = 1024
 """Up to here raw deflate is tried too: its fixed code costs nothing, where a frame of Zstandard costs ten bytes."""
 
 _WINDOW_BYTES = 32_768  # as far back as deflate can refer; most useful is what stands last
@@ -68,24 +68,27 @@ class Codec(threading.local):
         self._preset = dictionary.body[-_WINDOW_BYTES:] if dictionary else b""
         self._deflater = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, self._preset)
 
-    def compress(self, body: bytes) -> tuple[str, bytes]:
-        """Return the name of the method that makes it smallest, and what it makes of it."""
-        frame = self._compressor.compress(body)
+    def compress(self, body: bytes) -> tuple[str, str]:
+        """Return the name of the method that makes it smallest, and the text it makes of it."""
+        text = base64.b64encode(self._compressor.compress(body))
         if len(body) <= SHORT_BYTES:
             deflater = self._deflater.copy()
-            deflated = deflater.compress(body) + deflater.flush()
-            if len(deflated) < len(frame):
-                return DEFLATE, deflated
-        return ZSTANDARD, frame
+            # Five characters for four bytes, none of which JSON has to escape; too slow for long ones.
+            deflated = base64.b85encode(deflater.compress(body) + deflater.flush())
+            if len(deflated) < len(text):
+                return DEFLATE, deflated.decode("ascii")
+        return ZSTANDARD, text.decode("ascii")
 
-    def inflate(self, method: str, data: bytes, *, max_bytes: int) -> bytes | None:
+    def inflate(self, method: str, text: str, *, max_bytes: int) -> bytes | None:
         """Return the bytes, None where they are more than ``max_bytes``: never more than that is made of them."""
         if method == DEFLATE:
+            data = base64.b85decode(text)
             inflater = zlib.decompressobj(-15, self._preset)
             body = inflater.decompress(data, max_bytes + 1)
             if len(body) <= max_bytes and not (inflater.eof and not inflater.unused_data):
                 raise ValueError("cut or followed by something")
         else:
+            data = base64.b64decode(text, validate=True)
             zstd = _zstandard()
             stated = zstd.get_frame_parameters(data, zstd.FORMAT_ZSTD1_MAGICLESS).content_size
             if stated > max_bytes:  # also what is not stated: it reads as the largest number there is
@@ -124,13 +127,16 @@ class CompressedLayer(Sealing):
         body = encode_text(item.text)
         if len(body) > self._max_text_bytes:
             raise InvalidInputError("working_memory", f"{len(body):,} bytes, at most {self._max_text_bytes:,}")
-        method, data = self._codecs[self._mark].compress(body)
+        method, text = self._codecs[self._mark].compress(body)
         mark = f"{method}:{self._mark}" if self._mark else method
-        # Five characters for four bytes, none of which JSON has to escape.
-        text = base64.b85encode(data).decode("ascii")
         if len(text) + len(mark) >= len(body):
             return item
         return replace(item, text=text, marks=(*item.marks, mark))
+
+    def is_current(self, item: Item) -> bool:
+        """See :class:`Sealing`: what an older dictionary has compressed is compressed anew, what is plain not tried."""
+        method, _, dictionary_id = item.marks[-1].partition(":") if item.marks else ("", "", "")
+        return method not in (ZSTANDARD, DEFLATE) or dictionary_id == self._mark
 
     def open(self, key: RecordKey, item: Item) -> Item:
         """See :class:`Sealing`."""
@@ -141,8 +147,7 @@ class CompressedLayer(Sealing):
         if codec is None:
             raise MissingDictionaryError(key, dictionary_id)
         try:
-            data = base64.b85decode(item.text)
-            body = codec.inflate(method, data, max_bytes=self._max_text_bytes)
+            body = codec.inflate(method, item.text, max_bytes=self._max_text_bytes)
             text = None if body is None else decode_text(body)
         except (ValueError, binascii.Error, zlib.error, _zstandard().ZstdError, CorruptDataError) as exc:
             raise UnreadableMemoryError(key, "its compressed form is damaged") from exc

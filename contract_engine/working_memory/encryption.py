@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from contract_engine.memory.errors import ConfigurationError, CorruptDataError, InvalidInputError
@@ -90,6 +91,7 @@ class EncryptedLayer(Sealing):
         self._keys = keys
         self._metadata = metadata
         self._accept_plain = accept_plain
+        self._cipher = lru_cache(maxsize=256)(self._make_cipher)
 
     def seal(self, key: RecordKey, item: Item) -> Item:
         """See :class:`Sealing`."""
@@ -137,13 +139,17 @@ class EncryptedLayer(Sealing):
                 return found
         raise AlteredMemoryError(key, "its metadata are not what was encrypted")
 
+    def is_current(self, item: Item) -> bool:
+        """See :class:`Sealing`: what an older key has encrypted is encrypted anew with any change of its record."""
+        return item.marks[-1:] == (self._mark(),)
+
     def renew(self, key: RecordKey) -> Flow[bool]:
         """Encrypt a record with the active key if any of it is not, atomically, and answer whether it was necessary."""
         renewed = False
 
         def anew(below: Record | None) -> Record | None:
             nonlocal renewed
-            renewed = below is not None and not self._is_current(below)
+            renewed = below is not None and not self._is_renewed(below)
             if below is None or not renewed:
                 return below
             return replace(self.sealed(key, self.opened(key, below)), ttl_seconds=Ttl.AS_BEFORE)
@@ -154,14 +160,13 @@ class EncryptedLayer(Sealing):
     def _mark(self) -> str:
         return f"{WITH_METADATA if self._metadata else METHOD}:{self._keys.active}"
 
-    def _is_current(self, record: Record) -> bool:
-        mark = self._mark()
-        if any(item.marks[-1:] != (mark,) for item in record.items):
+    def _is_renewed(self, record: Record) -> bool:
+        if not all(map(self.is_current, record.items)):
             return False
         sealed = record.metadata.get(SEALED_METADATA)
         if self._metadata != (isinstance(sealed, list) and sealed[:1] == [self._keys.active]):
             return False
-        return all(map(self._is_current, record.versions))
+        return all(map(self._is_renewed, record.versions))
 
     def _encrypt(self, key: RecordKey, key_id: str, place: tuple[str, ...], content: bytes) -> str:
         nonce = os.urandom(_NONCE_BYTES)
@@ -178,7 +183,7 @@ class EncryptedLayer(Sealing):
             raise AlteredMemoryError(key, f"does not open with key {key_id!r}: altered, moved, or another key") from exc
         return content
 
-    def _cipher(self, key: RecordKey, key_id: str) -> Any:
+    def _make_cipher(self, key: RecordKey, key_id: str) -> Any:
         """Make the cipher of one record, so that nonces of two records never meet."""
         secret = self._keys.secret(key_id)
         if secret is None:

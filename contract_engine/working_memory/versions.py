@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from contract_engine.memory.errors import CorruptDataError
 from contract_engine.working_memory.layers import Flow, Layer
 from contract_engine.working_memory.manager import AsyncWorkingMemoryManager, WorkingMemoryManager
 from contract_engine.working_memory.records import Record, RecordKey, Ttl
@@ -23,7 +24,10 @@ class VersionedLayer(Wrapping):
     def write(self, records: Sequence[tuple[RecordKey, Record]]) -> Flow[None]:
         """Put records in place of what is there, one after the other: each is a change of its own."""
         for key, record in records:
-            yield from self.change(key, lambda _, record=record: record)  # type: ignore[misc]
+            try:
+                yield from self.change(key, lambda _, record=record: record)  # type: ignore[misc]
+            except CorruptDataError:  # what is there is nobody's, and no version of anything
+                yield from self.below.write([(key, record)])
 
     def change(self, key: RecordKey, revise: Revise) -> Flow[Record | None]:
         """See :class:`Layer`."""

@@ -70,34 +70,75 @@ class Sealing(Wrapping, ABC):
 
     def change(self, key: RecordKey, revise: Revise) -> Flow[Record | None]:
         """See :class:`Layer`."""
+        known = _Known()
 
         def below(sealed: Record | None) -> Record | None:
-            opened = sealed and self.opened(key, sealed)
+            opened = sealed and self.opened(key, sealed, known)
             revised = revise(opened)
             if revised is None or revised is opened:
                 return None if revised is None else sealed  # left as it is: not sealed anew either
-            return self.sealed(key, revised)
+            return self.sealed(key, revised, known)
 
         found = yield from self.below.change(key, below)
-        return found and self.opened(key, found)
+        return found and self.opened(key, found, known)
 
-    def sealed(self, key: RecordKey, record: Record) -> Record:
+    def is_current(self, item: Item) -> bool:
+        """Tell whether a sealed item that stays as it is may stay in the form it has."""
+        return True
+
+    def sealed(self, key: RecordKey, record: Record, known: _Known | None = None) -> Record:
         """Return a record as it is to be below."""
         return replace(
             record,
-            items=tuple(self.seal(key, item) for item in record.items),
+            items=tuple(self._sealed_item(key, item, known) for item in record.items),
             metadata=self.seal_metadata(key, record.metadata),
-            versions=tuple(self.sealed(key, version) for version in record.versions),
+            versions=tuple(self.sealed(key, version, known) for version in record.versions),
         )
 
-    def opened(self, key: RecordKey, record: Record) -> Record:
+    def opened(self, key: RecordKey, record: Record, known: _Known | None = None) -> Record:
         """Return the record of :meth:`sealed`."""
         return replace(
             record,
-            items=tuple(self.open(key, item) for item in record.items),
+            items=tuple(self._opened_item(key, item, known) for item in record.items),
             metadata=self.open_metadata(key, record.metadata),
-            versions=tuple(self.opened(key, version) for version in record.versions),
+            versions=tuple(self.opened(key, version, known) for version in record.versions),
         )
+
+    def _sealed_item(self, key: RecordKey, item: Item, known: _Known | None) -> Item:
+        sealed = None if known is None else known.sealed(item)
+        if sealed is None or not self.is_current(sealed):
+            sealed = self.seal(key, item)
+            if known is not None:
+                known.note(sealed, item)
+        return sealed
+
+    def _opened_item(self, key: RecordKey, item: Item, known: _Known | None) -> Item:
+        opened = None if known is None else known.opened(item)
+        if opened is None:
+            opened = self.open(key, item)
+            if known is not None:
+                known.note(item, opened)
+        return opened
+
+
+class _Known:
+    """Both forms of items, for as long as a change is tried: what stays is neither opened nor sealed again."""
+
+    def __init__(self) -> None:
+        self._by_sealed: dict[tuple[object, ...], tuple[Item, Item]] = {}
+        self._by_opened: dict[int, tuple[Item, Item]] = {}
+
+    def note(self, sealed: Item, opened: Item) -> None:
+        self._by_sealed[sealed.memory_id, sealed.text, sealed.marks] = sealed, opened
+        self._by_opened[id(opened)] = sealed, opened  # which is kept here, so that no other one gets its id
+
+    def opened(self, sealed: Item) -> Item | None:
+        found = self._by_sealed.get((sealed.memory_id, sealed.text, sealed.marks))
+        return found[1] if found is not None and found[0] == sealed else None
+
+    def sealed(self, opened: Item) -> Item | None:
+        found = self._by_opened.get(id(opened))
+        return None if found is None else found[0]
 
 
 def same_contents(one: Record, other: Record) -> bool:
