@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 from breaker_scenarios import breaker_closed, breaker_open, redis_away
 from dual_write_scenario import SCENARIOS as DUAL_WRITE
+from compression_scenario import compressed_size, compressed_time
 from fold_scenarios import fold_of_2000_tokens, usable_summary
 from observe_scenario import watched
 from recall_scenario import recall
@@ -287,5 +288,10 @@ SCENARIOS = (
     Scenario("add_message, ephemeral, with metrics", "without", None, watched(lambda bench: bench.ephemeral)),
     Scenario("add_message, durable, nobody listens", "the same", None, watched(lambda b: b.durable, is_watched=False)),
     *WORKING_MEMORY,
+    Scenario("memory of 200 characters, dictionary (bytes)", "as it is", 0.45, compressed_size(with_dictionary=True)),
+    Scenario(
+        "memory of 200 characters, no dictionary (bytes)", "as it is", None, compressed_size(with_dictionary=False)
+    ),
+    Scenario("store and retrieve, compressed", "not compressed", None, compressed_time),
     Scenario("import contract_engine.memory", "redis, sqlalchemy, psycopg", 1.2, imports, rounds=10),
 )

@@ -63,6 +63,8 @@ class Codec(threading.local):
         # Magic and dictionary number are eight bytes, a twentieth of a short memory; the mark says the same.
         form = zstd.FORMAT_ZSTD1_MAGICLESS
         settings = zstd.ZstdCompressionParameters.from_level(level, write_content_size=1, write_dict_id=0, format=form)
+        if given is not None:
+            given.precompute_compress(compression_params=settings)  # not at every text
         self._compressor = zstd.ZstdCompressor(dict_data=given, compression_params=settings)
         self._decompressor = zstd.ZstdDecompressor(dict_data=given, format=form)
         self._preset = dictionary.body[-_WINDOW_BYTES:] if dictionary else b""
