@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ from contract_engine.working_memory import (
     IMemoryInput,
     InMemoryManager,
     IWorkingMemory,
+    SQLMemoryManager,
     WrapperMissingError,
 )
+from contract_engine.working_memory.compression import Compressed
 from contract_engine.working_memory.encryption import SEALED_METADATA, Encrypted, KeyRing
 from contract_engine.working_memory.errors import AlteredMemoryError, MissingKeyError
 from contract_engine.working_memory.layers import run
@@ -350,3 +353,20 @@ def test_no_plain_text_is_in_redis_or_in_the_log(redis_url: str, tenant: str, ca
             assert word not in body
         assert "canary" not in caplog.text
         manager.delete(of())
+
+
+def test_no_plain_text_is_in_the_file_of_a_database(tmp_path: Path) -> None:
+    """Nor in what SQLite keeps beside it, while it is open and when it is closed; the same search finds what is plain."""
+    with SQLMemoryManager(f"sqlite:///{tmp_path / 'memory.db'}", timeout_seconds=30) as inner:
+        manager = Versioned(Encrypted(Compressed(inner), keys=ring(), metadata=True))
+        for number in range(50):
+            manager.store(of(f"{SECRET} {number} " * 20, item={"of": SECRET}, metadata={"name": SECRET}))
+        manager.update(of(f"{SECRET} again", metadata={"also": SECRET}))
+        assert len(manager.get_memory_history("c")) == 10
+        while_open = [path.read_bytes() for path in tmp_path.iterdir()]
+    when_closed = [path.read_bytes() for path in tmp_path.iterdir()]
+    assert any(b"aes-256-gcm" in body for body in while_open)
+    assert not any(b"canary" in body for body in [*while_open, *when_closed])
+    with SQLMemoryManager(f"sqlite:///{tmp_path / 'memory.db'}", timeout_seconds=30) as inner:
+        inner.store(of(SECRET, conversation_id="plain"))
+        assert any(b"canary" in path.read_bytes() for path in tmp_path.iterdir())
