@@ -120,14 +120,20 @@ WORKING_LAYERS = (
     "selection stored_records",
     "front",
     "manager",
+    "settings wrapping",
+    "compression encryption versions retrying auditing",
+    "ttl_strategy",
     "expiring_entries redis_store sql_store",
     "in_memory_manager redis_memory_manager sql_memory_manager",
     "environment",
 )
 WORKING_HEIGHT = {name: height for height, line in enumerate(WORKING_LAYERS) for name in line.split()}
 FROM_THE_MEMORY = frozenset(
-    ["errors", "serializer", "terms", "ranking", "keys", "config", "_runtime.failures", "_runtime.database_connections"]
-)
+    [
+        "errors", "serializer", "terms", "ranking", "keys", "config", "circuit_listeners", "_runtime.failures",
+        "_runtime.database_connections",
+    ]
+)  # fmt: skip
 
 
 def working_modules() -> list[Path]:

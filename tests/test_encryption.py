@@ -356,7 +356,7 @@ def test_no_plain_text_is_in_redis_or_in_the_log(redis_url: str, tenant: str, ca
 
 
 def test_no_plain_text_is_in_the_file_of_a_database(tmp_path: Path) -> None:
-    """Nor in what SQLite keeps beside it, while it is open and when it is closed; the same search finds what is plain."""
+    """Nor in what SQLite keeps beside it, open or closed; the same search finds what is plain."""
     with SQLMemoryManager(f"sqlite:///{tmp_path / 'memory.db'}", timeout_seconds=30) as inner:
         manager = Versioned(Encrypted(Compressed(inner), keys=ring(), metadata=True))
         for number in range(50):
