@@ -208,6 +208,45 @@ def test_plain_memories_are_read_until_that_is_turned_off() -> None:
     assert strict.retrieve(of())[0].working_memory == "plain"
 
 
+def test_plain_metadata_are_refused_where_only_encrypted_ones_are_accepted() -> None:
+    inner = InMemoryManager()
+    strict = Encrypted(inner, keys=ring(), metadata=True, accept_plain=False)
+    Encrypted(inner, keys=ring()).store(of(SECRET, metadata={"a": 1}))
+    with pytest.raises(AlteredMemoryError, match="metadata"):
+        strict.retrieve(of())
+    assert Encrypted(inner, keys=ring(), metadata=True).reencrypt("memory:*:c") == 1
+    assert strict.retrieve(of())[0].metadata == {"a": 1}
+    put(inner, replace(stored(inner), metadata={"a": 2}))
+    with pytest.raises(AlteredMemoryError, match="metadata"):
+        strict.retrieve(of())
+    Encrypted(inner, keys=ring(), metadata=True).store(of(SECRET, metadata={"a": 1}))
+    assert strict.retrieve(of())[0].metadata == {"a": 1}
+
+
+def test_reencrypt_leaves_the_time_to_live_of_every_store(redis_url: str, tenant: str, tmp_path: Path) -> None:
+    with RedisWorkingMemoryManager(redis_url, ttl=5000, prefix=tenant) as inner, redis.Redis.from_url(redis_url) as raw:
+        inner.store(of("text"))
+        raw.expire(f"{tenant}:WORKING_MEMORY:c", 1000)
+        assert Encrypted(inner, keys=ring()).reencrypt(f"{tenant}:WORKING_MEMORY:c*") == 1
+        assert raw.ttl(f"{tenant}:WORKING_MEMORY:c") in range(700, 1001)
+        inner.ttl = None
+        inner.store(of("for ever"))
+        inner.ttl = 1000
+        assert Encrypted(inner, keys=ring()).reencrypt(f"{tenant}:WORKING_MEMORY:c*") == 1
+        assert raw.ttl(f"{tenant}:WORKING_MEMORY:c") == -1
+        inner.delete(of())
+    time = [1_800_000_000.0]
+    url = f"sqlite:///{tmp_path / 'memory.db'}"
+    with SQLMemoryManager(url, ttl=100, timeout_seconds=30, wall_clock=lambda: time[0]) as inner_sql:
+        inner_sql.store(of("text"))
+        time[0] += 60
+        assert Encrypted(inner_sql, keys=ring()).reencrypt("memory:*", everything=True) == 1
+        time[0] += 39
+        assert len(Encrypted(inner_sql, keys=ring()).retrieve(of())) == 1
+        time[0] += 2
+        assert Encrypted(inner_sql, keys=ring()).retrieve(of()) == []
+
+
 def test_a_write_uses_the_active_key_and_reencrypt_does_the_rest() -> None:
     time = [1000.0]
     inner = InMemoryManager(ttl=100, clock=lambda: time[0])

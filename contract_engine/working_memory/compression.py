@@ -226,7 +226,7 @@ def _trained(bodies: Sequence[bytes], max_bytes: int) -> bytes | None:
     zstd = _zstandard()
     try:
         trained: bytes = zstd.train_dictionary(
-            max_bytes, list(bodies), d=8, steps=4, level=12, split_point=1.0
+            max_bytes, list(bodies), d=8, steps=4, level=LEVEL, split_point=1.0
         ).as_bytes()
     except zstd.ZstdError:  # too little to learn from
         return None

@@ -112,6 +112,8 @@ class EncryptedLayer(Sealing):
             if self._accept_plain:
                 return item
             raise AlteredMemoryError(key, "not encrypted, and only encrypted memories are accepted")
+        if self._metadata and method == METHOD and not self._accept_plain:
+            raise AlteredMemoryError(key, "its metadata are not encrypted, and only encrypted ones are accepted")
         below = item.marks[:-1]
         content = self._decrypt(key, key_id, (item.memory_id, mark, *below), item.text)
         if method == METHOD:
@@ -132,7 +134,9 @@ class EncryptedLayer(Sealing):
     def open_metadata(self, key: RecordKey, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
         """See :class:`Sealing`."""
         if SEALED_METADATA not in metadata:
-            return metadata
+            if self._accept_plain or not self._metadata:
+                return metadata
+            raise AlteredMemoryError(key, "its metadata are not encrypted, and only encrypted ones are accepted")
         match metadata[SEALED_METADATA]:
             case [str(key_id), str(sealed)]:
                 found: Mapping[str, Any] = decode_value(self._decrypt(key, key_id, (SEALED_METADATA,), sealed))
@@ -220,6 +224,7 @@ class _Encrypted(Wrapped[Manager]):
 class Encrypted(_Encrypted[WorkingMemoryManager], Wrapper):
     """Keeps texts encrypted with AES-256-GCM; with ``metadata`` those of records and memories too.
 
+    Metadata that are not encrypted are not protected from changes either.
     Conversation ids, memory ids, times and lengths remain to be seen. A ciphertext that was altered or moved to another
     record or memory is an :class:`AlteredMemoryError`; an older one of the same memory, put back in its place, is not
     told from the newest. ``accept_plain``: read what was written before there was encryption; turn it off after

@@ -31,7 +31,7 @@ class _StoredItem(msgspec.Struct, omit_defaults=True):
     working_memory: str
     memory_id: str = ""
     metadata: dict[str, Any] | None = None
-    marks: tuple[str, ...] = ()
+    marks: list[str] = []  # a list, as all that is JSON has to be; each gets one of its own
 
 
 class _StoredRecord(msgspec.Struct, omit_defaults=True):
@@ -41,7 +41,7 @@ class _StoredRecord(msgspec.Struct, omit_defaults=True):
     metadata: dict[str, Any] | None = None
     created_at: str | None = None
     last_update: str | None = None
-    versions: tuple[_StoredRecord, ...] = ()
+    versions: list[_StoredRecord] = []
 
 
 _encoder = msgspec.json.Encoder()
@@ -122,7 +122,7 @@ def _stored(record: Record) -> _StoredRecord:
         data = [_stored_item(item, str(number)) for number, item in enumerate(items, 1)]
     stored = _StoredRecord(data, record.metadata, record.created_at, record.last_update)  # type: ignore[arg-type]  # dicts
     if record.versions:
-        stored.versions = tuple([_stored(version) for version in record.versions])
+        stored.versions = [_stored(version) for version in record.versions]
     return stored
 
 
@@ -133,7 +133,7 @@ def _stored_item(item: Item, place: str) -> _StoredItem:
     if item.metadata:
         stored.metadata = item.metadata  # type: ignore[assignment]  # dicts
     if item.marks:
-        stored.marks = item.marks
+        stored.marks = list(item.marks)
     return stored
 
 
@@ -149,4 +149,4 @@ def _record(stored: _StoredRecord) -> Record:
 
 
 def _item(stored: _StoredItem, number: int) -> Item:
-    return Item(stored.working_memory, stored.memory_id or str(number), stored.metadata or {}, stored.marks)
+    return Item(stored.working_memory, stored.memory_id or str(number), stored.metadata or {}, tuple(stored.marks))
