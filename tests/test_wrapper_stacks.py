@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from working_memory_contract import ASYNC, KINDS, MEMORY, SYNC, WORKING, MemoryBackend
 from wrapper_fixtures import NAMES, stacked
 
+from contract_engine import working_memory
 from contract_engine.working_memory import (
     AsyncWorkingMemoryManager,
     IMemoryInput,
@@ -166,3 +168,18 @@ def test_a_stack_is_closed_with_what_is_in_it(backend: MemoryBackend) -> None:
     manager.close()
     assert manager.retrieve(of())[0].working_memory == "text"
     manager.delete(of())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrapper_and_its_twin_offer_the_same(name: str) -> None:
+    makers = [getattr(working_memory, prefix + name) for prefix in ("", "Async")]
+    assert len({str(inspect.signature(maker)) for maker in makers}) == 1
+    blocking, asynchronous = (
+        {method: str(inspect.signature(made)) for method, made in inspect.getmembers(maker, inspect.isfunction)}
+        for maker in makers
+    )
+    own = {method for method in asynchronous if not method.startswith("_")} - {"aclose"}
+    assert own | {"close"} | {f"{method}_async" for method in ("store", "retrieve", "update", "delete")} == {
+        method for method in blocking if not method.startswith("_")
+    }
+    assert {blocking[method] for method in own} == {asynchronous[method] for method in own}
