@@ -12,8 +12,8 @@ from typing import Any
 
 import psycopg
 from breaker_scenarios import breaker_closed, breaker_open, redis_away
-from dual_write_scenario import SCENARIOS as DUAL_WRITE
 from compression_scenario import compressed_size, compressed_time
+from dual_write_scenario import SCENARIOS as DUAL_WRITE
 from fold_scenarios import fold_of_2000_tokens, usable_summary
 from observe_scenario import watched
 from recall_scenario import recall

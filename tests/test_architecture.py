@@ -130,7 +130,7 @@ WORKING_LAYERS = (
 WORKING_HEIGHT = {name: height for height, line in enumerate(WORKING_LAYERS) for name in line.split()}
 FROM_THE_MEMORY = frozenset(
     [
-        "errors", "serializer", "terms", "ranking", "keys", "config", "circuit_listeners", "_runtime.failures",
+        "errors", "serializer", "terms", "ranking", "keys", "config", "hooks", "_runtime.failures",
         "_runtime.database_connections",
     ]
 )  # fmt: skip

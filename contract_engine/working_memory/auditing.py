@@ -10,8 +10,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 
-from contract_engine.memory.circuit_listeners import failure_of
 from contract_engine.memory.errors import ConfigurationError, MemoryServiceError
+from contract_engine.memory.hooks import tell_all
 from contract_engine.working_memory.layers import Flow, Layer
 from contract_engine.working_memory.manager import AsyncWorkingMemoryManager, WorkingMemoryManager
 from contract_engine.working_memory.records import Record, RecordKey
@@ -134,8 +134,10 @@ class AuditedLayer(Wrapping):
                 self._tell(event)
 
     def _tell(self, event: AuditEvent) -> None:
-        failure = failure_of(self._sink, event)
-        if failure is not None and not self._has_failed:
+        tell_all((self._sink,), event, self._log_failure)
+
+    def _log_failure(self, _sink: object, failure: Exception) -> None:
+        if not self._has_failed:
             self._has_failed = True
             logger.error("the audit sink failed; this is said once", exc_info=failure)
 
