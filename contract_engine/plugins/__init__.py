@@ -1,0 +1,1 @@
+"""Small programs' parts that stand alone beside the memory service."""

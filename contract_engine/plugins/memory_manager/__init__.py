@@ -1,0 +1,1 @@
+"""Conversations as JSON in Redis for a day: ``plugin_interface.MemoryManager``."""
