@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
 import psutil
+from plugin_scenario import PLUGIN_SCENARIOS
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -83,7 +84,7 @@ def run(rounds: int, wanted: str, *, history: int, is_quiet: bool) -> tuple[list
     """Run the scenarios whose name contains ``wanted``."""
     with EmbeddedServers() as servers, one_core(servers) as pinning, Bench(servers, history) as bench:
         results = []
-        chosen = [scenario for scenario in SCENARIOS if wanted in scenario.name]
+        chosen = [scenario for scenario in (*SCENARIOS, *PLUGIN_SCENARIOS) if wanted in scenario.name]
         for scenario in track(chosen, description="measuring", disable=is_quiet, console=Console(stderr=True)):
             with scenario.prepare(bench) as (call, reference):
                 taken, unit, ratio, added = measure(min(rounds, scenario.rounds or rounds), call, reference)

@@ -321,7 +321,7 @@ def test_a_closed_manager_opens_again(redis_url: str, conversation: str) -> None
 
     def connections() -> int:
         with redis.Redis.from_url(redis_url) as client:
-            return sum(one["name"] == name for one in client.client_list())  # type: ignore[union-attr]
+            return sum(one["name"] == name for one in client.client_list())
 
     assert connections() == 0
     manager.store_memory(conversation, CONTEXT)

@@ -6,26 +6,25 @@ raises because of Redis: it says False or None, logs why, and the next call trie
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable
 from importlib import resources
 from typing import Any, NamedTuple, Self
 
-import redis
 from redis import exceptions as redis_exc
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from contract_engine.memory._runtime.failures import redis_failure
+from contract_engine.memory._effects import Command, RedisCall, Script
+from contract_engine.memory._runtime.redis_transport import RedisTransport
+from contract_engine.memory.circuit_breaker import CircuitBreaker
 from contract_engine.memory.errors import (
     ConfigurationError,
-    CorruptDataError,
     InvalidInputError,
     MemoryServiceError,
+    RedisUnavailableError,
     StoreMisconfiguredError,
 )
 from contract_engine.memory.serializer import encode_value
@@ -39,15 +38,19 @@ MAX_HOURS = 10 * 365 * 24
 """Ten years; Redis itself refuses times that overflow its clock."""
 
 FIRST_PAUSE_SECONDS = 0.01
-_EXTEND = resources.files(__package__).joinpath("extend.lua").read_text("utf-8")
+# Not in ASCII: two halves of a surrogate pair, escaped one after the other, would be read as one character. Made once,
+# because json.dumps makes another one for each call.
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_SOURCE = (resources.files(__package__) / "extend.lua").read_text("utf-8")
+_EXTEND = Script("extend", _SOURCE, hashlib.sha1(_SOURCE.encode(), usedforsecurity=False).hexdigest())
 
 
 class _Reply(NamedTuple):
-    """What Redis answered; ``failure`` is None where it did. ``attempts``: how often it was asked."""
+    """What Redis answered; ``failure`` is None where it did. ``is_repeated``: it may have been asked before."""
 
     value: Any
     failure: MemoryServiceError | None
-    attempts: int
+    is_repeated: bool
 
 
 class MemoryManager:
@@ -79,9 +82,8 @@ class MemoryManager:
                 "timeout_seconds", f"expected seconds above 0, at most 60, got {timeout_seconds!r}"
             )
         self._timeout_seconds = timeout_seconds
-        self._redis = redis.Redis(
-            connection_pool=_pool(redis_url, timeout_seconds, _whole("max_connections", max_connections, most=10_000))
-        )
+        pool_size = _whole("max_connections", max_connections, most=10_000)
+        self._redis = _transport(redis_url, timeout_seconds, pool_size)
         self._lock = threading.Lock()
         self._corrupt_records = 0
 
@@ -98,19 +100,18 @@ class MemoryManager:
         """
         key = _key(conversation_id)
         body = _encoded(memory_data, self._max_bytes)
-        reply = self._ask("store", conversation_id, lambda: self._redis.set(key, body, ex=self._ttl_seconds))
+        reply = self._ask("store", conversation_id, Command(("SETEX", key, self._ttl_seconds, body)))
         return reply.failure is None
 
     def retrieve_memory(self, conversation_id: str) -> dict[str, Any] | None:
         """Return what was stored; None where there is nothing, where Redis is away, and where it is no JSON object."""
         key = _key(conversation_id)
-        reply = self._ask("retrieve", conversation_id, lambda: self._redis.get(key))
-        if isinstance(reply.failure, CorruptDataError):
-            self._count_corrupt(conversation_id)
+        reply = self._ask("retrieve", conversation_id, Command(("GET", key)))
         if reply.value is None:
             return None
         try:
-            found = json.loads(reply.value)
+            # What is no bytes is the error about a key of another type.
+            found = json.loads(reply.value) if isinstance(reply.value, bytes) else None
         except (ValueError, RecursionError):
             found = None
         if isinstance(found, dict):
@@ -127,19 +128,19 @@ class MemoryManager:
         """
         key = _key(conversation_id)
         milliseconds = _whole("hours", hours, most=MAX_HOURS, error=InvalidInputError) * 3_600_000
-        reply = self._ask("extend", conversation_id, lambda: self._redis.eval(_EXTEND, 1, key, milliseconds))
+        reply = self._ask("extend", conversation_id, Command((1, key, milliseconds), _EXTEND))
         return bool(reply.value == 1)
 
     def clear_memory(self, conversation_id: str) -> bool:
         """Delete a conversation; True if it was there and is gone, False where there is none or Redis is away."""
         key = _key(conversation_id)
-        reply = self._ask("clear", conversation_id, lambda: self._redis.delete(key))
-        # Sent again because the answer was lost: then nothing is left to delete, and the first one may have done it.
-        return reply.failure is None and (reply.value == 1 or reply.attempts > 1)
+        reply = self._ask("clear", conversation_id, Command(("DEL", key)))
+        # Sent again because the answer was lost: then the first one may have deleted it.
+        return reply.failure is None and (reply.value == 1 or reply.is_repeated)
 
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""
-        self._redis.connection_pool.disconnect()
+        self._redis.close()
 
     def __enter__(self) -> Self:
         return self
@@ -147,26 +148,36 @@ class MemoryManager:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, operation: str, conversation_id: str, call: Callable[[], Any]) -> _Reply:
+    def _ask(self, operation: str, conversation_id: str, command: Command) -> _Reply:
         """Send one command, again where the connection broke: each of the four may be repeated."""
+        is_repeated = False
+
+        def again() -> tuple[Command, ...]:
+            nonlocal is_repeated
+            is_repeated = True
+            return (command,)
+
         deadline = time.monotonic() + self._timeout_seconds
         for attempt in range(1, self._attempts + 1):
             try:
-                value = call()
-            except redis_exc.RedisError as exc:
-                failure, is_outage = redis_failure(exc)
-                # After a timeout nothing is left of the time; a server that refuses us does so again.
-                is_worth_it = is_outage and isinstance(exc, redis_exc.ConnectionError)
+                (value,) = self._redis.call(RedisCall((command,), again))
+            except MemoryServiceError as exc:
+                failure = exc
+                # After a timeout nothing is left of the time, and a server that refuses us does so again.
+                is_worth_it = isinstance(exc.__cause__, redis_exc.ConnectionError) and isinstance(
+                    exc, RedisUnavailableError
+                )
             else:
-                logger.debug("%s of conversation %r done", operation, conversation_id)
-                return _Reply(value, None, attempt)
+                logger.debug("%s of conversation %r answered", operation, conversation_id)
+                return _Reply(value, None, is_repeated)
             pause = FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1)
             if not is_worth_it or attempt == self._attempts or time.monotonic() + pause > deadline:
                 break
             time.sleep(pause)
+            is_repeated = True
         level = logging.ERROR if isinstance(failure, StoreMisconfiguredError) else logging.WARNING
         logger.log(level, "%s of conversation %r failed: %s", operation, conversation_id, failure)
-        return _Reply(None, failure, attempt)
+        return _Reply(None, failure, is_repeated)
 
     def _count_corrupt(self, conversation_id: str) -> None:
         with self._lock:
@@ -174,28 +185,16 @@ class MemoryManager:
         logger.warning("conversation %r is not a JSON object in Redis; treated as absent", conversation_id)
 
 
-def _pool(url: object, timeout_seconds: float, max_connections: int) -> redis.BlockingConnectionPool:
-    options: dict[str, Any] = {
-        "max_connections": max_connections,
-        "timeout": timeout_seconds,
-        "socket_timeout": timeout_seconds,
-        # The driver's own default is ten attempts inside each of ours: four seconds on a dead port.
-        "retry": Retry(NoBackoff(), 0),
-        "protocol": 2,
-    }
+def _transport(url: object, timeout_seconds: float, max_connections: int) -> RedisTransport:
     if not isinstance(url, str):
         raise ConfigurationError("redis_url", f"expected a text, got {type(url).__name__}")
-    if not url.startswith("unix:"):
-        options |= {"socket_connect_timeout": timeout_seconds, "socket_keepalive": True}
+    breaker = CircuitBreaker(name="memory-plugin")
+    breaker.disable()  # a Redis that is back is used by the very next call
     try:
-        pool = redis.BlockingConnectionPool.from_url(url, **options)
-        pool.make_connection()  # type: ignore[no-untyped-call]  # not opened: it shows whether redis-py takes the options of the URL
-        pool.reset()  # type: ignore[no-untyped-call]
-    except (ValueError, TypeError):
+        return RedisTransport(url, timeout=timeout_seconds, pool_size=max_connections, breaker=breaker)
+    except ConfigurationError as exc:
         # Not "from": what the driver says of a URL quotes parts of it, and that may be the password.
-        problem = "not a redis://, rediss:// or unix:// URL with options that redis-py knows"
-        raise ConfigurationError("redis_url", problem) from None
-    return pool
+        raise ConfigurationError(exc.field, exc.problem) from None
 
 
 def _key(conversation_id: object) -> bytes:
@@ -217,8 +216,7 @@ def _encoded(memory_data: object, max_bytes: int) -> bytes:
     if not isinstance(memory_data, dict):
         raise InvalidInputError("memory_data", f"expected a dict, got {type(memory_data).__name__}")
     encode_value(memory_data, field="memory_data", max_bytes=max_bytes)
-    # Not in ASCII: two halves of a surrogate pair, escaped one after the other, would be read as one character.
-    return json.dumps(memory_data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return _encoder.encode(memory_data).encode("utf-8", "surrogatepass")
 
 
 def _whole(field: str, value: object, *, most: int, error: type[InvalidInputError] = ConfigurationError) -> int:
