@@ -1,5 +1,6 @@
 """Working-memory managers: what an agent keeps of a conversation, in memory, in Redis or in a database."""
 
+from contract_engine.working_memory.agent import IAgentInput, IChatModel, ILLMInput, WorkingMemoryAgent
 from contract_engine.working_memory.auditing import AsyncAudited, Audited, AuditEvent, acting_as
 from contract_engine.working_memory.compression import AsyncCompressed, Compressed, train_dictionary
 from contract_engine.working_memory.encryption import AsyncEncrypted, Encrypted, KeyRing
@@ -58,7 +59,10 @@ __all__ = [
     "Compressed",
     "ConversationMemoryType",
     "Encrypted",
+    "IAgentInput",
     "IAsyncMemoryManager",
+    "IChatModel",
+    "ILLMInput",
     "IMemoryConfig",
     "IMemoryInput",
     "IMemoryItem",
@@ -78,6 +82,7 @@ __all__ = [
     "TTLStrategy",
     "UnreadableMemoryError",
     "Versioned",
+    "WorkingMemoryAgent",
     "WorkingMemoryManager",
     "WrapperMissingError",
     "acting_as",
