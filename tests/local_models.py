@@ -45,7 +45,7 @@ class Answering:
 class BlockingAnswering(Answering):
     """The same in a method that blocks."""
 
-    def chat(self, request: ILLMInput) -> Any:  # type: ignore[override]
+    def chat(self, request: ILLMInput) -> Any:
         return self._answer(request) if callable(self._answer) else self._answer
 
 

@@ -19,14 +19,16 @@ from servers import PrivateServers
 from contract_engine.memory import InvalidInputError
 from contract_engine.working_memory import (
     AsyncInMemoryManager,
-    AsyncRedisWorkingMemoryManager,
     ConversationMemoryType,
     IAgentInput,
     IMemoryInput,
     InMemoryManager,
     IWorkingMemory,
-    RedisWorkingMemoryManager,
     WorkingMemoryAgent,
+)
+from contract_engine.working_memory.redis_memory_manager import (
+    AsyncRedisWorkingMemoryManager,
+    RedisWorkingMemoryManager,
 )
 
 CANARY = "canary-in-what-was-said"
@@ -34,8 +36,8 @@ MODELS = [NotingModel, AsyncNotingModel]
 MANAGERS: list[Callable[[str], Any]] = [
     lambda _: InMemoryManager(),
     lambda _: AsyncInMemoryManager(),
-    lambda url: RedisWorkingMemoryManager(url),
-    lambda url: AsyncRedisWorkingMemoryManager(url),
+    RedisWorkingMemoryManager,
+    AsyncRedisWorkingMemoryManager,
 ]
 NAMES = ["in-memory", "async-in-memory", "redis", "async-redis"]
 
@@ -133,7 +135,7 @@ async def test_what_blocks_holds_up_no_loop(conversation: str) -> None:
     loop, freed = asyncio.get_running_loop(), threading.Event()
 
     class Waiting(InMemoryManager):
-        def store(self, input: IMemoryInput) -> str:
+        def store(self, input: IMemoryInput) -> str:  # noqa: A002
             loop.call_soon_threadsafe(freed.set)
             assert freed.wait(60)
             return super().store(input)
@@ -317,11 +319,11 @@ class Failing:
             return
         raise self._exc
 
-    def retrieve(self, input: IMemoryInput) -> list[IWorkingMemory]:
+    def retrieve(self, input: IMemoryInput) -> list[IWorkingMemory]:  # noqa: A002
         self._fail("retrieve")
         return []
 
-    def store(self, input: IMemoryInput) -> str:
+    def store(self, input: IMemoryInput) -> str:  # noqa: A002
         self._fail("store")
         self.stored.append(input)
         return "key"
@@ -352,7 +354,7 @@ async def test_a_failing_store_of_anybody_costs_a_status(
 
 async def test_a_store_that_answers_nonsense_costs_a_status(conversation: str) -> None:
     class Nonsense(Failing):
-        def retrieve(self, input: IMemoryInput) -> list[IWorkingMemory]:
+        def retrieve(self, input: IMemoryInput) -> list[IWorkingMemory]:  # noqa: A002
             return [object()]  # type: ignore[list-item]
 
     agent = WorkingMemoryAgent(NotingModel(), Nonsense(""))  # type: ignore[arg-type]
@@ -415,7 +417,7 @@ async def test_wrong_arguments_are_named() -> None:
         (("x", 7), "conversation_id"),
     ):
         with pytest.raises(InvalidInputError) as caught:
-            await agent.process(*arguments)  # type: ignore[arg-type]
+            await agent.process(*arguments)
         assert caught.value.field == field
     status = await agent.process("x", "  \n")
     assert status.startswith("error: retrieval failed - conversation_id")
