@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from contract_engine.working_memory import ILLMInput
@@ -64,3 +65,18 @@ def raising(exc: BaseException) -> Callable[[ILLMInput], object]:
         raise exc
 
     return answer
+
+
+@dataclass(frozen=True)
+class ILLMConfig:
+    """What programs hand to a client of a provider."""
+
+    model: str
+
+
+class OpenAIClient(NotingModel):
+    """Stands for a provider's client where the internet is not to be asked; made from the same settings."""
+
+    def __init__(self, config: ILLMConfig) -> None:
+        super().__init__()
+        self.config = config

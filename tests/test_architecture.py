@@ -126,6 +126,7 @@ WORKING_LAYERS = (
     "expiring_entries redis_store sql_store",
     "in_memory_manager redis_memory_manager sql_memory_manager",
     "environment",
+    "agent",
 )
 WORKING_HEIGHT = {name: height for height, line in enumerate(WORKING_LAYERS) for name in line.split()}
 FROM_THE_MEMORY = frozenset(

@@ -1,0 +1,10 @@
+# Document: In-Memory Manager
+# Section: CRUD Operations / Delete Memory
+
+# Delete specific conversation memory
+delete_input = IMemoryInput(
+    conversation_id="conv_123",
+    memory_type=ConversationMemoryType.WORKING_MEMORY
+)
+
+memory_manager.delete(delete_input)
