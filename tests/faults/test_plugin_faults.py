@@ -10,12 +10,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import redis
+from proxy import FaultProxy
 from server_faults import ServerFaults, waited_for
 from servers import PrivateServers
 
@@ -215,3 +217,93 @@ def test_a_writer_killed_in_the_middle_leaves_a_whole_conversation(
             assert found["text"] == str(found["n"] % 10) * 50_000
             client.delete("riker:memory:c")
     assert_well(manager)
+
+
+# -- answers that are lost on the way
+
+
+@pytest.fixture
+def path(redis_url: str) -> Iterator[tuple[FaultProxy, MemoryManager]]:
+    with FaultProxy(redis_url) as proxy, MemoryManager(proxy.url, timeout_seconds=20) as manager:
+        yield proxy, manager
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_lost_answer_is_asked_for_again(path: tuple[FaultProxy, MemoryManager], tenant: str, lost: int) -> None:
+    proxy, manager = path
+    resets = 0
+    for call, expected in (
+        (lambda: manager.store_memory(tenant, DATA), True),
+        (lambda: manager.retrieve_memory(tenant), DATA),
+        (lambda: manager.extend_memory_ttl(tenant, 48), True),
+        (lambda: manager.clear_memory(tenant), True),
+    ):
+        proxy.reset_replies(lost, to=(tenant.encode(),))
+        assert call() == expected
+        resets += lost
+        assert proxy.resets == resets
+    assert manager.retrieve_memory(tenant) is None
+
+
+def test_an_extension_whose_answer_is_lost_counts_once(
+    path: tuple[FaultProxy, MemoryManager], redis_url: str, tenant: str
+) -> None:
+    proxy, manager = path
+    manager.store_memory(tenant, DATA)
+    proxy.reset_replies(2, to=(tenant.encode(),))
+    assert manager.extend_memory_ttl(tenant, 48)
+    assert proxy.resets == 2
+    with redis.Redis.from_url(redis_url) as client:
+        left = client.ttl(f"riker:memory:{tenant}")
+    assert 47 * 3600 < left <= 48 * 3600
+
+
+def test_retries_have_an_end(path: tuple[FaultProxy, MemoryManager], tenant: str) -> None:
+    """Three attempts, the first on a kept connection that may have died while idle, which has one more."""
+    proxy, manager = path
+    manager.store_memory(tenant, DATA)
+    proxy.reset_replies(100, to=(tenant.encode(),))
+    assert manager.retrieve_memory(tenant) is None
+    assert 3 <= proxy.resets <= 4
+    proxy.heal()
+    assert manager.retrieve_memory(tenant) == DATA
+
+
+def test_an_answer_that_is_cut_off_is_never_half_an_answer(path: tuple[FaultProxy, MemoryManager], tenant: str) -> None:
+    proxy, manager = path
+    long = {"text": "x" * 100_000}
+    manager.store_memory(tenant, long)
+    for after in (1, 10, 1_000, 90_000):
+        proxy.cut_replies(after, 1, to=(tenant.encode(),))
+        assert manager.retrieve_memory(tenant) == long
+    assert proxy.cuts == 4
+    assert manager.corrupt_records == 0
+
+
+def test_a_call_is_one_round_trip(redis_url: str, tenant: str) -> None:
+    """By a way so slow that nothing else counts, against one bare command on the same way."""
+    with (
+        FaultProxy(redis_url) as proxy,
+        MemoryManager(proxy.url, timeout_seconds=20) as manager,
+        redis.Redis.from_url(proxy.url, socket_timeout=20) as client,
+    ):
+        manager.store_memory(tenant, DATA)
+        manager.extend_memory_ttl(tenant)  # from here on the script is known
+        client.ping()
+        proxy.delay(0.2)
+
+        def fastest(call: Callable[[], object]) -> float:
+            times = []
+            for _ in range(3):
+                started = time.monotonic()
+                assert call()
+                times.append(time.monotonic() - started)
+            return min(times)
+
+        trip = fastest(client.ping)
+        for call in (
+            lambda: manager.store_memory(tenant, DATA),
+            lambda: manager.retrieve_memory(tenant),
+            lambda: manager.extend_memory_ttl(tenant),
+        ):
+            assert fastest(call) < 1.6 * trip
