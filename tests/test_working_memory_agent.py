@@ -158,6 +158,22 @@ def test_one_agent_may_be_used_on_one_loop_after_another(conversation: str) -> N
     assert sorted(text.splitlines()) == ["- a0", "- a1", "- b0", "- b1"]
 
 
+def test_one_agent_may_be_used_on_two_loops_at_once(conversation: str) -> None:
+    agent = WorkingMemoryAgent(AsyncNotingModel(), InMemoryManager())
+    start, found = threading.Barrier(2), []
+
+    async def many() -> list[str]:
+        start.wait(60)
+        return await asyncio.gather(*(agent.process(f"{number}", conversation) for number in range(50)))
+
+    threads = [threading.Thread(target=lambda: found.extend(asyncio.run(many()))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == ["success"] * 100
+
+
 async def test_a_history_is_told_to_the_model_and_can_be_away(conversation: str) -> None:
     class History:
         async def get(self, conversation_id: str) -> list[str]:

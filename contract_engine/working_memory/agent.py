@@ -75,8 +75,8 @@ class WorkingMemoryAgent:
 
     Any model with a method ``chat`` will do, and any memory manager; either may be blocking or asynchronous. What
     blocks runs in a thread of its own, so that it holds up no event loop; one that hangs past its deadline is left
-    behind there. Calls of one agent about one conversation go one after the other, so none undoes another; two agents
-    on one conversation are not kept apart, and the later of their memories stays.
+    behind there. On one event loop, calls of one agent about one conversation go one after the other, so none undoes
+    another; two agents on one conversation are not kept apart, and the later of their memories stays.
     """
 
     def __init__(

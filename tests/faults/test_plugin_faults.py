@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 from proxy import FaultProxy
+from redis_topologies import cluster, watched_primary
 from server_faults import ServerFaults, waited_for
 from servers import PrivateServers
 
@@ -307,3 +308,19 @@ def test_a_call_is_one_round_trip(redis_url: str, tenant: str) -> None:
             lambda: manager.extend_memory_ttl(tenant),
         ):
             assert fastest(call) < 1.6 * trip
+
+
+# -- several servers
+
+
+def test_on_a_cluster_and_behind_sentinels() -> None:
+    """The URLs that the memory service takes lead the plugin there too, whatever slot a conversation is in."""
+    with cluster() as nodes, MemoryManager(nodes.url, timeout_seconds=20) as manager:
+        for number in range(30):
+            assert manager.store_memory(f"c{number}", {"n": number})
+            assert manager.extend_memory_ttl(f"c{number}", 48)
+            assert manager.retrieve_memory(f"c{number}") == {"n": number}
+        assert all(int(server.say("DBSIZE")) > 0 for server in nodes.servers)
+        assert all(manager.clear_memory(f"c{number}") for number in range(30))
+    with watched_primary() as watched, MemoryManager(watched.url, timeout_seconds=20) as manager:
+        assert_well(manager)

@@ -73,7 +73,10 @@ class MemoryManager:
         max_connections: int = 20,
         max_bytes: int = 8 * 1024 * 1024,
     ) -> None:
-        """``max_bytes``: of one conversation's JSON. Options in the query of the URL go before these."""
+        """``redis_url``: as for the memory service, those of a Cluster and of Sentinels too.
+
+        ``max_bytes``: of one conversation's JSON.
+        """
         self._ttl_seconds = _whole("ttl_seconds", ttl_seconds, most=MAX_HOURS * 3600)
         self._attempts = _whole("attempts", attempts, most=10)
         self._max_bytes = _whole("max_bytes", max_bytes, most=512 * 1024 * 1024)
