@@ -135,7 +135,10 @@ class MemoryManager:
         return bool(reply.value == 1)
 
     def clear_memory(self, conversation_id: str) -> bool:
-        """Delete a conversation; True if it was there and is gone, False where there is none or Redis is away."""
+        """Delete a conversation; True if it was there and is gone, False where there is none or Redis is away.
+
+        Where the connection broke on the way nobody knows whether it was there: then True says that it is gone.
+        """
         key = _key(conversation_id)
         reply = self._ask("clear", conversation_id, Command(("DEL", key)))
         # Sent again because the answer was lost: then the first one may have deleted it.
