@@ -132,7 +132,7 @@ WORKING_HEIGHT = {name: height for height, line in enumerate(WORKING_LAYERS) for
 FROM_THE_MEMORY = frozenset(
     [
         "errors", "serializer", "terms", "ranking", "keys", "config", "hooks", "_runtime.failures",
-        "_runtime.database_connections",
+        "_runtime.database_connections", "daemon",
     ]
 )  # fmt: skip
 
