@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,6 +12,10 @@ from hypothesis import HealthCheck, settings
 from servers import PrivateServers, database_server, describe, redis_server
 
 from contract_engine.embedded import EmbeddedServers
+
+# A shell ignores Ctrl-C for what it runs in the background, and so would every command that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test goes by the clock of a machine that others may be using, so neither do the examples of one.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -867,11 +867,14 @@ def test_interrupted_program_leaves_in_order(
         assert process.stderr is not None
         assert "Redis" in process.stderr.readline()
         with MemoryManager(redis_url=redis_url, tenant=tenant, config=MemoryConfig()) as manager:
-            while not manager.get_context("endless")["last_seq"]:
-                assert process.poll() is None
-                time.sleep(0.02)
-            process.send_signal(number)
-            out, err = process.communicate(timeout=30)
+            try:
+                while not manager.get_context("endless")["last_seq"]:
+                    assert process.poll() is None
+                    time.sleep(0.02)
+                process.send_signal(number)
+                out, err = process.communicate(timeout=30)
+            finally:
+                process.kill()
             manager.clear_session_memory("endless")
     assert process.returncode == code, err
     assert out == ""
