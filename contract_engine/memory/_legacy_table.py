@@ -8,6 +8,7 @@ appended meanwhile.
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -39,21 +40,31 @@ CREATE TABLE IF NOT EXISTS {table} (
     has_contract boolean DEFAULT false
 )"""
 
-# No row comes back where the message is there already. A history that is no list is left alone by the last condition.
+# No row comes back where all of them are there already. A history that is no list is left alone by the last condition.
+# That condition tells it of one message; of several, those are looked for by a join, in time linear in the history.
 _APPEND = """
 INSERT INTO {table} AS s ({columns})
-VALUES (:session_id, now(), now(), CAST(:title AS text), 1, CAST(:user_text AS text),
-        CASE WHEN CAST(:user_text AS text) IS NOT NULL THEN now() END, NULL,
-        jsonb_build_array(CAST(:message AS jsonb)), '{{}}', false)
+VALUES (:session_id, now(), now(), CAST(:title AS text), jsonb_array_length(CAST(:messages AS jsonb)),
+        CAST(:user_text AS text), CASE WHEN CAST(:user_text AS text) IS NOT NULL THEN now() END, NULL,
+        CAST(:messages AS jsonb), '{{}}', false)
 ON CONFLICT (session_id) DO UPDATE SET
-    chat_history = s.chat_history || excluded.chat_history,
-    message_count = jsonb_array_length(s.chat_history) + 1,
+    (chat_history, message_count) = (
+        SELECT s.chat_history || new.messages, jsonb_array_length(s.chat_history) + jsonb_array_length(new.messages)
+        FROM (SELECT CASE
+            WHEN CAST(:marks AS jsonb) IS NULL OR excluded.message_count = 1 THEN excluded.chat_history
+            ELSE (
+                SELECT jsonb_agg(e.value ORDER BY e.place)
+                FROM jsonb_array_elements(excluded.chat_history) WITH ORDINALITY AS e(value, place)
+                WHERE NOT EXISTS (
+                    SELECT FROM jsonb_array_elements(s.chat_history) AS held(value)
+                    WHERE held.value ->> '{id_field}' = e.value ->> '{id_field}'))
+            END OFFSET 0) AS new(messages)),
     title = COALESCE(s.title, excluded.title),
     last_user_text = COALESCE(excluded.last_user_text, s.last_user_text),
     last_user_ts = COALESCE(excluded.last_user_ts, s.last_user_ts),
     updated_at = excluded.updated_at
 WHERE jsonb_typeof(s.chat_history) = 'array'
-  AND (CAST(:mark AS jsonb) IS NULL OR NOT s.chat_history @> CAST(:mark AS jsonb))
+  AND (CAST(:marks AS jsonb) IS NULL OR NOT s.chat_history @> CAST(:marks AS jsonb))
 RETURNING s.message_count"""
 
 _SAVE = """
@@ -92,8 +103,8 @@ SELECT e.value ->> '{id_field}' FROM {table} AS s,
     LATERAL jsonb_array_elements({history}) WITH ORDINALITY AS e(value, place)
 WHERE s.session_id = :session_id AND e.value ->> '{id_field}' IS NOT NULL ORDER BY e.place"""
 
-_HAS_ID = """
-SELECT 1 FROM {table} WHERE session_id = :session_id AND chat_history @> CAST(:mark AS jsonb)"""
+_HAS_IDS = """
+SELECT 1 FROM {table} WHERE session_id = :session_id AND chat_history @> CAST(:marks AS jsonb)"""
 
 _TOTALS = "SELECT count(*), COALESCE(sum(message_count), 0)::bigint FROM {table}"
 
@@ -115,11 +126,27 @@ _TEMPLATES = {
     "sessions": _SESSIONS,
     "context": _CONTEXT,
     "ids": _IDS,
-    "has_id": _HAS_ID,
+    "has_ids": _HAS_IDS,
     "totals": _TOTALS,
     "names": _NAMES,
     "outline": _OUTLINE,
 }
+
+
+class Outline(NamedTuple):
+    """What is known of a session before its messages are read.
+
+    ``kind``: the JSON type of its history, ``array`` where it is in order. ``length`` messages of ``size_bytes`` in
+    all; ``has_ids``: some of them carry the id they have in the new log.
+    """
+
+    kind: str | None
+    length: int
+    size_bytes: int
+    has_ids: bool
+    created_ms: int
+    updated_ms: int
+    short_summary: str | None
 
 
 class LegacyTable:

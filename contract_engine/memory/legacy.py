@@ -23,7 +23,8 @@ class Legacy:
     It needs ``add_chat_message(session_id, message)`` and ``get_chat_history(session_id)``, blocking or coroutines. It
     may offer more: a ``limit`` of ``get_chat_history``; ``add_chat_messages(session_id, messages)``, which is called
     for what has gathered and should be atomic; a keyword ``message_id`` (``message_ids``) of the two that add, together
-    with ``has_message(session_id, message_id)``: then nothing is ever written twice.
+    with ``has_message(session_id, message_id)``: then nothing is ever written twice. An answer of False is a failure,
+    but where such a store turns out to have what it was given.
     """
 
     def __init__(self, store: Any, *, takes_coroutines: bool, breaker: CircuitBreaker | None = None) -> None:
@@ -66,7 +67,7 @@ class Legacy:
             ids = {"message_ids": [one.message_id for one in pending]} if self._batch_takes_ids else {}
             work = partial(self.store.add_chat_messages, session_id, [one.message for one in pending], **ids)
         answer = yield from call_legacy(work, self.breaker)
-        if answer is False:
+        if answer is False and not (yield from self._has_all(session_id, pending)):
             raise LegacyUnavailableError("it answered False", is_tried=True)
 
     def history(self, session_id: str, limit: int | None = None) -> Flow[list[Message]]:
@@ -97,6 +98,10 @@ class Legacy:
             pending = pending[: (yield from self._count_known(session_id, pending))]
         recent = held[max(0, len(held) - len(pending) - WINDOW) :]
         return overlap(recent, preceding, [one.message for one in pending])
+
+    def _has_all(self, session_id: str, pending: Sequence[Pending]) -> Flow[bool]:
+        """Whether False meant that they were there already, as a store that knows ids may say."""
+        return self._knows_ids and (yield from self._count_known(session_id, pending)) == len(pending)
 
     def _count_known(self, session_id: str, pending: Sequence[Pending]) -> Flow[int]:
         for count, one in enumerate(pending):

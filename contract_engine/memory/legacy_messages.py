@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -58,6 +58,55 @@ def legacy_json(message: object, *, message_id: str | None = None) -> str:
     if message_id is not None:
         stored = {**stored, MESSAGE_ID_FIELD: check_message_id(message_id)}
     return json.dumps(stored)
+
+
+class LegacyBatch(NamedTuple):
+    """Messages on their way into a history: a JSON array of ``count``, and what it contains once it has all of them.
+
+    ``marks`` is None where they have no ids. The texts are those of the first and the last message of a user.
+    """
+
+    count: int
+    messages: str
+    marks: str | None
+    first_user_text: str | None
+    last_user_text: str | None
+
+
+def legacy_batch(messages: object, message_ids: object) -> LegacyBatch:
+    """Return messages as one JSON array that ``jsonb`` takes; raises :class:`InvalidInputError` as a whole."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        raise InvalidInputError("messages", f"expected a list of messages, got {type(messages).__name__}")
+    ids: list[str] | None = None
+    if message_ids is not None:
+        if not isinstance(message_ids, Sequence) or isinstance(message_ids, str | bytes):
+            raise InvalidInputError("message_ids", f"expected a list of ids, got {type(message_ids).__name__}")
+        ids = [check_message_id(message_id) for message_id in message_ids]
+        if len(ids) != len(messages) or len(set(ids)) != len(ids):
+            raise InvalidInputError("message_ids", "expected as many as there are messages, each another one")
+    texts = [
+        legacy_json(message, message_id=None if ids is None else ids[index]) for index, message in enumerate(messages)
+    ]
+    said = [
+        readable_text(message["content"])
+        for message in messages
+        if message.get("role") == "user" and isinstance(message.get("content"), str)
+    ]
+    first, last = (said[0], said[-1]) if said else (None, None)
+    return LegacyBatch(len(texts), f"[{','.join(texts)}]", None if ids is None else id_marks(ids), first, last)
+
+
+def id_marks(message_ids: Sequence[str]) -> str:
+    """Return the JSON that a history contains exactly when it has all these messages."""
+    return json.dumps([{MESSAGE_ID_FIELD: message_id} for message_id in message_ids])
+
+
+def readable_message(text: str) -> Any:
+    """Return a stored message; what is none, as it stands."""
+    try:
+        return parse_legacy(text).message
+    except SerializationError:
+        return json.loads(text)
 
 
 def parse_legacy(text: str | bytes) -> LegacyMessage:

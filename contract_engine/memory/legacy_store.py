@@ -8,19 +8,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from contract_engine.memory._effects import Flow, Statement, query, query_once, transaction
-from contract_engine.memory._legacy_table import TITLE_CHARS, LegacyTable
+from contract_engine.memory._legacy_table import TITLE_CHARS, LegacyTable, Outline
 from contract_engine.memory._runtime import AsyncRuntime, Runtime, breaker_for
 from contract_engine.memory.config import MemoryConfig
-from contract_engine.memory.errors import InvalidInputError, SerializationError, StoreMisconfiguredError
+from contract_engine.memory.errors import InvalidInputError, StoreMisconfiguredError
 from contract_engine.memory.keys import check_limit, check_message_id, check_query, check_session_id
 from contract_engine.memory.legacy_messages import (
-    MESSAGE_ID_FIELD,
+    id_marks,
+    legacy_batch,
     legacy_json,
     legacy_message,
-    parse_legacy,
+    readable_message,
     readable_text,
 )
 from contract_engine.memory.models import Message
@@ -33,22 +34,6 @@ _OF_SESSION = (
     "session_id", "title", "created_at", "updated_at", "message_count", "last_user_text", "last_user_ts",
     "short_summary", "has_contract",
 )  # fmt: skip
-
-
-class Outline(NamedTuple):
-    """What is known of a session before its messages are read.
-
-    ``kind``: the JSON type of its history, ``array`` where it is in order. ``length`` messages of ``size_bytes`` in
-    all; ``has_ids``: some of them carry the id they have in the new log.
-    """
-
-    kind: str | None
-    length: int
-    size_bytes: int
-    has_ids: bool
-    created_ms: int
-    updated_ms: int
-    short_summary: str | None
 
 
 class LegacyFlows:
@@ -73,24 +58,24 @@ class LegacyFlows:
         yield from transaction(self._table.create)
 
     def add_chat_message(self, session_id: str, message: object, message_id: str | None) -> Flow[bool]:
+        return self.add_chat_messages(session_id, [message], None if message_id is None else [message_id])
+
+    def add_chat_messages(self, session_id: str, messages: object, message_ids: object) -> Flow[bool]:
         check_session_id(session_id)
-        text = legacy_json(message, message_id=message_id)
-        assert isinstance(message, dict), "legacy_json refuses everything else"
-        said = message.get("content") if message.get("role") == "user" else None
-        user_text = readable_text(said) if isinstance(said, str) else None
-        rows = yield from self._query(
-            "append",
-            {
-                "session_id": session_id,
-                "message": text,
-                "mark": None if message_id is None else _mark(message_id),
-                "user_text": user_text,
-                "title": None if user_text is None else user_text[:TITLE_CHARS],
-            },
-            is_repeatable=message_id is not None,
-        )
-        if rows or (message_id is not None and (yield from self.has_message(session_id, message_id))):
-            return bool(rows)
+        batch = legacy_batch(messages, message_ids)
+        if not batch.count:
+            return False
+        parameters = {
+            "session_id": session_id,
+            "messages": batch.messages,
+            "marks": batch.marks,
+            "user_text": batch.last_user_text,
+            "title": None if batch.first_user_text is None else batch.first_user_text[:TITLE_CHARS],
+        }
+        if (yield from self._query("append", parameters, is_repeatable=batch.marks is not None)):
+            return True
+        if batch.marks is not None and (yield from self._has(session_id, batch.marks)):
+            return False
         raise StoreMisconfiguredError(
             "postgres", f"the history of session {session_id!r} is no list", hint="mend that row, then send it again"
         )
@@ -104,7 +89,7 @@ class LegacyFlows:
                 return []
             path = f"$[last - {most - 1} to last]"
         rows = yield from self._query("history", {"session_id": session_id, "path": path})
-        return [_shown(text) for (text,) in rows]
+        return [readable_message(text) for (text,) in rows]
 
     def read_page(self, session_id: str, after: int, count: int) -> Flow[list[str]]:
         path = f"$[{after} to {after + count - 1}]"
@@ -159,7 +144,7 @@ class LegacyFlows:
                 "most": check_limit(limit, least=1),
             },
         )
-        return [{"session_id": name, "place": place, "message": _shown(text)} for name, place, text in rows]
+        return [{"session_id": name, "place": place, "message": readable_message(text)} for name, place, text in rows]
 
     def get_all_sessions(self, limit: object) -> Flow[list[dict[str, Any]]]:
         rows = yield from self._query("sessions", {"most": check_limit(limit)})
@@ -195,21 +180,10 @@ class LegacyFlows:
         return [name for (name,) in (yield from self._query("ids", {"session_id": session_id}))]
 
     def has_message(self, session_id: str, message_id: str) -> Flow[bool]:
-        parameters = {"session_id": check_session_id(session_id), "mark": _mark(check_message_id(message_id))}
-        return bool((yield from self._query("has_id", parameters)))
+        return self._has(check_session_id(session_id), id_marks([check_message_id(message_id)]))
 
-
-def _mark(message_id: str) -> str:
-    """Return the JSON that a history contains exactly when it has this message."""
-    return json.dumps([{MESSAGE_ID_FIELD: message_id}])
-
-
-def _shown(text: str) -> Any:
-    """Return a stored message; what is none, as it stands."""
-    try:
-        return parse_legacy(text).message
-    except SerializationError:
-        return json.loads(text)
+    def _has(self, session_id: str, marks: str) -> Flow[bool]:
+        return bool((yield from self._query("has_ids", {"session_id": session_id, "marks": marks})))
 
 
 def _config(database_url: str, timeout_seconds: float) -> MemoryConfig:
@@ -244,6 +218,15 @@ class LegacySwisperStore:
         there already is not appended again (False). Without one an error leaves it open whether it was.
         """
         return self._runtime.run(self._flows.add_chat_message(session_id, message, message_id))
+
+    def add_chat_messages(
+        self, session_id: str, messages: Sequence[Message], *, message_ids: Sequence[str] | None = None
+    ) -> bool:
+        """Append messages in their order in one statement, all or none; False where there was nothing to append.
+
+        With ``message_ids``, one for each, the call may be repeated: those that are there already are passed over.
+        """
+        return self._runtime.run(self._flows.add_chat_messages(session_id, messages, message_ids))
 
     def get_chat_history(self, session_id: str, limit: int | None = None) -> list[Message]:
         """Return the newest ``limit`` messages (all by default), oldest first; what is no object, as it stands."""
@@ -329,6 +312,12 @@ class AsyncLegacySwisperStore:
     async def add_chat_message(self, session_id: str, message: Message, *, message_id: str | None = None) -> bool:
         """See :meth:`LegacySwisperStore.add_chat_message`."""
         return await self._runtime.run(self._flows.add_chat_message(session_id, message, message_id))
+
+    async def add_chat_messages(
+        self, session_id: str, messages: Sequence[Message], *, message_ids: Sequence[str] | None = None
+    ) -> bool:
+        """See :meth:`LegacySwisperStore.add_chat_messages`."""
+        return await self._runtime.run(self._flows.add_chat_messages(session_id, messages, message_ids))
 
     async def get_chat_history(self, session_id: str, limit: int | None = None) -> list[Message]:
         """See :meth:`LegacySwisperStore.get_chat_history`."""
