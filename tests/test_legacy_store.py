@@ -101,6 +101,55 @@ def test_a_message_with_an_id_is_appended_once_however_often_it_is_sent(older: O
     assert not older.store.has_message("nobody", "m-1")
 
 
+def test_several_messages_are_appended_at_once_and_those_that_are_there_are_passed_over(older: Older) -> None:
+    store, messages, ids = older.store, [said(number) for number in range(6)], [f"m{number}" for number in range(6)]
+    assert store.add_chat_messages("s", messages[:2], message_ids=ids[:2])
+    assert store.add_chat_messages("s", messages[:5], message_ids=ids[:5])
+    assert not store.add_chat_messages("s", messages[:5], message_ids=ids[:5])
+    assert store.add_chat_messages("s", [messages[3], messages[5]], message_ids=[ids[3], ids[5]])
+    assert store.get_chat_history("s") == messages
+    assert store.message_ids("s") == ids
+    assert store.add_chat_messages("s", messages[:2])  # without ids nobody can tell
+    assert store.add_chat_messages("s", [said(9)] * 2, message_ids=["m9", "m10"])
+    assert store.get_chat_history("s") == [*messages, *messages[:2], said(9), said(9)]
+    assert not store.add_chat_messages("s", [])
+    assert older.execute("SELECT message_count, title, last_user_text FROM {table}") == [
+        (10, said(1)["content"], said(9)["content"])
+    ]
+    with pytest.raises(InvalidInputError, match="message_ids"):
+        store.add_chat_messages("s", messages[:2], message_ids=["same", "same"])
+    with pytest.raises(InvalidInputError, match="message_ids"):
+        store.add_chat_messages("s", messages[:2], message_ids=["one"])
+    wrong: Any = [said(11), "no message"]
+    with pytest.raises(InvalidInputError, match="message"):
+        store.add_chat_messages("s", wrong)
+    assert len(store.get_chat_history("s")) == 10
+
+
+def test_eight_threads_append_batches_that_overlap(older: Older) -> None:
+    """Each batch is sent by two threads, one of which has half of the next as well; each message is there once."""
+    start = threading.Barrier(8)
+
+    def write(writer: int) -> None:
+        lane, extra = writer // 2, 10 * (writer % 2)
+        start.wait()
+        for first in range(0, 100, 20):
+            numbers = range(first, min(100, first + 20 + extra))
+            older.store.add_chat_messages(
+                "s",
+                [{"role": "user", "content": f"{lane}.{number}"} for number in numbers],
+                message_ids=[f"{lane}.{number}" for number in numbers],
+            )
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    texts = [message["content"] for message in older.store.get_chat_history("s")]
+    assert texts == older.store.message_ids("s")
+    for lane in range(4):
+        assert [text for text in texts if text.startswith(f"{lane}.")] == [f"{lane}.{number}" for number in range(100)]
+    assert older.execute("SELECT message_count FROM {table}") == [(400,)]
+
+
 @pytest.mark.parametrize("text", ["a\x00b", "\ud800", "x\udfff\x00", "\\u0000", "emoji \U0001f600 \u05d0"])
 def test_what_jsonb_refuses_comes_back_exactly(older: Older, text: str) -> None:
     message = {"role": "user", "content": text, "deep": [{"key" + text: text}]}
@@ -165,6 +214,8 @@ def test_a_history_that_is_no_list_is_not_written_over(older: Older) -> None:
     older.fill("s", {"0": "strange"})
     with pytest.raises(StoreMisconfiguredError, match="no list"):
         older.store.add_chat_message("s", said(1))
+    with pytest.raises(StoreMisconfiguredError, match="no list"):
+        older.store.add_chat_messages("s", [said(1), said(2)], message_ids=["m1", "m2"])
     assert older.execute("SELECT chat_history FROM {table}") == [({"0": "strange"},)]
 
 
@@ -201,6 +252,8 @@ async def test_the_twin_for_asyncio_does_the_same(older: Older) -> None:
         assert len(await store.get_chat_history("s")) == 10
         assert not await store.add_chat_message("s", said(3), message_id="m3")
         assert await store.has_message("s", "m9")
+        assert await store.add_chat_messages("s", [said(9), said(10)], message_ids=["m9", "m10"])
+        assert len(await store.get_chat_history("s")) == 11
 
 
 def test_the_twins_have_the_same_methods() -> None:

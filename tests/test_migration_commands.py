@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from dual_stores import open_store, say, talk
+from dual_stores import contents, open_store, say, talk
 from legacy_stores import AsyncListStore, LegacyError, ListStore
+from legacy_tables import Older
 from memory_contract import Backend
 from typer.testing import CliRunner, Result
 
 from contract_engine.cli.app import app
+from contract_engine.cli.legacy_stores import find_legacy_store
+from contract_engine.memory import AsyncLegacySwisperStore
 from contract_engine.memory.migration import EnhancedSessionStore
 
-pytest_plugins = ("memory_fixtures",)
+pytest_plugins = ("memory_fixtures", "legacy_fixtures")
 
 LISTED, AWAITED = ListStore(), AsyncListStore()
 """What the commands find under ``test_migration_commands:``."""
@@ -97,6 +100,39 @@ def test_relay_gives_the_legacy_store_what_it_lacks(command: Command, store: Enh
     legacy: Any = {"LISTED": LISTED, "AWAITED": AWAITED}[name]
     assert legacy.contents(f"{name}-1") == talk(*range(1, 30, 3))
     assert "The legacy store has everything." in command("relay", "--legacy", place(name)).stdout
+
+
+def test_relay_writes_to_the_table_of_the_original(command: Command, store: EnhancedSessionStore, older: Older) -> None:
+    older.fill("s", [say(0)])
+    sent = [store.append("s", say(number)).message_id for number in range(1, 4)]
+    answer = command("relay", "--legacy-url", older.url, "--table", older.table, "--json")
+    assert json.loads(answer.stdout)["relayed"] == 3
+    assert older.store.get_chat_history("s") == [say(number) for number in range(4)]
+    assert older.store.message_ids("s") == sent
+
+
+TABLE: dict[str, str] = {}
+
+
+def coroutines() -> AsyncLegacySwisperStore:
+    """What ``--legacy`` finds under this name."""
+    return AsyncLegacySwisperStore(TABLE["url"], table=TABLE["name"])
+
+
+def test_a_store_of_coroutines_loses_nothing_it_can_do(blocking: Backend, older: Older) -> None:
+    TABLE.update(url=older.url, name=older.table)
+    found = find_legacy_store(place("coroutines"))
+    try:
+        with open_store(blocking, found) as store:
+            sent = [store.append("s", say(number)).message_id for number in range(3)]
+            assert store.relay_once() == 3
+            assert contents(store.get_chat_history("s", 2)) == talk(1, 2)
+        assert found.message_ids("s") == sent
+        assert found.has_message("s", sent[0])
+        with pytest.raises(AttributeError):
+            found.no_such_method()
+    finally:
+        found.aclose()
 
 
 def test_relay_shows_and_retries_what_is_parked(command: Command, store: EnhancedSessionStore) -> None:

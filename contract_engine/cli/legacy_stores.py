@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import inspect
 import os
@@ -46,11 +47,14 @@ class _Blocking:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="legacy-store", daemon=True).start()
 
-    def add_chat_message(self, session_id: str, message: dict[str, Any]) -> Any:
-        return self._run(self._store.add_chat_message(session_id, message))
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+        if not inspect.iscoroutinefunction(method):
+            return method
 
-    def get_chat_history(self, session_id: str) -> Any:
-        return self._run(self._store.get_chat_history(session_id))
+        # What a store can do besides is told by the signatures of its methods.
+        @functools.wraps(method)
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            return asyncio.run_coroutine_threadsafe(method(*arguments, **keywords), self._loop).result()
 
-    def _run(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        return call

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,11 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from contract_engine.cli import display
+from contract_engine.cli.legacy import PATIENCE_SECONDS, LegacyTable, LegacyUrl
 from contract_engine.cli.legacy_stores import find_legacy_store
 from contract_engine.cli.options import AsJson, DatabaseUrl, RedisUrl, Tenant, Yes
 from contract_engine.cli.outcome import NO, confirm, say
 from contract_engine.cli.servers import Choice, chosen_manager
 from contract_engine.memory import ConfigurationError, MemoryServiceError
+from contract_engine.memory.legacy_store import DEFAULT_TABLE, LegacySwisperStore
 from contract_engine.memory.migration import EnhancedSessionStore
 from contract_engine.memory.migration_control import MigrationControl
 from contract_engine.memory.outbox import Backlog, WaitingSession
@@ -132,6 +135,8 @@ Legacy = Annotated[
 def relay(
     *,
     legacy: Legacy = None,
+    legacy_url: LegacyUrl = None,
+    table: LegacyTable = DEFAULT_TABLE,
     list_waiting: Annotated[bool, typer.Option("--list", help="Relay nothing, and show what waits.")] = False,
     retry: Annotated[
         bool, typer.Option("--retry", help="Have parked and put-off sessions tried again, then relay.")
@@ -160,12 +165,19 @@ def relay(
             _show_waiting(control, as_json=as_json)
             return
         retried = control.retry(session) if retry else []
-        if legacy is None and retry:
-            _print_retried(retried, as_json=as_json)
-            return
-        if legacy is None:
-            raise ConfigurationError("legacy", "say which store it is: --legacy package.module:name, or LEGACY_STORE")
-        with EnhancedSessionStore(manager, find_legacy_store(legacy), is_relaying=False) as store:
+        if legacy is None and legacy_url is None:
+            if retry:
+                _print_retried(retried, as_json=as_json)
+                return
+            raise ConfigurationError(
+                "legacy",
+                "say which store it is: --legacy-url URL for the table of the original, else --legacy "
+                "package.module:name, or LEGACY_STORE",
+            )
+        with (
+            _legacy_store(legacy, legacy_url, table) as found,
+            EnhancedSessionStore(manager, found, is_relaying=False) as store,
+        ):
             progress = _relay_all(store, control, workers=workers, patience_seconds=patience_seconds)
         left = control.backlog()
     if as_json:
@@ -176,6 +188,16 @@ def relay(
         raise progress.error
     if left.messages:
         raise typer.Exit(NO)
+
+
+@contextmanager
+def _legacy_store(place: str | None, url: str | None, table: str) -> Iterator[Any]:
+    """Open the table at ``url``; where there is none, find the object that a program has."""
+    if url is None:
+        yield find_legacy_store(place or "")
+        return
+    with LegacySwisperStore(url, table=table, timeout_seconds=PATIENCE_SECONDS) as store:
+        yield store
 
 
 def _relay_all(
