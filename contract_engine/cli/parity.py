@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ from contract_engine.cli.servers import Choice, chosen_servers
 from contract_engine.memory.errors import InvalidInputError
 from contract_engine.memory.legacy_store import DEFAULT_TABLE
 from contract_engine.memory.log_writer import LogWriter
-from contract_engine.memory.parity import Difference, Kind, Mark, compare, mark, summed
+from contract_engine.memory.parity import Difference, Kind, Mark, compare, count_arrived, mark, summed
 
 SHOWN = 50
 LOOKS, PAUSE_SECONDS = 3, 0.3
@@ -51,8 +52,10 @@ def parity(
 ) -> None:
     """Compare both stores: the number of messages, their order and content, session by session.
 
-    Content is compared as JSON values. A session with differences is looked at again before they are told. Nothing is
-    written. Exit code 0 if there is no difference, 1 if there is any, 2 if the stores could not be compared.
+    Content is compared as JSON values. Messages that the older store is still to be given are no differences: they are
+    counted as pending. A session with differences is looked at again before they are told. Nothing is written.
+
+    Exit code 0 if there is no difference, 1 if there is any, 2 if the stores could not be compared.
     """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
     console = display.notices()
@@ -67,22 +70,26 @@ def parity(
         names = _chosen(session, sample, store, log)
         task = bar.add_task("", total=len(names))
         differences: list[Difference] = []
-        messages = sessions = 0
+        messages = sessions = pending = 0
         for name in names:
             bar.update(task, description=escape(display.shortened(name, 30)))
-            found, count = _compare(store, log, name)
+            found, count, waiting = _compare(store, log, name)
             messages += count
+            pending += waiting
             sessions += bool(found)
             for item in found:
                 write(item)
             differences += found
             bar.advance(task)
     if as_json:
-        told: dict[str, Any] = {"sessions": len(names), "messages": messages, "sessions_with_differences": sessions}
+        told: dict[str, Any] = {"sessions": len(names), "messages": messages, "pending": pending}
+        told["sessions_with_differences"] = sessions
         kinds = dict(summed(differences))
         display.print_json(told | {"kinds": kinds, "differences": [item.as_json() for item in differences]})
     else:
         _print(differences, len(names), messages)
+        if pending:
+            say(f"{pending:,} messages are pending: contract-memory relay gives them to the older store.")
     if differences:
         raise typer.Exit(NO)
 
@@ -101,22 +108,25 @@ def _names(log: LogWriter) -> Iterator[str]:
         after = names[-1]
 
 
-def _compare(store: OlderStore, log: LogWriter, name: str) -> tuple[list[Difference], int]:
-    """Return the differences of a session that stay, and how many messages were compared."""
+def _compare(store: OlderStore, log: LogWriter, name: str) -> tuple[list[Difference], int, int]:
+    """Return the differences of a session that stay, how many messages were compared, and how many are pending."""
     for look in range(LOOKS):
         if look:
             time.sleep(PAUSE_SECONDS)
-        found, count = _look(store, log, name)
+        found, count, pending = _look(store, log, name)
         if not found:
             break
-    return found, count
+    return found, count, pending
 
 
-def _look(store: OlderStore, log: LogWriter, name: str) -> tuple[list[Difference], int]:
-    # The older store first: what is written to both comes into the log before.
+def _look(store: OlderStore, log: LogWriter, name: str) -> tuple[list[Difference], int, int]:
+    # The older store before the log: what is written to both comes into the log first. And before both, what the older
+    # store is owed, since what is relayed between two looks would be in neither of them the other way round.
+    newest, owed = log.in_flight(name)
     history = store.history(name)
     places: list[int] = []
     legacy: list[Mark] = []
+    arrived: set[str] = set()
     found: list[Difference] = []
     if history is not None and history.problem is not None:
         found.append(Difference(name, Kind.UNREADABLE_IN_LEGACY))
@@ -126,12 +136,41 @@ def _look(store: OlderStore, log: LogWriter, name: str) -> tuple[list[Difference
         else:
             places.append(item.place)
             legacy.append(mark(item.message))
-    new = [mark(message) for _, _, message in log.messages(name)]
-    is_known = bool(new) or log.position(name) is not None
+        if item.message_id is not None:
+            arrived.add(item.message_id)
+    logged, waiting = _in_log(log, name, newest, owed - arrived, arrived)
+    is_known = bool(logged or waiting) or log.position(name) is not None
+    if waiting and not arrived:  # a store without ids
+        count = count_arrived(legacy, len(logged), [item for _, item in waiting])
+        logged, waiting = sorted(logged + waiting[:count], key=itemgetter(0)), waiting[count:]
+    new = [item for _, item in logged]
     for difference in compare(name, None if history is None else legacy, new if is_known else None):
-        at = difference.legacy_place
-        found.append(difference if at is None else replace(difference, legacy_place=places[at - 1]))
-    return found, max(len(legacy), len(new))
+        old_at, new_at = difference.legacy_place, difference.new_place
+        found.append(
+            replace(
+                difference,
+                legacy_place=None if old_at is None else places[old_at - 1],
+                new_place=None if new_at is None else logged[new_at - 1][0],
+            )
+        )
+    return found, max(len(legacy), len(new)), len(waiting)
+
+
+def _in_log(
+    log: LogWriter, name: str, newest: str | None, owed: set[str], arrived: set[str]
+) -> tuple[list[tuple[int, Mark]], list[tuple[int, Mark]]]:
+    """Return the messages of the log with their numbers, and those of them that are on their way to the older store.
+
+    These are the ``owed`` ones, and what was written behind ``newest`` since, unless it has ``arrived``.
+    """
+    logged: list[tuple[int, Mark]] = []
+    waiting: list[tuple[int, Mark]] = []
+    is_since = newest is None
+    for seq, message_id, message in log.messages(name):
+        is_waiting = message_id in owed or (is_since and message_id not in arrived)
+        (waiting if is_waiting else logged).append((seq, mark(message)))
+        is_since = is_since or message_id == newest
+    return logged, waiting
 
 
 class _Export:

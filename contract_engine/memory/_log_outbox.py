@@ -122,6 +122,14 @@ PENDING = Statement(
         ORDER BY item.seq"""),
 )
 
+IN_FLIGHT = Statement(
+    "messages_in_flight",
+    lambda: sa.text("""
+        SELECT (SELECT message_id FROM memory_messages
+                WHERE tenant = :of_tenant AND session_id = :of_session ORDER BY seq DESC LIMIT 1),
+            ARRAY(SELECT message_id FROM memory_outbox WHERE tenant = :of_tenant AND session_id = :of_session)"""),
+)
+
 PRECEDING = Statement(
     "preceding_messages",
     lambda: sa.text("""

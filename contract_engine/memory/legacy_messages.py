@@ -61,12 +61,12 @@ def legacy_json(message: object, *, message_id: str | None = None) -> str:
 
 
 class LegacyBatch(NamedTuple):
-    """Messages on their way into a history: a JSON array of ``count``, and what it contains once it has all of them.
+    """``number`` messages on their way into a history, as a JSON array, and what it contains once it has all of them.
 
     ``marks`` is None where they have no ids. The texts are those of the first and the last message of a user.
     """
 
-    count: int
+    number: int
     messages: str
     marks: str | None
     first_user_text: str | None

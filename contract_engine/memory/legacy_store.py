@@ -63,7 +63,7 @@ class LegacyFlows:
     def add_chat_messages(self, session_id: str, messages: object, message_ids: object) -> Flow[bool]:
         check_session_id(session_id)
         batch = legacy_batch(messages, message_ids)
-        if not batch.count:
+        if not batch.number:
             return False
         parameters = {
             "session_id": session_id,

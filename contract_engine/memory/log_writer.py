@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from contract_engine.memory._effects import Flow, query, transaction
 from contract_engine.memory._log_backfill import NAMES, PAGE, PLACES, POSITION, HistoryRow, Position, insert_history
+from contract_engine.memory._log_outbox import IN_FLIGHT
 from contract_engine.memory._runtime import Runtime, breaker_for
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import ConfigurationError, StoreUnavailableError
@@ -56,6 +57,11 @@ class LogWriter:
             for seq, message_id, body in rows:
                 yield seq, message_id, decode_value(bytes(body))
             after = rows[-1][0]
+
+    def in_flight(self, session_id: str) -> tuple[str | None, set[str]]:
+        """Return the id of the newest message, and those that the older store is still to be given."""
+        ((newest, pending),) = self._runtime.run(query(IN_FLIGHT, self._key(session_id)))
+        return newest, set(pending)
 
     def digests(self, session_id: str, *, after: int = 0) -> Iterator[tuple[int, str, bytes]]:
         """Give number, id and digest of each message behind ``after``."""

@@ -90,6 +90,18 @@ def summed(differences: Iterable[Difference]) -> Mapping[str, int]:
     return Counter(str(item.kind) for item in differences)
 
 
+def count_arrived(legacy: Sequence[Mark], settled: int, owed: Sequence[Mark]) -> int:
+    """Return how many of the first ``owed`` messages the end of the older history shows, where no id tells.
+
+    They are owed in this order, so that its length tells how many there would be, behind ``settled`` others.
+    """
+    count = len(legacy) - settled
+    if not 0 < count <= len(owed):
+        return 0
+    ends = zip(legacy[-count:], owed[:count], strict=True)
+    return count if all(held.digest == sent.digest for held, sent in ends) else 0
+
+
 def _of_whole_session(
     session_id: str, legacy: Sequence[Mark] | None, new: Sequence[Mark] | None
 ) -> list[Difference] | None:
