@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -16,8 +19,9 @@ from memory_contract import Backend
 from typer.testing import CliRunner
 
 from contract_engine.cli.app import app
+from contract_engine.memory.dual_writing import PHASE_SECONDS
 from contract_engine.memory.legacy_store import LegacySwisperStore
-from contract_engine.memory.migration import EnhancedSessionStore
+from contract_engine.memory.migration import EnhancedSessionStore, Phase
 from contract_engine.memory.parity import count_arrived, mark
 
 pytest_plugins = ("memory_fixtures", "legacy_fixtures")
@@ -220,3 +224,108 @@ def test_older_history_comes_in_before_what_waits_for_the_legacy_store(
     answer = parity(older)
     assert (answer["pending"], answer["differences"], answer["messages"]) == (0, [], old + 8)
     assert older.backfill("s").imported == 0
+
+
+# -- the whole way, and back
+
+
+class Reader:
+    """Reads all sessions again and again; whatever phase it is, a read begins with what the read before it showed."""
+
+    def __init__(self, store: EnhancedSessionStore, sessions: list[str]) -> None:
+        self._store = store
+        self._seen: dict[str, Messages] = {name: [] for name in sessions}
+        self.acknowledged = Counter[str]()
+        self.rounds = 0
+
+    def look(self) -> None:
+        for name, before in self._seen.items():
+            least = self.acknowledged[name]
+            now = self._store.get_chat_history(name)
+            assert now[: len(before)] == before, f"{name}: {len(before)} messages were there, now {len(now)} others"
+            assert len(now) >= least, f"{name}: {least} were acknowledged, {len(now)} are shown"
+            self._seen[name] = now
+        self.rounds += 1
+
+
+def test_the_whole_way_and_back_under_load(blocking: Backend, older: Older) -> None:
+    lengths = {"empty": 0, "short": 7, "long": 450, "other": 60, "another": 61}
+    for name, length in lengths.items():
+        older.fill(name, history(0, length))
+    stop = threading.Event()
+    writing = open_store(blocking, older.store, is_relaying=True)
+    reading = open_store(blocking, older.store)  # to the servers it is another process
+    reader = Reader(reading, list(lengths))
+    reader.acknowledged.update(lengths)
+    sent: dict[str, list[str]] = {name: [] for name in lengths}
+    lock = threading.Lock()
+
+    def write(writer: int) -> None:
+        for number in count():
+            if stop.wait(0.02):  # a history that grows without bounds slows everything that reads it
+                return
+            name = list(lengths)[(writer + number) % len(lengths)]
+            text = f"{writer}.{number}"
+            assert writing.add_chat_message(name, {"role": "user", "content": text})
+            with lock:
+                sent[name].append(text)
+                reader.acknowledged[name] += 1
+
+    def read() -> None:
+        while not stop.is_set():
+            reader.look()
+
+    def command(*arguments: str) -> Any:
+        given = ["--database-url", older.url, "--redis-url", blocking.redis_url, "--tenant", older.config.tenant]
+        result = CliRunner().invoke(app, [*arguments, *given, "--json"])
+        assert result.exit_code == 0, result.stdout + result.stderr
+        return json.loads(result.stdout)
+
+    def go_on() -> None:
+        """Wait until every session was written to and read in this phase, by adapters that have heard of it."""
+        until, rounds, written = time.monotonic() + 60, reader.rounds, writing.stats.written
+        heard = time.monotonic() + 2 * PHASE_SECONDS
+        while time.monotonic() < heard or reader.rounds < rounds + 3 or writing.stats.written < written + 40:
+            assert time.monotonic() < until, "not in time"
+            assert not any(one.done() for one in running), [one.exception() for one in running if one.done()]
+            time.sleep(0.02)
+
+    with writing, reading, ThreadPoolExecutor(5) as pool:
+        assert writing.get_phase().phase is Phase.COEXISTENCE
+        running = [pool.submit(write, writer) for writer in range(4)]
+        running.append(pool.submit(read))
+        try:
+            go_on()
+            table = ("--legacy-url", older.url, "--table", older.table)
+            imported = command("backfill", *table)
+            assert imported["imported"] == sum(lengths.values())
+            assert command("backfill", *table)["imported"] == 0
+            assert parity(older)["differences"] == []
+            for percentage in ("10", "50", "100"):
+                command("phase", "set", "gradual", "--percentage", percentage)
+                go_on()
+                assert parity(older)["differences"] == []
+            command("phase", "set", "full")
+            go_on()
+            command("phase", "set", "coexistence")
+            go_on()
+        finally:
+            stop.set()
+        for one in running:
+            one.result()
+        assert reading.get_phase().phase is Phase.COEXISTENCE
+        assert writing.settle()
+        reader.look()
+    assert writing.stats.failed == 0
+    answer = parity(older)
+    total = sum(lengths.values()) + writing.stats.written
+    assert (answer["pending"], answer["differences"], answer["messages"]) == (0, [], total)
+    for name, length in lengths.items():
+        found = older.logged(name)
+        assert found == older.store.get_chat_history(name)
+        assert found[:length] == history(0, length)
+        texts = [message["content"] for message in found[length:]]
+        assert sorted(texts) == sorted(sent[name])
+        for writer in "0123":
+            own = [int(text.partition(".")[2]) for text in texts if text.startswith(f"{writer}.")]
+            assert own == sorted(own)
