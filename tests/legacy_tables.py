@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psycopg
@@ -45,9 +45,9 @@ def said(number: int, **fields: Any) -> dict[str, Any]:
 class Older:
     """A table with the original's schema, the store that reads it, and backfills out of it."""
 
-    def __init__(self, database_url: str, redis_url: str, tenant: str, stack: ExitStack) -> None:
+    def __init__(self, database_url: str, redis_url: str, tenant: str, stack: ExitStack, *, table: str = "") -> None:
         self.url = database_url
-        self.table = f"legacy_{uuid.uuid4().hex[:12]}"
+        self.table = table or f"legacy_{uuid.uuid4().hex[:12]}"
         self.config = MemoryConfig(
             redis_url=redis_url,
             database_url=database_url,
@@ -75,6 +75,18 @@ class Older:
             " '{}', false) ON CONFLICT (session_id) DO UPDATE SET chat_history = excluded.chat_history",
             (session_id, count, summary, json.dumps(history)),
         )
+
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Have PostgreSQL refuse every write to the table, as on a full disk."""
+        name = f"refuse_{self.table}"
+        body = "BEGIN RAISE 'the disk is full' USING ERRCODE = 'disk_full'; END"
+        self.execute(f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$")
+        self.execute(f"CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {{table}} EXECUTE FUNCTION {name}()")
+        try:
+            yield
+        finally:
+            self.execute(f"DROP FUNCTION {name} CASCADE")
 
     def backfill(self, session_id: str, **settings: Any) -> Outcome:
         """Import one session."""

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -37,18 +36,6 @@ def history(start: int, stop: int) -> Messages:
 def store(blocking: Backend, older: Older) -> Iterator[EnhancedSessionStore]:
     with open_store(blocking, older.store) as found:
         yield found
-
-
-@contextmanager
-def read_only(older: Older) -> Iterator[None]:
-    """Have PostgreSQL refuse every write to the table."""
-    name = f"refuse_{older.table}"
-    older.execute(f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'read only'; END $$")
-    older.execute(f"CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {{table}} EXECUTE FUNCTION {name}()")
-    try:
-        yield
-    finally:
-        older.execute(f"DROP FUNCTION {name} CASCADE")
 
 
 def parity(older: Older, *arguments: str) -> dict[str, Any]:
@@ -203,7 +190,7 @@ def test_older_history_comes_in_before_what_waits_for_the_legacy_store(
     store: EnhancedSessionStore, older: Older, old: int
 ) -> None:
     older.fill("s", history(0, old))
-    with read_only(older):
+    with older.read_only():
         for message in history(old, old + 6):
             store.append("s", message)
         assert store.relay_once() == 0, "the table takes nothing"
