@@ -7,10 +7,10 @@ import random
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
 import zstandard
+from msgspec.structs import replace
 from wrapper_fixtures import memories_of_demo
 
 from contract_engine.memory.errors import ConfigurationError, InvalidInputError

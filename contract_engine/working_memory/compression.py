@@ -8,9 +8,11 @@ import hashlib
 import threading
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from msgspec.structs import replace
 
 from contract_engine.memory.errors import ConfigurationError, CorruptDataError, InvalidInputError
 from contract_engine.memory.serializer import decode_text, encode_text

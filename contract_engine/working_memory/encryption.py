@@ -8,9 +8,10 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
+
+from msgspec.structs import replace
 
 from contract_engine.memory.errors import ConfigurationError, CorruptDataError, InvalidInputError
 from contract_engine.memory.serializer import decode_text, decode_value, encode_text, encode_value

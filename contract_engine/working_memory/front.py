@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec.structs import replace
 
 from contract_engine.memory.errors import InvalidInputError, StoreUnavailableError
 from contract_engine.working_memory import intake

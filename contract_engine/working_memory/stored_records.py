@@ -25,7 +25,7 @@ MAX_PAUSE_SECONDS = 0.05
 _NO_LIMIT = 2**62
 
 
-class _StoredItem(msgspec.Struct, omit_defaults=True):
+class _StoredItem(msgspec.Struct, omit_defaults=True, gc=False):
     """One memory as JSON; what is not there is as it is here."""
 
     working_memory: str
@@ -34,7 +34,7 @@ class _StoredItem(msgspec.Struct, omit_defaults=True):
     marks: list[str] = []  # a list, as all that is JSON has to be; each gets one of its own
 
 
-class _StoredRecord(msgspec.Struct, omit_defaults=True):
+class _StoredRecord(msgspec.Struct, omit_defaults=True, gc=False):
     """A record as JSON. One memory stands alone, as the originals wrote it; several are a list."""
 
     data: _StoredItem | list[_StoredItem]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
+
+from msgspec.structs import replace
 
 from contract_engine.memory.errors import CorruptDataError
 from contract_engine.working_memory.layers import Flow, Layer
