@@ -171,7 +171,7 @@ def test_only_stores_and_who_opens_them_touch_clients_and_engines() -> None:
 
 def test_scripts_of_the_working_memory_state_their_keys_and_name_every_key() -> None:
     scripts = sorted((PACKAGE / "working_memory" / "lua").glob("*.lua"))
-    assert [path.stem for path in scripts] == ["exchange", "put"]
+    assert [path.stem for path in scripts] == ["exchange", "expire"]
     for path in scripts:
         header, code = re.match(r"((?:--.*\n)+)(.*)", path.read_text("utf-8"), re.DOTALL).groups()  # type: ignore[union-attr]
         assert all(f"-- {word}" in header for word in ("KEYS", "ARGV", "Answer")), path

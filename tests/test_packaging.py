@@ -48,7 +48,7 @@ def test_the_wheel_holds_scripts_encodings_migrations_demo_and_type_marker(insta
         "memory/lua/append.lua",
         "memory/lua/_header.lua",
         "working_memory/lua/exchange.lua",
-        "working_memory/lua/put.lua",
+        "working_memory/lua/expire.lua",
         "memory/encodings/o200k_base.tiktoken.xz",
         "memory/encodings/cl100k_base.tiktoken.xz",
         "memory/summarizers/common_words.json",

@@ -41,7 +41,7 @@ from contract_engine.working_memory import (
     RedisWorkingMemoryManager,
     WorkingMemoryManager,
 )
-from contract_engine.working_memory.redis_store import EXCHANGE, PUT, RedisStore
+from contract_engine.working_memory.redis_store import EXCHANGE, RedisStore
 
 DEAD_URL = "redis://someone:sesame@127.0.0.1:1/0"
 
@@ -164,7 +164,6 @@ def test_a_bad_url_is_refused_without_its_password(url: Any) -> None:
 def test_a_batch_is_one_round_trip_and_no_call_looks_for_keys(harmed: MemoryBackend, private: EmbeddedServers) -> None:
     faults, manager = ServerFaults(redis_server=private), harmed.open()
     requests = [say(f"c{number}", "x") for number in range(1000)]
-    manager.store_many(requests[:2])  # loads the script
     before = faults.calls()
     manager.store_many(requests)
     manager.retrieve_many(requests)
@@ -173,9 +172,28 @@ def test_a_batch_is_one_round_trip_and_no_call_looks_for_keys(harmed: MemoryBack
     assert manager.cleanup(f"{harmed.prefix}:*:c*") == 1000
     after = faults.calls()
     grown = {name: count - before.get(name, 0) for name, count in after.items() if count != before.get(name, 0)}
-    assert grown["evalsha"] == grown["mget"] == grown["setex"] == grown["get"] == 1
+    assert grown["exec"] == grown["mset"] == grown["eval"] == grown["mget"] == grown["setex"] == grown["get"] == 1
     assert "keys" not in grown
     assert grown["scan"] >= 2
+
+
+@pytest.mark.parametrize("ttls", [(60, 60), (60, None), (None, 60), (None, None), (0.5, 70)])
+def test_each_record_of_a_batch_lives_as_long_as_it_is_to(
+    backend: MemoryBackend, raw: redis.Redis, ttls: tuple[float | None, float | None]
+) -> None:
+    bare, names = backend.open_bare(), [f"{backend.prefix}:WORKING_MEMORY:c{number}" for number in (1, 2)]
+    store = bare.store_of_records
+    backend.run(store.put([(name, b"before", 100) for name in names]))  # whose time to live must not stay
+    assert all(0 < cast("int", raw.pttl(name)) <= 100_000 for name in names)
+    one, two = ttls
+    backend.run(store.put([(names[0], b"1", two), (names[1], b"2", two), (names[0], b"3", one)]))
+    assert raw.get(names[0]) == b"3" or one == 0.5  # which may be over by now
+    for name, seconds in zip(names, ttls, strict=True):
+        left = cast("int", raw.pttl(name))
+        expected = range(-1, 0) if seconds is None else range(-2, int(seconds * 1000) + 1)
+        assert left in expected, (name, left)
+        assert (left == -1) == (seconds is None)
+    backend.close_bare(bare)
 
 
 def test_scripts_that_are_gone_are_sent_again(harmed: MemoryBackend, private: EmbeddedServers) -> None:
@@ -184,7 +202,7 @@ def test_scripts_that_are_gone_are_sent_again(harmed: MemoryBackend, private: Em
     manager.update(say("c1", "A"))
     with ServerFaults(redis_server=private).redis() as client:
         client.script_flush()
-        assert client.script_exists(PUT.sha, EXCHANGE.sha) == [False, False]
+        assert client.script_exists(EXCHANGE.sha) == [False]
     manager.update(say("c1", "AA"))
     manager.store_many([say("c2", "BB"), say("c3", "CC")])
     assert [texts_of(found) for found in manager.retrieve_many([ask("c1"), ask("c2"), ask("c3")])] == [

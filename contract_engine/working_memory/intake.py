@@ -8,7 +8,13 @@ from functools import lru_cache
 from typing import Any
 
 from contract_engine.memory.errors import InvalidInputError
-from contract_engine.memory.keys import check_limit, check_message_id, check_query, check_session_id
+from contract_engine.memory.keys import (
+    MAX_SESSION_ID_CHARS,
+    check_limit,
+    check_message_id,
+    check_query,
+    check_session_id,
+)
 from contract_engine.memory.serializer import encode_text, encode_value
 from contract_engine.working_memory.models import ConversationMemoryType, IMemoryInput, IWorkingMemory, RichMemory
 from contract_engine.working_memory.records import Item, Record, RecordKey
@@ -26,7 +32,15 @@ def record_key(request: IMemoryInput) -> RecordKey:
     """Return the key of the record that is meant."""
     if not isinstance(request, IMemoryInput):
         raise InvalidInputError("input", f"expected an IMemoryInput, got {type(request).__name__}")
-    return key_of(request.conversation_id, request.memory_type)
+    kind, conversation_id = request.memory_type, request.conversation_id
+    if (
+        type(kind) is ConversationMemoryType
+        and type(conversation_id) is str
+        and conversation_id.isprintable()
+        and 0 < len(conversation_id) <= MAX_SESSION_ID_CHARS
+    ):
+        return RecordKey(kind, conversation_id)  # nearly all of them
+    return key_of(conversation_id, kind)
 
 
 def key_of(conversation_id: object, memory_type: object) -> RecordKey:

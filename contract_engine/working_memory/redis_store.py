@@ -15,8 +15,8 @@ from contract_engine.memory.errors import MemoryServiceError, PoolExhaustedError
 from contract_engine.working_memory.records import Ttl
 from contract_engine.working_memory.stores import SCAN_BATCH, Batch, Entry, HasTtl, TimeToLive, seconds_to_live
 
-SCRIPT_ENTRIES = 10_000
-"""How many records one script puts: a few milliseconds in which Redis does nothing else."""
+BATCH_ENTRIES = 10_000
+"""How many records one transaction puts: a few milliseconds in which Redis does nothing else."""
 
 
 class RedisAwayError(RedisUnavailableError, redis_exc.ConnectionError):
@@ -46,7 +46,7 @@ def _load(name: str) -> Script:
 
 
 EXCHANGE = _load("exchange")
-PUT = _load("put")
+EXPIRE = _load("expire")
 
 
 class RedisStore:
@@ -62,12 +62,12 @@ class RedisStore:
         return [_body(found) for found in self._do("mget", names)]
 
     def put(self, entries: Sequence[Entry]) -> None:
-        """Keep all of them: SETEX of one, a script for many."""
+        """Keep all of them: SETEX of one, a transaction for many."""
         if len(entries) == 1:
             self._do(*put_command(entries[0], self._owner))
             return
-        for words in put_words(entries, self._owner):
-            self._run(PUT, words)
+        for commands in put_commands(entries, self._owner):
+            self._transact(commands)
 
     def exchange(self, name: str, old: bytes | None, new: bytes | None, ttl_seconds: TimeToLive) -> bool:
         """Put ``new`` in place of ``old`` if that is what is there."""
@@ -88,6 +88,15 @@ class RedisStore:
     def _do(self, method: str, *arguments: Any) -> Any:
         try:
             return getattr(self._owner.redis_client, method)(*arguments)
+        except redis_exc.RedisError as exc:
+            raise failure(exc) from exc
+
+    def _transact(self, commands: Sequence[tuple[Any, ...]]) -> None:
+        pipeline = self._owner.redis_client.pipeline(transaction=True)
+        for words in commands:
+            pipeline.execute_command(*words)
+        try:
+            pipeline.execute()
         except redis_exc.RedisError as exc:
             raise failure(exc) from exc
 
@@ -119,8 +128,8 @@ class AsyncRedisStore:
         if len(entries) == 1:
             await self._do(*put_command(entries[0], self._owner))
             return
-        for words in put_words(entries, self._owner):
-            await self._run(PUT, words)
+        for commands in put_commands(entries, self._owner):
+            await self._transact(commands)
 
     async def exchange(self, name: str, old: bytes | None, new: bytes | None, ttl_seconds: TimeToLive) -> bool:
         """:meth:`RedisStore.exchange`."""
@@ -142,6 +151,15 @@ class AsyncRedisStore:
     async def _do(self, method: str, *arguments: Any) -> Any:
         try:
             return await getattr(self._owner.redis_client, method)(*arguments)
+        except redis_exc.RedisError as exc:
+            raise failure(exc) from exc
+
+    async def _transact(self, commands: Sequence[tuple[Any, ...]]) -> None:
+        pipeline = self._owner.redis_client.pipeline(transaction=True)
+        for words in commands:
+            pipeline.execute_command(*words)
+        try:
+            await pipeline.execute()
         except redis_exc.RedisError as exc:
             raise failure(exc) from exc
 
@@ -190,12 +208,22 @@ def put_command(entry: Entry, owner: HasRedis) -> tuple[Any, ...]:
     return "setex", name, seconds, body
 
 
-def put_words(entries: Sequence[Entry], owner: HasTtl) -> Iterator[tuple[Any, ...]]:
-    """Yield the arguments of the script that keeps many entries, as often as it has to be run."""
-    for start in range(0, len(entries), SCRIPT_ENTRIES):
-        names, bodies, given = zip(*entries[start : start + SCRIPT_ENTRIES], strict=True)
-        ttls = given[:1] if given.count(given[0]) == len(given) else given
-        yield len(names), *names, *bodies, *[milliseconds(ttl, owner) for ttl in ttls]
+def put_commands(entries: Sequence[Entry], owner: HasTtl) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield the commands of each transaction that keeps many entries.
+
+    MSET and a script that says how long they live: a script that also took the bodies would cost Redis twice as much,
+    since Lua makes strings of its own of them. The script is sent as it is: one that Redis does not know would fail
+    within the transaction, and leave what is to expire there for ever.
+    """
+    for start in range(0, len(entries), BATCH_ENTRIES):
+        latest = {entry[0]: entry for entry in entries[start : start + BATCH_ENTRIES]}
+        words = [word for name, body, _ in latest.values() for word in (name, body)]
+        commands: list[tuple[Any, ...]] = [("MSET", *words)]
+        given = [entry[2] for entry in latest.values()]
+        ttls = [milliseconds(ttl, owner) for ttl in (given[:1] if given.count(given[0]) == len(given) else given)]
+        if any(ttls):
+            commands.append(("EVAL", EXPIRE.source, len(latest), *latest, *ttls))
+        yield commands
 
 
 def exchange_words(name: str, old: bytes | None, new: bytes | None, ttl_ms: int) -> tuple[Any, ...]:

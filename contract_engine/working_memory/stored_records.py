@@ -117,7 +117,9 @@ def _stored(record: Record) -> _StoredRecord:
     items = record.items
     data: _StoredItem | list[_StoredItem]
     if len(items) == 1:
-        data = _stored_item(items[0], "1")
+        (item,) = items
+        is_plain = item.memory_id == "1" and not item.metadata and not item.marks  # nearly all of them
+        data = _StoredItem(item.text) if is_plain else _stored_item(item, "1")
     else:
         data = [_stored_item(item, str(number)) for number, item in enumerate(items, 1)]
     stored = _StoredRecord(data, record.metadata, record.created_at, record.last_update)  # type: ignore[arg-type]  # dicts
