@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from working_memory_contract import ASYNC, KINDS, STACKS, SYNC, WORKING, MemoryBackend, ask, say, texts_of
 
 from contract_engine.memory import InvalidInputError, MemoryServiceError
@@ -25,7 +26,9 @@ from contract_engine.working_memory import (
     WorkingMemoryManager,
     WrapperMissingError,
 )
+from contract_engine.working_memory.layers import run, run_async
 from contract_engine.working_memory.patterns import matcher
+from contract_engine.working_memory.records import Record, RecordKey, Ttl
 
 LONG_TERM = ConversationMemoryType.LONG_TERM_MEMORY
 
@@ -233,6 +236,33 @@ def test_an_update_begins_the_time_to_live_anew(backend: MemoryBackend) -> None:
     assert manager.retrieve(ask("c1")) == []
 
 
+def test_the_same_contents_in_another_form_live_as_long_as_before(backend: MemoryBackend) -> None:
+    manager = backend.open(ttl=None)
+    manager.store(say("for ever", "a"))
+    manager.ttl = 2
+    manager.store(say("short", "b"))
+    manager.ttl = 1000  # of which nothing is taken
+    for conversation_id in ("for ever", "short", "nobody"):
+        flow = manager.layer.change(RecordKey(WORKING, conversation_id), _in_another_form)
+        if backend.colour == SYNC:
+            run(flow)
+        else:
+            backend.loop.run_until_complete(run_async(flow))
+    assert texts_of(manager.retrieve(ask("for ever"))) == ["A"]
+    backend.expire(manager, "short", 2)
+    assert manager.retrieve(ask("short")) == []
+    assert manager.retrieve(ask("nobody")) == []
+    backend.clock.seconds += 10**9
+    assert texts_of(manager.retrieve(ask("for ever"))) == ["A"]
+
+
+def _in_another_form(record: Record | None) -> Record | None:
+    if record is None:
+        return None
+    items = tuple(replace(item, text=item.text.upper()) for item in record.items)
+    return replace(record, items=items, ttl_seconds=Ttl.AS_BEFORE)
+
+
 # -- many at once
 
 
@@ -260,7 +290,7 @@ def test_one_bad_input_refuses_a_batch(manager: WorkingMemoryManager) -> None:
 
 def test_eight_threads_or_64_tasks_lose_no_update(backend: MemoryBackend, manager: WorkingMemoryManager) -> None:
     """Each has a memory of its own in the same record and counts in it: a lost update takes others' counts back."""
-    workers, rounds = (8, 20) if backend.colour == SYNC else (64, 2)
+    workers, rounds = (8, 20) if backend.colour == SYNC else (64, 1)
     manager.store(say("c1", *["0"] * workers))
 
     def request(worker: int, number: int) -> IMemoryInput:
@@ -365,18 +395,18 @@ def test_a_bad_rich_memory_is_refused(manager: WorkingMemoryManager) -> None:
 
 
 def test_cleanup_removes_what_matches_in_batches(backend: MemoryBackend, manager: WorkingMemoryManager) -> None:
-    manager.store_many([say(f"user-{number % 2}-{number}", "x") for number in range(1100)])
+    manager.store_many([say(f"user-{number % 2}-{number}", "x") for number in range(600)])
     told: list[int] = []
-    assert manager.cleanup(f"{backend.prefix}:*:user-1-*", progress=told.append) == 550
+    assert manager.cleanup(f"{backend.prefix}:*:user-1-*", progress=told.append) == 300
     assert told == sorted(told)
-    assert told[-1] == 550
+    assert told[-1] == 300
     assert len(told) > 1
     assert manager.storage_stats()["entries_by_type"] == {
         "SHORT_TERM_MEMORY": 0,
         "LONG_TERM_MEMORY": 0,
-        "WORKING_MEMORY": 550,
+        "WORKING_MEMORY": 300,
     }
-    assert manager.cleanup(f"{backend.prefix}:*", everything=True) == 550
+    assert manager.cleanup(f"{backend.prefix}:*", everything=True) == 300
     assert manager.storage_stats()["total_entries"] == 0
 
 
