@@ -184,12 +184,12 @@ def test_each_record_of_a_batch_lives_as_long_as_it_is_to(
     bare, names = backend.open_bare(), [f"{backend.prefix}:WORKING_MEMORY:c{number}" for number in (1, 2)]
     store = bare.store_of_records
     backend.run(store.put([(name, b"before", 100) for name in names]))  # whose time to live must not stay
-    assert all(0 < cast("int", raw.pttl(name)) <= 100_000 for name in names)
+    assert all(0 < raw.pttl(name) <= 100_000 for name in names)
     one, two = ttls
     backend.run(store.put([(names[0], b"1", two), (names[1], b"2", two), (names[0], b"3", one)]))
     assert raw.get(names[0]) == b"3" or one == 0.5  # which may be over by now
     for name, seconds in zip(names, ttls, strict=True):
-        left = cast("int", raw.pttl(name))
+        left = raw.pttl(name)
         expected = range(-1, 0) if seconds is None else range(-2, int(seconds * 1000) + 1)
         assert left in expected, (name, left)
         assert (left == -1) == (seconds is None)
