@@ -64,7 +64,7 @@ LAYERS = (
     "health",
     "_manager_health",
     "_manager_base",
-    "metrics tracing",
+    "watched metrics tracing",
     "manager async_manager",
     "phases outbox legacy relaying dual_writing _migration_base migration migration_control",
 )

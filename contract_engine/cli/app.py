@@ -329,7 +329,7 @@ def examine(
     console = display.notices()
     with chosen_servers(choice, console) as config, console.status("checking …"):
         report = doctor.health(config)
-        findings = list(doctor.examine(config))
+        findings = [*doctor.examine(config), *doctor.outbox_findings(report)]
     state = doctor.worst(findings)
     if as_json:
         mode = "durable" if config.is_durable else "ephemeral"

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from contract_engine.cli.doctor import Finding, State, worst
 from contract_engine.cli.report import SessionReport
-from contract_engine.memory.health import HealthReport, HealthStatus
+from contract_engine.memory.health import CheckState, HealthReport, HealthStatus
 from contract_engine.memory.mending import SYNTHETIC
 
 BAR_CELLS = 16
@@ -201,6 +201,9 @@ def health_view(report: HealthReport) -> RenderableType:
     styles = {HealthStatus.HEALTHY: "green", HealthStatus.DEGRADED: "yellow", HealthStatus.UNHEALTHY: "bold red"}
     facts.add_row("health", Text(f"{report.status}, mode {report.mode}, {report.storage}", style=styles[report.status]))
     facts.add_row("", Text(printable(report.detail)))
+    for check in report.checks:
+        if check.state is not CheckState.OK:
+            facts.add_row("", Text(f"{check.name}: {printable(check.detail)}", style=styles[HealthStatus.DEGRADED]))
     took = ", ".join(f"{check.name} {check.took_ms:.1f} ms" for check in report.checks if check.took_ms)
     facts.add_row("answers", took or "none")
     return Group(facts, "")

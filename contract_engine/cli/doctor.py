@@ -13,7 +13,7 @@ from contract_engine.cli.servers import database_address, redis_address
 from contract_engine.memory import MemoryConfig, MemoryManager, MemoryServiceError, TokenCounter
 from contract_engine.memory.encodings import load_encoding
 from contract_engine.memory.errors import CorruptDataError
-from contract_engine.memory.health import HealthReport
+from contract_engine.memory.health import OUTBOX, CheckState, HealthReport
 
 CHECK_SECONDS = 8.0
 """The hard end of each check; a server that does not answer costs two to four seconds of it."""
@@ -54,6 +54,18 @@ def examine(config: MemoryConfig) -> Iterator[Finding]:
     yield from redis_findings(config)
     yield from database_findings(config)
     yield token_finding(config)
+
+
+def outbox_findings(report: HealthReport) -> Iterator[Finding]:
+    """Tell how far a legacy store is behind, where the tenant has one."""
+    check = report.check(OUTBOX)
+    if check is None:
+        return
+    if check.state is CheckState.OK:
+        yield Finding(OUTBOX, State.OK, check.detail)
+    else:
+        hint = "see what it fails with: `contract-memory relay --list`; when that is cured, `relay --retry`"
+        yield Finding(OUTBOX, State.WARN, check.detail, hint)
 
 
 def worst(findings: Sequence[Finding]) -> State:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import sqlalchemy as sa
 
 from contract_engine.memory import MemoryManager, MemoryServiceError
-from contract_engine.memory._effects import Command, Flow, redis_call, scan, transaction
+from contract_engine.memory._effects import Command, Flow, query, redis_call, scan, transaction
 from contract_engine.memory._layout import parse_unlogged
+from contract_engine.memory._log_outbox import OUTBOX_FIGURES
 from contract_engine.memory.errors import CorruptDataError
-from contract_engine.memory.metrics import Backlog, backlog_metrics, breaker_metrics, prometheus
+from contract_engine.memory.metrics import Backlog, backlog_metrics, prometheus
+from contract_engine.memory.watched import breaker_metrics
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -77,12 +79,12 @@ class OutsideMetrics:
         self._core = prometheus().core
         self._held: dict[str, tuple[object, float]] = {}
         self._lock = threading.Lock()
-        self._backlogs: dict[str, Callable[[], Backlog]] = {}
+        self._backlogs: dict[str, Callable[[], Backlog | None]] = {}
         registry = prometheus().CollectorRegistry()
         registry.register(cast("Any", self))
         self.registry = registry
 
-    def add_backlog(self, name: str, read: Callable[[], Backlog]) -> None:
+    def add_backlog(self, name: str, read: Callable[[], Backlog | None]) -> None:
         """Show ``memory_<name>_messages`` and ``memory_<name>_oldest_age_seconds``; errors of ours mean no figure."""
         self._backlogs[name] = read
 
@@ -144,6 +146,10 @@ class OutsideMetrics:
             yield gauge("memory_unlogged_messages", "Messages that wait in Redis to be logged.", value=waiting.messages)
             backlog = Backlog(waiting.sessions, waiting.oldest_age_seconds)
             yield from backlog_metrics(self._core, "unlogged", backlog, unit="sessions")
+        outbox = self._kept("outbox", HELD_LONG_SECONDS, lambda: self._run(query(OUTBOX_FIGURES, {})))
+        if outbox is not None:
+            messages, parked, oldest_seconds = outbox[0]
+            yield from backlog_metrics(self._core, "outbox", Backlog(messages, oldest_seconds, parked))
 
     def _run(self, flow: Flow[T]) -> T:
         return self._manager._runtime.run(flow)

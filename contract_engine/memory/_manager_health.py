@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from contract_engine.memory._effects import Command, Flow, query, redis_call
 from contract_engine.memory._log import PING
+from contract_engine.memory._log_outbox import OUTBOX_HEALTH
 from contract_engine.memory._manager_flows import ManagerFlows
 from contract_engine.memory._runtime.checkup import CheckResult, Checks
 from contract_engine.memory.circuit_breaker import CircuitBreaker
+from contract_engine.memory.errors import StoreMisconfiguredError
 from contract_engine.memory.health import (
+    OUTBOX,
     POSTGRES,
     REDIS,
     STORES,
@@ -23,6 +27,20 @@ from contract_engine.memory.health import (
     OperationMode,
     SystemHealthMonitor,
 )
+
+
+class OutboxHealth(NamedTuple):
+    """How a tenant's outbox is: its messages, and of their sessions those that have failed and those put aside."""
+
+    has_phase: bool = False
+    messages: int = 0
+    failing: int = 0
+    parked: int = 0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a legacy store, or was one that still lacks something."""
+        return bool(self.has_phase or self.messages)
 
 
 class ManagerHealth(Checks[HealthReport]):
@@ -42,6 +60,9 @@ class ManagerHealth(Checks[HealthReport]):
             self.monitor.watch(service, breaker)
         self._backlog_since = time.time()
         self._had_backlog = False
+        self._outbox = OutboxHealth()
+        self._behind_since = self._backlog_since
+        self._was_behind = False
 
     def flows(self) -> Mapping[str, Callable[[], Flow[str]]]:
         checks = {REDIS: self._check_redis, POSTGRES: self._check_postgres}
@@ -53,6 +74,11 @@ class ManagerHealth(Checks[HealthReport]):
 
     def _check_postgres(self) -> Flow[str]:
         yield from query(PING, {})
+        try:
+            row = (yield from query(OUTBOX_HEALTH, {"of_tenant": self._flows.config.tenant}))[0]
+            self._outbox = OutboxHealth._make(row)
+        except StoreMisconfiguredError:
+            self._outbox = OutboxHealth()  # an older schema; the doctor says so
         return "answers"
 
     def report(self, results: Mapping[str, CheckResult]) -> HealthReport:
@@ -65,6 +91,8 @@ class ManagerHealth(Checks[HealthReport]):
         checks = [self._service_check(name, results.get(name)) for name in self.monitor.services]
         if is_durable:
             checks.append(self._backlog_check())
+            if self._outbox.is_known:
+                checks.append(self._outbox_check())
         stores = [check.state is CheckState.OK for check in checks if check.name in STORES]
         if all(check.state is CheckState.OK for check in checks):
             status = HealthStatus.HEALTHY
@@ -113,6 +141,26 @@ class ManagerHealth(Checks[HealthReport]):
             took_ms=0.0,
             detail=detail,
             since=self._backlog_since,
+        )
+
+    def _outbox_check(self) -> HealthCheck:
+        # What was found last is what is known: while the database is away nothing leaves the outbox either.
+        found = self._outbox
+        is_behind = bool(found.failing or found.parked)
+        if is_behind != self._was_behind:
+            self._was_behind, self._behind_since = is_behind, time.time()
+        detail = f"messages that wait for the legacy store: {found.messages}"
+        if found.failing:
+            detail += f"; it has failed for sessions: {found.failing}"
+        if found.parked:
+            detail += f"; sessions put aside: {found.parked}"
+        return HealthCheck(
+            name=OUTBOX,
+            state=CheckState.WARN if is_behind else CheckState.OK,
+            critical=False,
+            took_ms=0.0,
+            detail=detail,
+            since=self._behind_since,
         )
 
 

@@ -13,6 +13,7 @@ from contract_engine.memory.dual_writing import DualFlows, DualWriteStats, share
 from contract_engine.memory.errors import ConfigurationError, InvalidInputError
 from contract_engine.memory.legacy import Legacy
 from contract_engine.memory.manager import MemoryManager
+from contract_engine.memory.outbox import Backlog
 from contract_engine.memory.phases import Phase, PhaseSetting, check_phase
 from contract_engine.memory.relaying import RelaySettings
 
@@ -75,6 +76,14 @@ class MigrationBase(Generic[M]):
     def legacy_breaker(self) -> CircuitBreaker:
         """What guards the legacy store; a message is acknowledged whatever state it is in."""
         return self._legacy.breaker
+
+    @property
+    def last_backlog(self) -> Backlog | None:
+        """What waited for the legacy store when this adapter counted last, None if it never has; asks nobody.
+
+        While hooks or metrics listen, an adapter that relays counts every few seconds.
+        """
+        return self._flows.last_backlog
 
     @property
     def stats(self) -> DualWriteStats:

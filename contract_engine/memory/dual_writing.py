@@ -17,11 +17,13 @@ from contract_engine.memory.errors import (
     MemoryServiceError,
     StoreUnavailableError,
 )
+from contract_engine.memory.hooks import DualWriteMismatch, observers
 from contract_engine.memory.keys import check_limit, check_session_id
 from contract_engine.memory.legacy import WINDOW, Legacy
 from contract_engine.memory.message_log import LOG_TROUBLE, LogFlows
 from contract_engine.memory.models import Message, Receipt
 from contract_engine.memory.outbox import Backlog, Outbox, PendingSession, WaitingSession
+from contract_engine.memory.parity import Kind
 from contract_engine.memory.phases import Phase, PhaseSetting, check_phase
 from contract_engine.memory.relaying import Relay, RelaySettings, Round
 from contract_engine.memory.session_cache import REDIS_TROUBLE
@@ -32,11 +34,17 @@ logger = logging.getLogger(__name__)
 PHASE_SECONDS = 1.0
 """How long a process goes by the phase it has read."""
 
+BACKLOG_SECONDS = 5.0
+"""How often a process that relays counts what waits, where somebody listens."""
+
 FIRST_PAUSE_SECONDS, ATTEMPTS = 0.005, 6
 """How a reader waits for a relay of the same session that is under way, each time twice as long."""
 
 SHADOW_SLACK = 50
 """Messages that may have come between the two reads of a comparison."""
+
+DIFFERS = "differs"
+"""What hooks are told of two reads of which neither lacks messages at a glance."""
 
 
 class DualWriteStats(NamedTuple):
@@ -83,6 +91,8 @@ class DualFlows:
         self.outbox = Outbox(manager.config)
         self._relay = None if legacy is None else Relay(legacy, self.outbox, settings or RelaySettings())
         self._known: tuple[PhaseSetting, float] | None = None
+        self.last_backlog: Backlog | None = None
+        self._looked_at = -BACKLOG_SECONDS
         self._written = self._relayed = self._failed = self._compared = self._mismatches = 0
 
     @property
@@ -171,12 +181,17 @@ class DualFlows:
             return
         self._compared += 1
         most_since = min(SHADOW_SLACK, max(0, len(new) - len(old)))
-        if limit is None and len(old) < len(new) - SHADOW_SLACK:
+        lacks_many = limit is None and len(old) < len(new) - SHADOW_SLACK
+        if lacks_many:
             most_since = -1  # it lacks more than can have come since
         ends = range(len(new), len(new) - most_since - 1, -1)
         if not any(list(new[max(0, end - len(old)) : end]) == list(old) for end in ends):
             self._mismatches += 1
             logger.warning("session %s: the stores differ: %d and %d messages read", session_id, len(old), len(new))
+            if observers.is_active:
+                more_than_new = len(new) < len(old)
+                kind = Kind.MISSING_IN_NEW if more_than_new else Kind.MISSING_IN_LEGACY if lacks_many else DIFFERS
+                observers.tell(DualWriteMismatch(kind))
 
     def _phase(self) -> Flow[PhaseSetting]:
         """Answer the phase in force, read at most once a second; where the database is away, the one known last."""
@@ -210,6 +225,8 @@ class DualFlows:
         done = yield from self._relay.round()
         self._relayed += done.relayed
         self._failed += done.failed
+        if observers.is_active and self._clock() - self._looked_at >= BACKLOG_SECONDS:
+            yield from self.backlog()
         return done
 
     def settle(self, timeout_seconds: object) -> Flow[bool]:
@@ -217,7 +234,7 @@ class DualFlows:
             raise InvalidInputError("timeout_seconds", f"expected a number of seconds, got {timeout_seconds!r}")
         until = self._clock() + timeout_seconds
         while True:
-            backlog = yield from self.outbox.backlog()
+            backlog = yield from self.backlog()
             if not backlog.messages:
                 return True
             left = until - self._clock()
@@ -228,7 +245,9 @@ class DualFlows:
                 yield from pause(min(left, 0.05))
 
     def backlog(self) -> Flow[Backlog]:
-        return (yield from self.outbox.backlog())
+        self.last_backlog = yield from self.outbox.backlog()
+        self._looked_at = self._clock()
+        return self.last_backlog
 
     def waiting_sessions(self, limit: object) -> Flow[list[WaitingSession]]:
         return (yield from self.outbox.waiting(check_limit(limit, least=1)))

@@ -14,7 +14,7 @@ from contract_engine.memory.circuit_state import CLOSED, DISABLED, FORCED_OPEN, 
 from contract_engine.memory.errors import InvalidInputError, MemoryServiceError
 from contract_engine.memory.summarizers import ModelStats
 
-REDIS, POSTGRES, SUMMARIZER, UNLOGGED = "redis", "postgres", "summarizer", "unlogged"
+REDIS, POSTGRES, SUMMARIZER, UNLOGGED, OUTBOX = "redis", "postgres", "summarizer", "unlogged", "outbox"
 SERVICES = (REDIS, POSTGRES, SUMMARIZER)
 STORES = (REDIS, POSTGRES)
 

@@ -13,11 +13,11 @@ import time
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from contract_engine.memory.circuit_breaker import CircuitBreaker, CircuitState
+from contract_engine.memory.circuit_breaker import CircuitBreaker
 from contract_engine.memory.errors import ConfigurationError
 from contract_engine.memory.hooks import (
     BufferRead,
@@ -33,6 +33,7 @@ from contract_engine.memory.hooks import (
     observers,
     tell_all,
 )
+from contract_engine.memory.watched import CountedOutbox, Watched, WatchedDualWrite, breaker_metrics
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -51,27 +52,16 @@ TTL_SECONDS = (0.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 21600.0
 MOST_PENDING = 2000
 """So many times wait at most to be sorted into buckets, in each series."""
 
-CALL_KINDS = ("successful", "failed", "slow", "rejected", "cancelled", "late")
-
 
 class Backlog(NamedTuple):
-    """What waits somewhere; ``oldest_age_seconds`` is 0 where nothing waits, None where nobody knows."""
+    """What waits somewhere; ``oldest_age_seconds`` is 0 where nothing waits, None where nobody knows.
+
+    ``parked``: how many of them wait for somebody to look at them; None where there is no such thing.
+    """
 
     waiting: int
     oldest_age_seconds: float | None = 0.0
-
-
-class Watched(Protocol):
-    """What a manager of either colour tells of itself."""
-
-    @property
-    def circuit_breaker(self) -> CircuitBreaker: ...
-    @property
-    def database_breaker(self) -> CircuitBreaker: ...
-    @property
-    def summarizer_breaker(self) -> CircuitBreaker | None: ...
-    @property
-    def unlogged_backlog(self) -> tuple[int, float | None]: ...
+    parked: int | None = None
 
 
 COUNTERS = {
@@ -157,7 +147,7 @@ class MemoryMetrics:
         self._counts: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
         self._breakers: dict[int, CircuitBreaker] = {}
-        self._backlogs: dict[str, Callable[[], Backlog]] = {}
+        self._backlogs: dict[str, Callable[[], Backlog | None]] = {}
         self._managers: list[Watched] = []
         self.registry.register(cast("Any", self))
         self._stop = observers.add(self.take)
@@ -171,10 +161,20 @@ class MemoryMetrics:
                 if breaker is not None:
                     self._breakers[id(breaker)] = breaker
 
-    def add_backlog(self, name: str, read: Callable[[], Backlog]) -> None:
+    def watch_dual_write(self, store: WatchedDualWrite) -> None:
+        """Show the outbox as this adapter has counted it last, and its legacy store's breaker, until :meth:`close`.
+
+        An adapter that relays counts every few seconds; one that does not, at each call of its ``backlog()``. Until the
+        first count there are no figures. The newest adapter told of is the one that is shown.
+        """
+        self.add_backlog("outbox", lambda: _outbox(store.last_backlog))
+        with self._lock:
+            self._breakers[id(store.legacy_breaker)] = store.legacy_breaker
+
+    def add_backlog(self, name: str, read: Callable[[], Backlog | None]) -> None:
         """Show ``memory_<name>_messages`` and ``memory_<name>_oldest_age_seconds``, read whenever somebody looks.
 
-        ``read`` must answer at once, from memory.
+        ``read`` must answer at once, from memory; None is shown as nothing.
         """
         if not name.isidentifier():
             raise ConfigurationError("name", f"expected a part of a metric's name, got {name!r}")
@@ -254,10 +254,11 @@ class MemoryMetrics:
         yield from breaker_metrics(core, breakers)
         yield from backlog_metrics(core, "unlogged", _unlogged(managers), unit="sessions")
         for name, read in backlogs.items():
-            found: list[Backlog] = []
+            found: list[Backlog | None] = []
             tell_all([lambda read, found=found: found.append(read())], read, _log_failure)  # type: ignore[misc]
             for backlog in found:
-                yield from backlog_metrics(core, name, backlog)
+                if backlog is not None:
+                    yield from backlog_metrics(core, name, backlog)
 
     def _histogram(
         self,
@@ -296,34 +297,21 @@ def _log_failure(_read: object, exc: Exception) -> None:
     logger.error("a backlog cannot be read", exc_info=exc)
 
 
-def breaker_metrics(core: Any, breakers: Iterable[CircuitBreaker]) -> Iterator[Metric]:
-    """Yield state and calls of breakers; those of one name are counted together."""
-    snapshots = [breaker.snapshot() for breaker in breakers]
-    names = sorted({snapshot.name for snapshot in snapshots})
-    states = core.GaugeMetricFamily(
-        "memory_circuit_breaker_state",
-        "How many breakers of this name are in this state: one, where there is one manager.",
-        labels=["name", "state"],
-    )
-    calls = core.CounterMetricFamily(
-        "memory_circuit_breaker_calls", "Calls by what the breaker made of them.", labels=["name", "kind"]
-    )
-    for name in names:
-        mine = [snapshot for snapshot in snapshots if snapshot.name == name]
-        for state in CircuitState:
-            states.add_metric([name, state.value], sum(snapshot.state is state for snapshot in mine))
-        for kind in CALL_KINDS:
-            calls.add_metric([name, kind], sum(getattr(snapshot, kind) for snapshot in mine))
-    yield states
-    yield calls
-
-
 def backlog_metrics(core: Any, name: str, backlog: Backlog, *, unit: str = "messages") -> Iterator[Metric]:
     """Yield the gauges of something that waits; no age where it is not known."""
     yield core.GaugeMetricFamily(f"memory_{name}_{unit}", f"What waits: {name}.", value=backlog.waiting)
     if backlog.oldest_age_seconds is not None:
         text = f"For how long the oldest has been waiting: {name}; 0 where nothing waits."
         yield core.GaugeMetricFamily(f"memory_{name}_oldest_age_seconds", text, value=backlog.oldest_age_seconds)
+    if backlog.parked is not None:
+        text = f"Of those that wait, those that were put aside: {name}."
+        yield core.GaugeMetricFamily(f"memory_{name}_parked_{unit}", text, value=backlog.parked)
+
+
+def _outbox(counted: CountedOutbox | None) -> Backlog | None:
+    if counted is None:
+        return None
+    return Backlog(counted.messages, counted.oldest_seconds or 0.0, counted.parked_messages)
 
 
 def _unlogged(managers: list[Watched]) -> Backlog:

@@ -42,6 +42,7 @@ class Backlog(NamedTuple):
 
     ``messages`` in ``sessions``; of these sessions ``parked`` wait for somebody to look at them and ``in_doubt`` are
     being relayed or were when something failed. ``oldest_seconds``: how long the oldest message waits, None: none does.
+    ``parked_messages`` are those of the parked sessions.
     """
 
     messages: int
@@ -49,6 +50,7 @@ class Backlog(NamedTuple):
     parked: int
     in_doubt: int
     oldest_seconds: float | None
+    parked_messages: int
 
 
 class WaitingSession(NamedTuple):
