@@ -27,13 +27,13 @@ from contract_engine.cli import (
     top,
 )
 from contract_engine.cli.conversations import Conversation, conversation_of, read_conversations
-from contract_engine.cli.drain import drain_sessions
+from contract_engine.cli.drain import drain_sessions, show_waiting
 from contract_engine.cli.options import AsJson, DatabaseUrl, Ephemeral, Full, Limit, RedisUrl, Session, Tenant, Yes
-from contract_engine.cli.outcome import EXIT_CODES, NO, CommandGroup, confirm, known_context, say
+from contract_engine.cli.outcome import EXIT_CODES, INTERRUPTED_CODES, NO, CommandGroup, confirm, known_context, say
 from contract_engine.cli.replay import clear_session, replay_all
 from contract_engine.cli.report import SessionReport, reports_as_json
 from contract_engine.cli.servers import Choice, chosen_manager, chosen_servers
-from contract_engine.cli.signals import end_in_order
+from contract_engine.cli.signals import end_in_order, end_once
 from contract_engine.memory import ConfigurationError, SessionLimits
 
 # Small enough that conversations of forty messages are folded several times.
@@ -67,7 +67,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a bar in a terminal of another encoding is no reason to fail
-    app(prog_name="contract-memory")
+    try:
+        app(prog_name="contract-memory")
+    finally:
+        end_once()  # what comes now would meet an interpreter that is being taken down
 
 
 def _print_version(wanted: bool) -> None:
@@ -209,15 +212,15 @@ def stats(
 
 
 app.command()(summaries.summaries)
-app.command()(summaries.resummarize)
+app.command(epilog=INTERRUPTED_CODES)(summaries.resummarize)
 app.command()(summaries.quarantine)
 app.command()(top.top)
-app.command()(retention.purge)
-app.command()(retention.erase)
-app.command()(archive.export)
-app.command(name="import")(archive.import_)
+app.command(epilog=INTERRUPTED_CODES)(retention.purge)
+app.command(epilog=INTERRUPTED_CODES)(retention.erase)
+app.command(epilog=INTERRUPTED_CODES)(archive.export)
+app.command(name="import", epilog=INTERRUPTED_CODES)(archive.import_)
 app.add_typer(migration.phase_app, name="phase")
-app.command()(migration.relay)
+app.command(epilog=INTERRUPTED_CODES)(migration.relay)
 app.command()(metrics_server.metrics)
 
 
@@ -247,9 +250,10 @@ def clear(
         say(f"Nothing to clear: there is no session {session!r}.")
 
 
-@app.command()
+@app.command(epilog=INTERRUPTED_CODES)
 def drain(
     *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Log nothing, and name the sessions.")] = False,
     redis_url: RedisUrl = None,
     database_url: DatabaseUrl = None,
     tenant: Tenant = None,
@@ -258,10 +262,14 @@ def drain(
     """Log the messages that wait in Redis since the database was away, of every session of the tenant.
 
     The next append or read of a session does the same for that session. May be stopped and started at any time. A
-    session that fails does not keep the others waiting; exit code 2 then.
+    session that fails does not keep the others waiting. Exit code 0 when all is logged, 2 if a session failed or a
+    server is away.
     """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
     with chosen_manager(choice, display.notices()) as manager:
+        if dry_run:
+            show_waiting(manager, as_json=as_json)
+            return
         drained = drain_sessions(manager)
     if as_json:
         display.print_json(drained.as_json())
@@ -274,8 +282,8 @@ def drain(
         raise next(iter(drained.failed.values()))
 
 
-app.command()(backfill.backfill)
-app.command()(parity.parity)
+app.command(epilog=INTERRUPTED_CODES)(backfill.backfill)
+app.command(epilog=INTERRUPTED_CODES)(parity.parity)
 
 
 @app.command()

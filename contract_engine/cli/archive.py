@@ -46,7 +46,8 @@ def export(
     """Write sessions as JSON Lines: messages, summaries, context object, pins and settings, as they are at one moment.
 
     What waits in Redis is logged first. A file gets its name when it is whole, and only its owner may read it; an
-    interrupted --folder goes on with --resume. Exit code 1 if there is no such session; 2 if a server is away.
+    interrupted --folder goes on with --resume. Exit code 0 when done, 1 if there is no such session, 2 if a server is
+    away.
     """
     if (session is None) == (not everything):
         raise typer.BadParameter("give a SESSION, or --all")
@@ -96,7 +97,8 @@ def import_(
 
     A file that was cut off or edited is refused, and so is a session that is there already, unless it is to be
     replaced or skipped; the sessions before it stay imported. Times stay those of the archive: what was old is purged
-    as old. Exit code 2 where something was refused, or a server is away.
+    as old. What is imported is history: it goes to no legacy store, whatever the phase, and an archive does not hold
+    what a session still owed one. Exit code 0 when done, 2 where something was refused, or a server is away.
     """
     if replace and skip:
         raise typer.BadParameter("--replace and --skip-existing exclude each other")

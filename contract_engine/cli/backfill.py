@@ -101,7 +101,7 @@ def backfill(
     older store, wait until the older store has what it is behind with, and then import. Only the log is written to.
 
     Exit code 0 if all of it is in the log; 1 if a session was left or a message cannot be taken: each is named with the
-    reason, and the others are imported; 2 if a server is away: run it again; 130 if it was interrupted: the same.
+    reason, and the others are imported; 2 if a server is away: run it again.
     """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
     console = display.notices()

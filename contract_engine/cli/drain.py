@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from rich.markup import escape
 
 from contract_engine.cli import display
+from contract_engine.cli.outcome import say
 from contract_engine.memory import MemoryManager, MemoryServiceError
 
 
@@ -25,6 +26,17 @@ class Drained(NamedTuple):
         """Return the same for machines."""
         failed = {session_id: str(exc) for session_id, exc in self.failed.items()}
         return {"sessions": self.counts, "messages": self.messages, "failed": failed}
+
+
+def show_waiting(manager: MemoryManager, *, as_json: bool) -> None:
+    """Name the sessions that a drain would log, and log nothing."""
+    sessions = sorted(manager.unlogged_sessions())
+    if as_json:
+        display.print_json({"waiting": sessions, "dry_run": True})
+        return
+    for session_id in sessions:
+        say(session_id)
+    say(f"Would log the messages of {len(sessions)} sessions.")
 
 
 def drain_sessions(manager: MemoryManager) -> Drained:

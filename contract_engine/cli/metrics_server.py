@@ -92,7 +92,8 @@ def until_terminated() -> Iterator[threading.Event]:
     try:
         yield ended
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # Once it has been told to end, being told again changes nothing.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if ended.is_set() else before)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -156,7 +156,7 @@ def relay(
 
     May be stopped and started at any time, and run beside programs that relay themselves. A message that the legacy
     store goes on refusing parks its session: what comes after it waits, so that the order is kept. Exit code 0 if
-    nothing is left, 1 if something still waits.
+    nothing is left, 1 if something still waits, 2 if a server is away.
     """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
     with chosen_manager(choice, display.notices()) as manager:

@@ -25,8 +25,15 @@ NO, ERROR, INTERRUPTED = 1, 2, 130
 
 EXIT_CODES = (
     "Exit codes: 0 done. 1 the answer is no: no such session, not confirmed, verification failed, warnings of the "
-    "doctor. 2 an error: wrong usage, a server that is away, failures found by the doctor. 130 interrupted."
+    "doctor. 2 an error: wrong usage, a server that is away, failures found by the doctor. 130 ended by Ctrl-C, 143 by "
+    "SIGTERM."
 )
+
+
+INTERRUPTED_CODES = (
+    "Exit code 130 after Ctrl-C, 143 after SIGTERM: what is done stays done, and calling it again does the rest."
+)
+"""What stands at the end of the help of every command that may take long."""
 
 
 class CommandGroup(TyperGroup):

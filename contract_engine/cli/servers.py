@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 from rich.console import Console
 
+from contract_engine.cli.signals import unbroken
 from contract_engine.embedded import EmbeddedServers
 from contract_engine.memory import MemoryManager
 from contract_engine.memory.config import MemoryConfig, psycopg_url
@@ -80,8 +81,10 @@ def chosen_servers(
                 persist_redis=data_dir is not None,
                 durable=data_dir is not None,
             )
+            # Whoever is told to end twice would otherwise leave a server behind that was about to be stopped.
+            stack.callback(_stop, servers)
             with console.status("starting servers …"):
-                stack.enter_context(servers)
+                servers.start()
             if not only_database:
                 settings["redis_url"] = servers.redis_url
             if not choice.ephemeral:
@@ -91,6 +94,11 @@ def chosen_servers(
         config = MemoryConfig.from_env(environ, **settings)
         console.print(describe(config, origin, only_database=only_database), style="dim", soft_wrap=True)
         yield config
+
+
+def _stop(servers: EmbeddedServers) -> None:
+    with unbroken():
+        servers.stop()
 
 
 @contextmanager

@@ -83,8 +83,8 @@ def resummarize(
 ) -> None:
     """Write the summary of a session again, from its messages in the log and what callers have added to it.
 
-    It becomes the next version; the earlier ones stay in the history. Exit code 1 if there is no such session, nothing
-    is folded yet, or the model gave nothing to use: then nothing was changed.
+    It becomes the next version; the earlier ones stay in the history. Exit code 0 when done; 1 if there is no such
+    session, nothing is folded yet, or the model gave nothing to use: then nothing was changed; 2 if a server is away.
     """
     if model is None and (base_url is not None or api_key_variable is not None):
         raise typer.BadParameter("--base-url and --api-key-variable belong to --model NAME: give that too")

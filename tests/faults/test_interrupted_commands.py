@@ -1,0 +1,136 @@
+"""Commands that are told to end, once and many times, in the middle of what they do."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psycopg
+import pytest
+from dual_stores import open_store
+from legacy_stores import ListStore
+from legacy_tables import Older, said
+from memory_contract import Backend, say, talk
+from server_faults import waited_for
+from test_top import servers_in
+
+from contract_engine.cli.servers import HOME_VARIABLE
+from contract_engine.memory import MemoryManager
+
+pytest_plugins = ("memory_fixtures",)
+
+LEGACY = ListStore()
+"""What ``relay`` finds under ``test_interrupted_commands:LEGACY``."""
+
+COMMANDS = {
+    "purge": ("purge", "--older-than", "0s", "--yes"),
+    "erase": ("erase", "s", "--yes"),
+    "export": ("export", "--all", "--folder", "{folder}/out"),
+    "import": ("import", "{folder}/archive.jsonl", "--replace"),
+    "backfill": ("backfill", "--legacy-url", "{url}", "--table", "{table}"),
+    "parity": ("parity", "--legacy-url", "{url}", "--table", "{table}"),
+    "relay": ("relay", "--legacy", "test_interrupted_commands:LEGACY"),
+    "drain": ("drain",),
+    "resummarize": ("resummarize", "s"),
+}
+AGAIN_CODES = {"parity": (0, 1)}
+"""What a command that is called again may answer, where that is not 0 alone."""
+
+
+@pytest.fixture
+def older(redis_url: str, database_url: str, tenant: str) -> Iterator[Older]:
+    with ExitStack() as stack:
+        yield Older(database_url, redis_url, tenant, stack)
+
+
+def prepare(backend: Backend, older: Older, folder: Path) -> None:
+    """Give every command something to do."""
+    manager: MemoryManager = backend.open(max_buffer_messages=6)
+    manager.add_messages("s", talk(12, words=40))
+    manager.get_context("s")
+    manager.wait_for_folds()
+    archive = io.BytesIO()
+    manager.retention.export_session("s", archive.write)
+    (folder / "archive.jsonl").write_bytes(archive.getvalue())
+    older.insert("old", [said(number) for number in range(1, 30)])
+    open_store(backend, LEGACY).add_chat_message("relayed", say(1))
+    away = Backend(backend.colour, backend.mode, backend.redis_url, "postgresql://127.0.0.1:1/x", backend.tenant)
+    assert away.open().append("waits", say(1)).durable is False
+    away.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_is_told_to_end_does_so_and_can_be_called_again(
+    blocking: Backend, older: Older, tmp_path: Path, name: str, number: signal.Signals
+) -> None:
+    """A lock on a table holds the command where it is at work; the signal comes then."""
+    prepare(blocking, older, tmp_path)
+    assert blocking.database_url is not None
+    given = [part.format(folder=tmp_path, url=older.url, table=older.table) for part in COMMANDS[name]]
+    servers = ["--redis-url", blocking.redis_url, "--database-url", blocking.database_url, "--tenant", blocking.tenant]
+    command = [sys.executable, "-m", "contract_engine.cli", *given, *servers]
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "CONTRACT_MEMORY_DATABASE_TIMEOUT_SECONDS": "60"}
+    with psycopg.connect(blocking.database_url, autocommit=True) as watcher:
+        with psycopg.connect(blocking.database_url) as holder:
+            tables = "memory_sessions, memory_messages, memory_relays"
+            holder.execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            )
+
+            def is_held() -> bool:
+                waiting = watcher.execute(
+                    "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid <> %s", (holder.info.backend_pid,)
+                ).fetchone()
+                return process.poll() is not None or bool(waiting and waiting[0])
+
+            assert waited_for(is_held, 60)
+            assert process.poll() is None, process.communicate()
+            process.send_signal(number)
+            if name == "relay":
+                time.sleep(0.5)  # its threads end with the statements they are at
+                holder.rollback()
+            out, err = process.communicate(timeout=90)
+        assert process.returncode == (130 if number == signal.SIGINT else 143), err
+        assert "Traceback" not in out + err
+        again = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert again.returncode in AGAIN_CODES.get(name, (0,)), again.stderr
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_leaves_no_server_of_the_command_behind(
+    first: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The servers that the command has started for itself take a while to stop, and the others come meanwhile."""
+    with TemporaryDirectory(prefix="contract-long-") as home:
+        Path(home).chmod(0o711)  # PostgreSQL's user must pass when we are root
+        monkeypatch.setenv(HOME_VARIABLE, home)
+        file = Path(home) / "endless.jsonl"
+        messages = [{"role": "user", "content": f"number {place}"} for place in range(100_000)]
+        file.write_text(json.dumps({"id": "endless", "messages": messages}) + "\n", "utf-8")
+        command = [sys.executable, "-m", "contract_engine.cli", "replay", str(file)]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            assert "started here" in process.stderr.readline()
+            assert servers_in(home)
+            process.send_signal(first)
+            sent = 0
+            while process.poll() is None and sent < 600:
+                time.sleep(0.05)
+                process.send_signal(signal.SIGTERM if sent % 2 else signal.SIGINT)
+                sent += 1
+            err = process.stderr.read()
+            assert process.wait(30) in (130, 143), err
+        assert sent >= 2, "the further signals came too late to prove anything"
+        assert servers_in(home) == []

@@ -1,0 +1,48 @@
+"""What every command that may take long has: options, and documented exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from memory_contract import Backend, say
+from typer.testing import CliRunner
+
+from contract_engine.cli.app import app
+
+pytest_plugins = ("memory_fixtures",)
+
+WRITING = ("purge", "erase", "import", "backfill", "relay", "drain", "resummarize")
+READING = ("export", "parity")
+
+
+def flat(text: str) -> str:
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", text).split())
+
+
+@pytest.mark.parametrize("name", [*WRITING, *READING])
+def test_the_help_of_a_long_command_tells_how_it_ends(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = CliRunner().invoke(app, [name, "--help"])
+    text = flat(shown.output)
+    assert "--json" in text
+    assert ("--dry-run" in text) == (name in WRITING)
+    codes = re.search(r"Exit codes? 0 (.*)", text)
+    assert codes, text
+    assert re.search(r"\b2 \w+", codes[1])
+    assert re.search(r"130 after Ctrl-C, 143 after SIGTERM", text)
+
+
+def test_a_dry_drain_names_what_waits_and_logs_nothing(blocking: Backend) -> None:
+    away = Backend(blocking.colour, blocking.mode, blocking.redis_url, "postgresql://127.0.0.1:1/x", blocking.tenant)
+    assert away.open().append("waits", say(1)).durable is False
+    away.close()
+    assert blocking.database_url is not None
+    servers = ["--redis-url", blocking.redis_url, "--database-url", blocking.database_url, "--tenant", blocking.tenant]
+    for _ in range(2):
+        shown = CliRunner().invoke(app, ["drain", "--dry-run", "--json", *servers])
+        assert json.loads(shown.stdout) == {"waiting": ["waits"], "dry_run": True}
+    assert "Would log the messages of 1 sessions" in CliRunner().invoke(app, ["drain", "--dry-run", *servers]).stdout
+    done = CliRunner().invoke(app, ["drain", "--json", *servers])
+    assert json.loads(done.stdout)["sessions"] == {"waits": 1}
