@@ -33,8 +33,8 @@ from contract_engine.memory.summarizers import ModelSummarizer
 pytest_plugins = ["memory_fixtures"]
 
 SECRET = "hunter2"  # stands for a password that must not be seen
-GENEROUS_SECONDS = 8.0
-"""Far more than the second that is promised, and far less than the timeouts of a patient manager: machines stall."""
+MOST_SECONDS = 2.0
+"""Of the median of some calls: the second that is promised, and one for a machine that stalls."""
 
 
 @pytest.fixture(params=[SYNC, ASYNC])
@@ -241,17 +241,18 @@ def test_stopped_servers_cost_a_second_for_both_together(outage: Outage) -> None
     outage.stop_redis()
     outage.stop_database()
     time.sleep(1.1)  # the report of before is held for a second
-    started = time.monotonic()
-    report = manager.health()
-    seconds = time.monotonic() - started
-    assert (report.status, report.is_ready) == ("unhealthy", False)
-    assert all("no answer within" in check.detail for check in report.checks if check.name in ("redis", "postgres"))
-    assert seconds < GENEROUS_SECONDS
-    held = threading.active_count()
+    taken: list[float] = []
+    held = 0
     for _ in range(3):
+        started = time.monotonic()
+        report = manager.health()
+        taken.append(time.monotonic() - started)
+        assert (report.status, report.is_ready) == ("unhealthy", False)
+        assert all("no answer within" in check.detail for check in report.checks if check.name in ("redis", "postgres"))
+        held = held or threading.active_count()
+        assert threading.active_count() <= held, "a check that hangs is not begun again"
         time.sleep(1.1)
-        manager.health()
-    assert threading.active_count() <= held, "a check that hangs is not begun again"
+    assert sorted(taken)[1] < MOST_SECONDS, taken
     outage.go_on()
     later(manager, status="healthy")
 

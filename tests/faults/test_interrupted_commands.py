@@ -28,6 +28,8 @@ from contract_engine.memory import MemoryManager
 
 pytest_plugins = ("memory_fixtures",)
 
+HERE = Path(__file__).parent
+
 LEGACY = ListStore()
 """What ``relay`` finds under ``test_interrupted_commands:LEGACY``."""
 
@@ -61,7 +63,7 @@ def prepare(backend: Backend, older: Older, folder: Path) -> None:
     archive = io.BytesIO()
     manager.retention.export_session("s", archive.write)
     (folder / "archive.jsonl").write_bytes(archive.getvalue())
-    older.insert("old", [said(number) for number in range(1, 30)])
+    older.fill("old", [said(number) for number in range(1, 30)])
     open_store(backend, LEGACY).add_chat_message("relayed", say(1))
     away = Backend(backend.colour, backend.mode, backend.redis_url, "postgresql://127.0.0.1:1/x", backend.tenant)
     assert away.open().append("waits", say(1)).durable is False
@@ -79,7 +81,7 @@ def test_a_command_that_is_told_to_end_does_so_and_can_be_called_again(
     given = [part.format(folder=tmp_path, url=older.url, table=older.table) for part in COMMANDS[name]]
     servers = ["--redis-url", blocking.redis_url, "--database-url", blocking.database_url, "--tenant", blocking.tenant]
     command = [sys.executable, "-m", "contract_engine.cli", *given, *servers]
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": paths, "CONTRACT_MEMORY_DATABASE_TIMEOUT_SECONDS": "60"}
     with psycopg.connect(blocking.database_url, autocommit=True) as watcher:
         with psycopg.connect(blocking.database_url) as holder:
