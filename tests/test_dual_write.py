@@ -73,7 +73,7 @@ def test_both_stores_get_every_message_in_order(durable: Backend, legacy: ListSt
     assert store.settle()
     assert legacy.contents("s") == talk(*range(20))
     assert contents(store.memory_manager.session_store.get_chat_history("s")) == talk(*range(20))
-    assert store.backlog() == (0, 0, 0, 0, None)
+    assert store.backlog() == (0, 0, 0, 0, None, 0)
     assert store.stats[:3] == (20, 20, 0)
     assert contents(store.get_chat_history("s", 3)) == talk(17, 18, 19)
     assert store.get_chat_history("s", 0) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import signal
@@ -34,7 +35,7 @@ LEGACY = ListStore()
 """What ``relay`` finds under ``test_interrupted_commands:LEGACY``."""
 
 COMMANDS = {
-    "purge": ("purge", "--older-than", "0s", "--yes"),
+    "purge": ("purge", "--older-than", "1s", "--yes"),
     "erase": ("erase", "s", "--yes"),
     "export": ("export", "--all", "--folder", "{folder}/out"),
     "import": ("import", "{folder}/archive.jsonl", "--replace"),
@@ -70,8 +71,9 @@ def prepare(backend: Backend, older: Older, folder: Path) -> None:
     away.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    ("name", "number"), zip(COMMANDS, itertools.cycle([signal.SIGTERM, signal.SIGINT]), strict=False)
+)
 def test_a_command_that_is_told_to_end_does_so_and_can_be_called_again(
     blocking: Backend, older: Older, tmp_path: Path, name: str, number: signal.Signals
 ) -> None:
