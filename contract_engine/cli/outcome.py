@@ -12,6 +12,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from contract_engine.cli.display import notices, output, printable
+from contract_engine.cli.signals import Terminated
 from contract_engine.memory import (
     DatabaseUnavailableError,
     MemoryManager,
@@ -46,6 +47,8 @@ class CommandGroup(TyperGroup):
             line = Text.assemble(("Error: ", "bold red"), printable(f"{str(exc).rstrip('.')}{_advice(exc)}"))
             notices().print(line, soft_wrap=True)
             raise typer.Exit(ERROR) from exc
+        except Terminated as exc:
+            raise typer.Exit(128 + exc.number) from exc
         except KeyboardInterrupt as exc:
             notices().print("Interrupted.")
             raise typer.Exit(INTERRUPTED) from exc

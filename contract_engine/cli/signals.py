@@ -16,7 +16,7 @@ AGAIN_SECONDS = 0.01
 
 
 def end_in_order() -> None:
-    """Have SIGTERM and SIGHUP raise SystemExit with 128 + number where the program is, as SIGINT raises its own."""
+    """Have SIGTERM and SIGHUP raise :class:`Terminated` where the program is, as SIGINT raises its own."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     sys.unraisablehook = _tell_unraisable
@@ -43,8 +43,16 @@ def unbroken() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class Terminated(KeyboardInterrupt):
+    """Raised by SIGTERM and SIGHUP. As Ctrl-C does it has a driver cancel the statement it is waiting for."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 def _end(number: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + number)
+    raise Terminated(number)
 
 
 def _tell_unraisable(told: sys.UnraisableHookArgs) -> None:
@@ -54,10 +62,11 @@ def _tell_unraisable(told: sys.UnraisableHookArgs) -> None:
     if not is_ending or threading.current_thread() is not threading.main_thread():
         sys.__unraisablehook__(told)
         return
-    code = lost.code if isinstance(lost, SystemExit) else None
 
     def end_again(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt if code is None else SystemExit(code)
+        if isinstance(lost, Terminated):
+            raise Terminated(lost.number)
+        raise SystemExit(lost.code) if isinstance(lost, SystemExit) else KeyboardInterrupt
 
     # Not here, where it would be lost once more.
     signal.signal(signal.SIGALRM, end_again)

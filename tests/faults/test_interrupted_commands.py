@@ -72,7 +72,7 @@ def prepare(backend: Backend, older: Older, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), zip(COMMANDS, itertools.cycle([signal.SIGTERM, signal.SIGINT]), strict=False)
+    ("name", "number"), list(zip(COMMANDS, itertools.cycle([signal.SIGTERM, signal.SIGINT]), strict=False))
 )
 def test_a_command_that_is_told_to_end_does_so_and_can_be_called_again(
     blocking: Backend, older: Older, tmp_path: Path, name: str, number: signal.Signals
