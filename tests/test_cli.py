@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,6 +21,8 @@ import psycopg
 import pytest
 import redis
 from servers import PrivateServers
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from contract_engine import demo, schema
@@ -896,6 +899,29 @@ def test_help_is_cheap_and_tells_the_exit_codes() -> None:
     for name in ("demo", "replay", "show", "stats", "summaries", "clear", "migrate", "metrics", "doctor"):
         assert f" {name} " in words
     assert "1 if there are warnings, 2 if anything fails" in " ".join(run("doctor", "--help").out.split())
+
+
+def test_help_has_panels_and_one_line_for_each_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    panels: dict[str, list[str]] = {}
+    for line in run("--help").out.splitlines():
+        if heading := re.match(r"╭─ (.+?) ─", line):
+            lines = panels.setdefault(heading[1], [])
+        elif line.startswith("│ "):
+            lines.append(line[2:-1])
+    del panels["Options"]
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    shown = [line.split()[0] for lines in panels.values() for line in lines]
+    assert sorted(shown) == sorted(group.commands)  # each of them once, and no line is the rest of another
+    assert list(panels) == [
+        "Try it",
+        "Look at sessions",
+        "Mend a summary",
+        "Keep and delete",
+        "Set up and operate",
+        "Move in from a legacy store",
+    ]
 
 
 def test_version() -> None:

@@ -48,6 +48,10 @@ DEMO_INTRODUCTION = (
     f"{DEMO_LIMITS['max_buffer_tokens']:,} tokens word for word, {DEMO_SUMMARY_TOKENS} tokens of summary.\n"
 )
 
+# The panels of --help, in the order of the first command of each.
+TRY, LOOK, MEND = "Try it", "Look at sessions", "Mend a summary"
+KEEP, OPERATE, MOVE = "Keep and delete", "Set up and operate", "Move in from a legacy store"
+
 app = typer.Typer(
     name="contract-memory",
     cls=CommandGroup,
@@ -89,7 +93,7 @@ def _options(
     """Stand for the options that come before any command."""
 
 
-@app.command()
+@app.command(rich_help_panel=TRY)
 def demo(
     *,
     keep: Annotated[
@@ -102,7 +106,7 @@ def demo(
     ephemeral: Ephemeral = False,
     as_json: AsJson = False,
 ) -> None:
-    """Replay the conversations that come with the package, and show what the memory made of them.
+    """Replay the shipped conversations, and show what is kept.
 
     Runs on servers of its own that are gone afterwards, unless --keep or an address is given. The sessions are called
     demo-1, demo-2, ... and replace those of an earlier run.
@@ -130,7 +134,7 @@ def demo(
             console.print("Look at one of them: contract-memory show demo-1", style="dim")
 
 
-@app.command()
+@app.command(rich_help_panel=TRY)
 def replay(
     *,
     file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help='A conversation per line: {"id", "messages"}.')],
@@ -150,7 +154,7 @@ def replay(
     ephemeral: Ephemeral = False,
     as_json: AsJson = False,
 ) -> None:
-    """Feed conversations through the memory, verify every context, and show what became of each session.
+    """Feed your own conversations through the memory, and verify it.
 
     Verified after every message: the context is the summary of 1..W and the messages W+1..N, word for word as sent.
     """
@@ -168,7 +172,7 @@ def replay(
     _print_reports(reports, full=full or len(reports) == 1, as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def show(
     *,
     session: Session,
@@ -179,7 +183,10 @@ def show(
     ephemeral: Ephemeral = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the context of a session: its summary, and the messages of its buffer."""
+    """Show the context of a session: its summary, its last messages.
+
+    That is what get_context gives to a program. Exit code 1 if there is no such session.
+    """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
     with chosen_manager(choice, display.notices()) as manager:
         context = known_context(manager, session)
@@ -189,7 +196,7 @@ def show(
         display.output().print(display.session_view(context, full=full))
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def stats(
     *,
     session: Session,
@@ -199,7 +206,10 @@ def stats(
     ephemeral: Ephemeral = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the figures of a session, and of the Redis it lies in."""
+    """Show the figures of a session, and of the Redis it lies in.
+
+    Exit code 1 if there is no such session.
+    """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
     with chosen_manager(choice, display.notices()) as manager:
         context = known_context(manager, session)
@@ -211,20 +221,15 @@ def stats(
         display.output().print(display.stats_view(found, context))
 
 
-app.command()(summaries.summaries)
-app.command(epilog=INTERRUPTED_CODES)(summaries.resummarize)
-app.command()(summaries.quarantine)
-app.command()(top.top)
-app.command(epilog=INTERRUPTED_CODES)(retention.purge)
-app.command(epilog=INTERRUPTED_CODES)(retention.erase)
-app.command(epilog=INTERRUPTED_CODES)(archive.export)
-app.command(name="import", epilog=INTERRUPTED_CODES)(archive.import_)
-app.add_typer(migration.phase_app, name="phase")
-app.command(epilog=INTERRUPTED_CODES)(migration.relay)
-app.command()(metrics_server.metrics)
+app.command(rich_help_panel=LOOK)(summaries.summaries)
+app.command(rich_help_panel=LOOK)(top.top)
+app.command(rich_help_panel=MEND, epilog=INTERRUPTED_CODES)(summaries.resummarize)
+app.command(rich_help_panel=MEND)(summaries.quarantine)
+app.command(rich_help_panel=KEEP, epilog=INTERRUPTED_CODES)(archive.export)
+app.command(name="import", rich_help_panel=KEEP, epilog=INTERRUPTED_CODES)(archive.import_)
 
 
-@app.command()
+@app.command(rich_help_panel=KEEP)
 def clear(
     *,
     session: Session,
@@ -235,7 +240,10 @@ def clear(
     ephemeral: Ephemeral = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a session for good: from Redis and from every table."""
+    """Delete one session for good: from Redis and from every table.
+
+    A session that is not there is no error. To delete several, and to have what is left searched for: erase.
+    """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
     with chosen_manager(choice, display.notices()) as manager:
         count = manager.get_context(session)["last_seq"]
@@ -250,7 +258,77 @@ def clear(
         say(f"Nothing to clear: there is no session {session!r}.")
 
 
-@app.command(epilog=INTERRUPTED_CODES)
+app.command(rich_help_panel=KEEP, epilog=INTERRUPTED_CODES)(retention.erase)
+app.command(rich_help_panel=KEEP, epilog=INTERRUPTED_CODES)(retention.purge)
+
+
+@app.command(rich_help_panel=OPERATE)
+def migrate(
+    *,
+    revision: Annotated[str | None, typer.Option(help="Go up to this revision; by default to the newest.")] = None,
+    down: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="Go back to this revision; base drops every table.")
+    ] = None,
+    yes: Yes = False,
+    database_url: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the tables of the database up to date, or take them back.
+
+    Other tables in it are left alone. May be repeated, and run while programs use the tables.
+    """
+    if revision is not None and down is not None:
+        raise typer.BadParameter("--revision goes up and --down goes back: give one of them")
+    choice = Choice(database_url=database_url)
+    with chosen_servers(choice, display.notices(), only_database=True, migrate=False) as config:
+        url = config.database_url
+        if url is None:
+            raise ConfigurationError("database_url", "no database is configured; give --database-url or DATABASE_URL")
+        before = probes.schema_revision(url)
+        if down is not None:
+            confirm(f"Take the schema back from {before or 'nothing'} to {down}, and drop what is younger?", yes=yes)
+        probes.migrate(url, down or revision or "head", down=down is not None)
+        after = probes.schema_revision(url)
+    if as_json:
+        display.print_json({"from": before, "to": after})
+    elif before == after:
+        say(f"The schema is at {after or 'nothing'} already.")
+    else:
+        say(f"Migrated the schema: {before or 'nothing'} → {after or 'nothing'}.")
+
+
+@app.command(name="doctor", rich_help_panel=OPERATE)
+def examine(
+    *,
+    redis_url: RedisUrl = None,
+    database_url: DatabaseUrl = None,
+    tenant: Tenant = None,
+    ephemeral: Ephemeral = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check servers, schema and settings, and say what to do.
+
+    First comes the health report as applications have it: what can be served now, and what can be lost.
+
+    Exit code 0 if all is well, 1 if there are warnings, 2 if anything fails.
+    """
+    choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
+    console = display.notices()
+    with chosen_servers(choice, console) as config, console.status("checking …"):
+        report = doctor.health(config)
+        findings = [*doctor.examine(config), *doctor.outbox_findings(report)]
+    state = doctor.worst(findings)
+    if as_json:
+        mode = "durable" if config.is_durable else "ephemeral"
+        checks = [asdict(finding) for finding in findings]
+        display.print_json({"status": state, "mode": mode, "checks": checks, "health": report.as_dict()})
+    else:
+        display.output().print(display.health_view(report))
+        display.output().print(display.findings_view(findings))
+    raise typer.Exit(doctor.EXIT_CODES[state])
+
+
+@app.command(rich_help_panel=OPERATE, epilog=INTERRUPTED_CODES)
 def drain(
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Log nothing, and name the sessions.")] = False,
@@ -282,71 +360,11 @@ def drain(
         raise next(iter(drained.failed.values()))
 
 
-app.command(epilog=INTERRUPTED_CODES)(backfill.backfill)
-app.command(epilog=INTERRUPTED_CODES)(parity.parity)
-
-
-@app.command()
-def migrate(
-    *,
-    revision: Annotated[str | None, typer.Option(help="Go up to this revision; by default to the newest.")] = None,
-    down: Annotated[
-        str | None, typer.Option(metavar="REVISION", help="Go back to this revision; base drops every table.")
-    ] = None,
-    yes: Yes = False,
-    database_url: DatabaseUrl = None,
-    as_json: AsJson = False,
-) -> None:
-    """Bring the schema of the database up to date, or take it back."""
-    if revision is not None and down is not None:
-        raise typer.BadParameter("--revision goes up and --down goes back: give one of them")
-    choice = Choice(database_url=database_url)
-    with chosen_servers(choice, display.notices(), only_database=True, migrate=False) as config:
-        url = config.database_url
-        if url is None:
-            raise ConfigurationError("database_url", "no database is configured; give --database-url or DATABASE_URL")
-        before = probes.schema_revision(url)
-        if down is not None:
-            confirm(f"Take the schema back from {before or 'nothing'} to {down}, and drop what is younger?", yes=yes)
-        probes.migrate(url, down or revision or "head", down=down is not None)
-        after = probes.schema_revision(url)
-    if as_json:
-        display.print_json({"from": before, "to": after})
-    elif before == after:
-        say(f"The schema is at {after or 'nothing'} already.")
-    else:
-        say(f"Migrated the schema: {before or 'nothing'} → {after or 'nothing'}.")
-
-
-@app.command(name="doctor")
-def examine(
-    *,
-    redis_url: RedisUrl = None,
-    database_url: DatabaseUrl = None,
-    tenant: Tenant = None,
-    ephemeral: Ephemeral = False,
-    as_json: AsJson = False,
-) -> None:
-    """Check servers, schema and token counting, and say what to do about what is wrong.
-
-    First comes the health report as applications have it: what can be served now, and what can be lost.
-
-    Exit code 0 if all is well, 1 if there are warnings, 2 if anything fails.
-    """
-    choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
-    console = display.notices()
-    with chosen_servers(choice, console) as config, console.status("checking …"):
-        report = doctor.health(config)
-        findings = [*doctor.examine(config), *doctor.outbox_findings(report)]
-    state = doctor.worst(findings)
-    if as_json:
-        mode = "durable" if config.is_durable else "ephemeral"
-        checks = [asdict(finding) for finding in findings]
-        display.print_json({"status": state, "mode": mode, "checks": checks, "health": report.as_dict()})
-    else:
-        display.output().print(display.health_view(report))
-        display.output().print(display.findings_view(findings))
-    raise typer.Exit(doctor.EXIT_CODES[state])
+app.command(rich_help_panel=OPERATE)(metrics_server.metrics)
+app.command(rich_help_panel=MOVE, epilog=INTERRUPTED_CODES)(backfill.backfill)
+app.command(rich_help_panel=MOVE, epilog=INTERRUPTED_CODES)(parity.parity)
+app.command(rich_help_panel=MOVE, epilog=INTERRUPTED_CODES)(migration.relay)
+app.add_typer(migration.phase_app, name="phase", rich_help_panel=MOVE)
 
 
 def _print_reports(reports: Sequence[SessionReport], *, full: bool, as_json: bool) -> None:

@@ -43,7 +43,7 @@ def export(
     tenant: Tenant = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write sessions as JSON Lines: messages, summaries, context object, pins and settings, as they are at one moment.
+    """Write sessions as JSON Lines, each as it is at one moment.
 
     What waits in Redis is logged first. A file gets its name when it is whole, and only its owner may read it; an
     interrupted --folder goes on with --resume. Exit code 0 when done, 1 if there is no such session, 2 if a server is
@@ -93,7 +93,7 @@ def import_(
     tenant: Tenant = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put exported sessions in place, each of them whole or not at all.
+    """Put exported sessions in place, each whole or not at all.
 
     A file that was cut off or edited is refused, and so is a session that is there already, unless it is to be
     replaced or skipped; the sessions before it stay imported. Times stay those of the archive: what was old is purged

@@ -1,4 +1,4 @@
-"""Bring the sessions of an older store into the log, as an operator asks for it."""
+"""Bring the sessions of a legacy store into the log, as an operator asks for it."""
 
 from __future__ import annotations
 
@@ -94,11 +94,12 @@ def backfill(
     tenant: Tenant = None,
     as_json: AsJson = False,
 ) -> None:
-    """Import the sessions of an older store: a table with one row per session, keys in Redis, or both.
+    """Import the sessions of the legacy store.
 
-    May be stopped at any time and started again, and run again after that: what is in the log is not imported twice.
-    Older messages go before those that were written to both stores since; so write to both first, the log before the
-    older store, wait until the older store has what it is behind with, and then import. Only the log is written to.
+    That is a table with one row per session, keys in Redis, or both. May be stopped at any time and started again, and
+    run again after that: what is in the log is not imported twice. Older messages go before those that were written to
+    both stores since; so write to both first, the log before the legacy store, wait until the legacy store has what it
+    is behind with, and then import. Only the log is written to.
 
     Exit code 0 if all of it is in the log; 1 if a session was left or a message cannot be taken: each is named with the
     reason, and the others are imported; 2 if a server is away: run it again.
@@ -130,7 +131,7 @@ def backfill(
 def _import(run: Backfill, store: OlderStore, name: str) -> Outcome:
     history = store.history(name)
     if history is None:
-        return Outcome(name, left="there is no such session in the older store")
+        return Outcome(name, left="there is no such session in the legacy store")
     outcome = run.import_session(history)
     missing = store.only_in_redis(history)
     if missing and outcome.left is None:

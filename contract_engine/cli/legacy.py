@@ -1,4 +1,4 @@
-"""Where a command finds the sessions of an older store, and what those have in common that read them."""
+"""Where a command finds the sessions of a legacy store, and what those have in common that read them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contract_engine.memory.legacy_redis import LegacyRedis
 from contract_engine.memory.legacy_source import History, missing_messages, redis_history, table_history
 from contract_engine.memory.legacy_store import LegacySwisperStore
 
-PANEL = "Older store"
+PANEL = "Legacy store"
 PATIENCE_SECONDS = 120.0
 """A statement may read or renumber a history of a hundred thousand messages."""
 
@@ -22,7 +22,7 @@ NAMES_AT_ONCE = 1000
 
 LegacyUrl = Annotated[
     str | None,
-    typer.Option("--legacy-url", metavar="URL", help="The PostgreSQL with the older table.", rich_help_panel=PANEL),
+    typer.Option("--legacy-url", metavar="URL", help="The PostgreSQL with the legacy table.", rich_help_panel=PANEL),
 ]
 LegacyTable = Annotated[str, typer.Option("--table", metavar="NAME", help="Its name.", rich_help_panel=PANEL)]
 LegacyRedisUrl = Annotated[
@@ -83,7 +83,9 @@ class OlderStore:
 def older_store(url: str | None, table: str, redis_url: str | None) -> Iterator[OlderStore]:
     """Open what the options name; refuses to do without any of it."""
     if url is None and redis_url is None:
-        raise ConfigurationError("legacy_url", "no older store is named; give --legacy-url, --legacy-redis-url or both")
+        raise ConfigurationError(
+            "legacy_url", "no legacy store is named; give --legacy-url, --legacy-redis-url or both"
+        )
     with ExitStack() as stack:
         store = redis = None
         if url is not None:

@@ -39,7 +39,9 @@ def metrics(
     ephemeral: Ephemeral = False,
     as_json: AsJson = False,
 ) -> None:
-    """Serve /metrics for Prometheus, and the probes /livez, /readyz and /healthz as JSON, until SIGTERM or Ctrl-C.
+    """Serve metrics for Prometheus, and probes, over HTTP.
+
+    At /metrics, and /livez, /readyz and /healthz as JSON, until SIGTERM or Ctrl-C.
 
     Shown is what the servers tell of all tenants: memory, evictions and hits of Redis, sessions, summaries, and what
     waits to be logged. What goes on in an application only itself can show: contract_engine.memory.metrics.

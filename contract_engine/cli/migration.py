@@ -152,7 +152,7 @@ def relay(
     tenant: Tenant = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give the legacy store what it does not have yet, in order, while programs go on writing.
+    """Give the legacy store what it does not have yet, in order.
 
     May be stopped and started at any time, and run beside programs that relay themselves. A message that the legacy
     store goes on refusing parks its session: what comes after it waits, so that the order is kept. Exit code 0 if

@@ -44,7 +44,7 @@ class CommandGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except MemoryServiceError as exc:
-            line = Text.assemble(("Error: ", "bold red"), printable(f"{str(exc).rstrip('.')}{_advice(exc)}"))
+            line = Text.assemble(("Error: ", "bold red"), printable(f"{str(exc).rstrip('.')}{self._advice(ctx, exc)}"))
             notices().print(line, soft_wrap=True)
             raise typer.Exit(ERROR) from exc
         except Terminated as exc:
@@ -52,6 +52,17 @@ class CommandGroup(TyperGroup):
         except KeyboardInterrupt as exc:
             notices().print("Interrupted.")
             raise typer.Exit(INTERRUPTED) from exc
+
+    def _advice(self, ctx: Any, exc: MemoryServiceError) -> str:
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        options = {parameter.name for parameter in command.params} if command else set()
+        if isinstance(exc, RedisUnavailableError):
+            legacy = "--legacy-redis-url, " if "legacy_redis_url" in options else ""
+            return f". Start it, or correct {legacy}--redis-url or REDIS_URL (contract-memory doctor tells more)"
+        if isinstance(exc, DatabaseUnavailableError):
+            legacy = "--legacy-url, " if "legacy_url" in options else ""
+            return f". Start it, or correct {legacy}--database-url or DATABASE_URL (contract-memory doctor tells more)"
+        return ""
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -87,11 +98,3 @@ def known_context(manager: MemoryManager, session: str) -> dict[str, Any]:
         known = f" The latest are: {', '.join(recent)}." if recent else ""
     say(f"There is no session {session!r} of tenant {manager.config.tenant}.{known}", notices())
     raise typer.Exit(NO)
-
-
-def _advice(exc: MemoryServiceError) -> str:
-    if isinstance(exc, RedisUnavailableError):
-        return ". Start it, or correct --redis-url or REDIS_URL (contract-memory doctor tells more)"
-    if isinstance(exc, DatabaseUnavailableError):
-        return ". Start it, or correct --database-url or DATABASE_URL (contract-memory doctor tells more)"
-    return ""

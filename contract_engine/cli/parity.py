@@ -1,4 +1,4 @@
-"""Compare the sessions of an older store with those of the log, as an operator asks for it."""
+"""Compare the sessions of a legacy store with those of the log, as an operator asks for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from contract_engine.cli import display
-from contract_engine.cli.legacy import PATIENCE_SECONDS, LegacyTable, OlderStore, OnlySessions, older_store
+from contract_engine.cli.legacy import PANEL, PATIENCE_SECONDS, LegacyTable, OlderStore, OnlySessions, older_store
 from contract_engine.cli.options import AsJson, DatabaseUrl, RedisUrl, Tenant
 from contract_engine.cli.outcome import NO, say
 from contract_engine.cli.servers import Choice, chosen_servers
@@ -35,7 +35,10 @@ LOOKS, PAUSE_SECONDS = 3, 0.3
 def parity(
     *,
     legacy_url: Annotated[
-        str, typer.Option("--legacy-url", metavar="URL", help="The PostgreSQL with the older table.")
+        str,
+        typer.Option(
+            "--legacy-url", metavar="URL", help="The PostgreSQL with the legacy table.", rich_help_panel=PANEL
+        ),
     ],
     table: LegacyTable = DEFAULT_TABLE,
     session: OnlySessions = None,
@@ -50,7 +53,7 @@ def parity(
     tenant: Tenant = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare both stores: the number of messages, their order and content, session by session.
+    """Compare the legacy store with the log, session by session.
 
     Content is compared as JSON values. Messages that the older store is still to be given are no differences: they are
     counted as pending. A session with differences is looked at again before they are told. Nothing is written.

@@ -37,11 +37,12 @@ def purge(
     tenant: Tenant = None,
     as_json: AsJson = False,
 ) -> None:
-    """Erase the sessions that nobody has touched for some time, from Redis and from every table.
+    """Erase the sessions that nobody has touched for some time.
 
-    Touched by what a caller writes: a message, a text for the summary, the context object, limits, a pin, instructions;
-    not by reads. What is touched meanwhile, or just in use, is kept. May be stopped and started at any time. Exit code
-    0 when done, also with nothing to do; 1 not confirmed; 2 a server is away.
+    From Redis and from every table. Touched by what a caller writes: a message, a text for the summary, the context
+    object, limits, a pin, instructions; not by reads. What is touched meanwhile, or just in use, is kept. May be
+    stopped and started at any time. Exit code 0 when done, also with nothing to do; 1 not confirmed; 2 a server is
+    away.
     """
     age = age_of(older_than)
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
@@ -84,10 +85,11 @@ def erase(
     ephemeral: Ephemeral = False,
     as_json: AsJson = False,
 ) -> None:
-    """Erase sessions, then search both servers for what is left of them: every table, every key on every primary.
+    """Erase sessions, then search both servers for what is left.
 
-    Not looked at, and not to be proven from here: backups, WAL and dead rows, replicas, AOF and RDB files of Redis.
-    Exit code 0 if nothing is left; 1 if anything is, or it was not confirmed; 2 a server is away: then call again.
+    In every table, and in every key on every primary. Not looked at, and not to be proven from here: backups, WAL and
+    dead rows, replicas, AOF and RDB files of Redis. Exit code 0 if nothing is left; 1 if anything is, or it was not
+    confirmed; 2 a server is away: then call again.
     """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
     with chosen_manager(choice, display.notices()) as manager:

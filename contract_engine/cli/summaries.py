@@ -36,9 +36,10 @@ def summaries(
     ephemeral: Ephemeral = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the versions of a session's summary, oldest first: what wrote each, of which messages, from which version.
+    """Show the versions of a session's summary, and what wrote each.
 
-    A version goes on from the text of its parent and adds the messages named. Exit code 1 if there is no such session.
+    Oldest first, each with the messages it added. A version goes on from the text of its parent and adds the messages
+    named. Exit code 1 if there is no such session.
     """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
     with chosen_manager(choice, display.notices()) as manager:
@@ -81,7 +82,7 @@ def resummarize(
     tenant: Tenant = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the summary of a session again, from its messages in the log and what callers have added to it.
+    """Write the summary of a session again, from its messages.
 
     It becomes the next version; the earlier ones stay in the history. Exit code 0 when done; 1 if there is no such
     session, nothing is folded yet, or the model gave nothing to use: then nothing was changed; 2 if a server is away.
@@ -126,7 +127,7 @@ def quarantine(
     tenant: Tenant = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take a poisoned version, and all that derives from it, out of use.
+    """Take a poisoned summary, and all made from it, out of use.
 
     Where the current version is among them, the summary is written again by the built-in summarizer: from the newest
     version that is in order, and the messages since. May be repeated. Exit code 1 if there is no such session or

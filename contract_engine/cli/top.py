@@ -94,10 +94,11 @@ def top(
     ephemeral: Ephemeral = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show, each second, operations, percentiles, breakers, what waits, folds, Redis and PostgreSQL.
+    """Watch operations, breakers, folds and servers as they go.
 
-    Reads only, and little. A server that is away is shown as such, and top goes on. With --json a line a second, or one
-    document with --once. Ctrl-C and SIGTERM end it with exit code 0.
+    Second by second, with percentiles and what waits to be logged. Reads only, and little. A server that is away is
+    shown as such, and top goes on. With --json a line a second, or one document with --once. Ctrl-C and SIGTERM end it
+    with exit code 0.
     """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
     with (
