@@ -443,9 +443,8 @@ def test_resummarize_writes_a_version_from_the_log(durable: Command, chats: str)
     planned = durable("resummarize", "long", "--dry-run")
     assert planned.code == 0
     assert f"Would write version {before['summary_count'] + 1}, of messages 1..{before['watermark']}" in planned.out
-    assert durable("summaries", "long", "--json").json == before | {
-        "redis_ttl": durable("summaries", "long", "--json").json["redis_ttl"]
-    }
+    after = durable("summaries", "long", "--json").json
+    assert after | {"redis_ttl": 0} == before | {"redis_ttl": 0}  # the seconds left go down meanwhile
     done = durable("resummarize", "long", "--json")
     assert done.code == 0
     after = durable("summaries", "long", "--json").json

@@ -248,3 +248,4 @@ def test_what_cannot_be_compared_is_no_parity(stores: Stores, tmp_path: Path) ->
     )
     assert result.exit_code == 2
     assert "postgres unavailable" in result.stderr
+    assert "correct --legacy-url, --database-url" in result.stderr

@@ -21,7 +21,7 @@ from contract_engine.cli.legacy import (
     OnlySessions,
     older_store,
 )
-from contract_engine.cli.options import AsJson, DatabaseUrl, RedisUrl, Tenant
+from contract_engine.cli.options import AsJson, DatabaseUrl, DryRun, RedisUrl, Tenant
 from contract_engine.cli.outcome import NO, say
 from contract_engine.cli.servers import Choice, chosen_servers
 from contract_engine.memory.backfill import Backfill, Outcome
@@ -88,7 +88,7 @@ def backfill(
             help="Write summaries and search index of long histories too, or leave them to a later run.",
         ),
     ] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing, and show what would be done.")] = False,
+    dry_run: DryRun = False,
     redis_url: RedisUrl = None,
     database_url: DatabaseUrl = None,
     tenant: Tenant = None,

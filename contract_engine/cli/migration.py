@@ -16,7 +16,7 @@ from rich.text import Text
 from contract_engine.cli import display
 from contract_engine.cli.legacy import PATIENCE_SECONDS, LegacyTable, LegacyUrl
 from contract_engine.cli.legacy_stores import find_legacy_store
-from contract_engine.cli.options import AsJson, DatabaseUrl, RedisUrl, Tenant, Yes
+from contract_engine.cli.options import AsJson, DatabaseUrl, DryRun, RedisUrl, Tenant, Yes
 from contract_engine.cli.outcome import NO, confirm, say
 from contract_engine.cli.servers import Choice, chosen_manager
 from contract_engine.memory import ConfigurationError, MemoryServiceError
@@ -66,7 +66,7 @@ def set_phase(
     percentage: Annotated[
         float | None, typer.Option(min=0, max=100, metavar="P", help="Of the sessions; with gradual alone.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing, and show what would be done.")] = False,
+    dry_run: DryRun = False,
     redis_url: RedisUrl = None,
     database_url: DatabaseUrl = None,
     tenant: Tenant = None,
@@ -142,7 +142,7 @@ def relay(
         bool, typer.Option("--retry", help="Have parked and put-off sessions tried again, then relay.")
     ] = False,
     session: Annotated[str | None, typer.Option(metavar="SESSION", help="With --retry: this one alone.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing, and show what would be done.")] = False,
+    dry_run: DryRun = False,
     workers: Annotated[int, typer.Option(min=1, max=16, metavar="N", help="Threads that relay.")] = 4,
     patience_seconds: Annotated[
         float, typer.Option("--patience", min=0, metavar="SECONDS", help="Give up after so long without progress.")

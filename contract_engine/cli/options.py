@@ -20,6 +20,7 @@ Ephemeral = Annotated[
     bool, typer.Option("--ephemeral", help="Redis alone, even if a database is configured.", rich_help_panel=SERVERS)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing, and show what would be done.")]
 Full = Annotated[bool, typer.Option("--full", help="Print texts whole instead of shortened.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Session = Annotated[str, typer.Argument(metavar="SESSION", help="The session id.")]

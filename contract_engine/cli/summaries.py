@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from contract_engine.cli import display
-from contract_engine.cli.options import AsJson, DatabaseUrl, Ephemeral, RedisUrl, Session, Tenant
+from contract_engine.cli.options import AsJson, DatabaseUrl, DryRun, Ephemeral, RedisUrl, Session, Tenant
 from contract_engine.cli.outcome import NO, known_context, say
 from contract_engine.cli.servers import Choice, chosen_manager
 from contract_engine.memory import ConfigurationError
@@ -21,8 +21,6 @@ from contract_engine.memory.summarizers import FactsWriter
 
 MODEL = "Language model"
 ALL_VERSIONS = 2**31 - 1
-
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing, and show what would be done.")]
 
 
 def summaries(

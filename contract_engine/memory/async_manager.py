@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from contract_engine.memory._manager_base import ManagerBase, once
 from contract_engine.memory._runtime import AsyncRuntime
 from contract_engine.memory.buffer_store import AsyncBufferStore
+from contract_engine.memory.closing import AsyncClosing
 from contract_engine.memory.models import Message, Receipt
 from contract_engine.memory.retention import AsyncRetention
 from contract_engine.memory.session_store import AsyncPostgresSessionStore
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from contract_engine.memory.health import HealthReport
 
 
-class AsyncMemoryManager(ManagerBase):
+class AsyncMemoryManager(ManagerBase, AsyncClosing):
     """:class:`MemoryManager` for asyncio; it belongs to the event loop that first uses it."""
 
     @once
@@ -150,11 +150,3 @@ class AsyncMemoryManager(ManagerBase):
         """See :meth:`MemoryManager.close`."""
         if "_runtime" in self.__dict__:
             await self._runtime.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, _type: type[BaseException] | None, _exc: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        await self.aclose()

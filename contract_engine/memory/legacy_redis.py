@@ -6,11 +6,11 @@ writes.
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from contract_engine.memory._effects import Command, Flow, redis_call, scan
 from contract_engine.memory._runtime import Runtime, breaker_for
+from contract_engine.memory.closing import Closing
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import CorruptDataError, SerializationError
 from contract_engine.memory.legacy_messages import parse_envelope
@@ -26,7 +26,7 @@ class LegacySummary(NamedTuple):
     timestamp: float | None
 
 
-class LegacyRedis:
+class LegacyRedis(Closing):
     """Reads the keys of the original. Opened by the first call; close it, or use it in a ``with`` block."""
 
     def __init__(self, redis_url: str, *, timeout_seconds: float = 5.0) -> None:
@@ -62,14 +62,6 @@ class LegacyRedis:
     def close(self) -> None:
         """Close the connections."""
         self._runtime.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _exc: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _elements(key: str) -> Flow[list[bytes]]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from contract_engine.memory._effects import Flow, Statement, query, query_once, transaction
 from contract_engine.memory._legacy_table import TITLE_CHARS, LegacyTable, Outline
 from contract_engine.memory._runtime import AsyncRuntime, Runtime, breaker_for
+from contract_engine.memory.closing import AsyncClosing, Closing
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import InvalidInputError, StoreMisconfiguredError
 from contract_engine.memory.keys import check_limit, check_message_id, check_query, check_session_id
@@ -190,7 +190,7 @@ def _config(database_url: str, timeout_seconds: float) -> MemoryConfig:
     return MemoryConfig(database_url=database_url, database_timeout_seconds=timeout_seconds)
 
 
-class LegacySwisperStore:
+class LegacySwisperStore(Closing):
     """Sessions in a table of one row each, in the shape of the original: the whole conversation is one JSONB list.
 
     Every write is one statement that appends where the row is, so any number of writers lose nothing; a session begins
@@ -288,16 +288,8 @@ class LegacySwisperStore:
         """Close the connections; a later call opens them again."""
         self._runtime.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, _type: type[BaseException] | None, _exc: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class AsyncLegacySwisperStore:
+class AsyncLegacySwisperStore(AsyncClosing):
     """:class:`LegacySwisperStore` for asyncio."""
 
     def __init__(self, database_url: str, *, table: str = DEFAULT_TABLE, timeout_seconds: float = 5.0) -> None:
@@ -372,11 +364,3 @@ class AsyncLegacySwisperStore:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._runtime.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, _type: type[BaseException] | None, _exc: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        await self.aclose()

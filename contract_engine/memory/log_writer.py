@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from contract_engine.memory._effects import Flow, query, transaction
 from contract_engine.memory._log_backfill import NAMES, PAGE, PLACES, POSITION, HistoryRow, Position, insert_history
 from contract_engine.memory._log_outbox import IN_FLIGHT
 from contract_engine.memory._runtime import Runtime, breaker_for
+from contract_engine.memory.closing import Closing
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import ConfigurationError, StoreUnavailableError
 from contract_engine.memory.intake import Intake
@@ -25,7 +25,7 @@ from contract_engine.memory.token_counter import TokenCounter
 PAGE_MESSAGES = 2000
 
 
-class LogWriter:
+class LogWriter(Closing):
     """One tenant's log, blocking. Raises :class:`StoreUnavailableError` where the database is away; Redis may be."""
 
     def __init__(self, config: MemoryConfig) -> None:
@@ -152,11 +152,3 @@ class LogWriter:
     def close(self) -> None:
         """Close the connections."""
         self._runtime.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _exc: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        self.close()

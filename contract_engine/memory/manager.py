@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from contract_engine.memory._manager_base import ManagerBase, once
 from contract_engine.memory._runtime import Runtime
 from contract_engine.memory.buffer_store import BufferStore
+from contract_engine.memory.closing import Closing
 from contract_engine.memory.models import Message, Receipt
 from contract_engine.memory.retention import Retention
 from contract_engine.memory.session_store import PostgresSessionStore
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from contract_engine.memory.health import HealthReport
 
 
-class MemoryManager(ManagerBase):
+class MemoryManager(ManagerBase, Closing):
     """Session memory in one object: context = summary of messages 1..W + messages W+1..N, word for word.
 
     Without arguments everything comes from the environment (see :meth:`MemoryConfig.from_env`), which is read at the
@@ -221,11 +221,3 @@ class MemoryManager(ManagerBase):
         """
         if "_runtime" in self.__dict__:
             self._runtime.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _exc: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        self.close()

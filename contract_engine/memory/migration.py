@@ -8,13 +8,13 @@ a process that dies leaves nothing half done that the next one does not finish.
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from contract_engine.memory._migration_base import MigrationBase, check_manager
 from contract_engine.memory._runtime import AsyncRelayWorker, RelayWorker
 from contract_engine.memory.async_manager import AsyncMemoryManager
 from contract_engine.memory.circuit_breaker import CircuitBreaker
+from contract_engine.memory.closing import AsyncClosing, Closing
 from contract_engine.memory.dual_writing import DualWriteStats
 from contract_engine.memory.manager import MemoryManager
 from contract_engine.memory.models import Message, Receipt
@@ -40,7 +40,7 @@ __all__ = [
 T = TypeVar("T")
 
 
-class EnhancedSessionStore(MigrationBase[MemoryManager]):
+class EnhancedSessionStore(MigrationBase[MemoryManager], Closing):
     """A session store that writes to a :class:`MemoryManager` and to a legacy store, and reads one of them.
 
     ``legacy_store`` is any object with ``add_chat_message(session_id, message)`` and ``get_chat_history(session_id)``;
@@ -169,16 +169,8 @@ class EnhancedSessionStore(MigrationBase[MemoryManager]):
         for one in self._owned:
             one.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, _type: type[BaseException] | None, _exc: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class AsyncEnhancedSessionStore(MigrationBase[AsyncMemoryManager]):
+class AsyncEnhancedSessionStore(MigrationBase[AsyncMemoryManager], AsyncClosing):
     """:class:`EnhancedSessionStore` for asyncio; a legacy store that blocks is called outside the event loop."""
 
     _takes_coroutines = True
@@ -270,14 +262,6 @@ class AsyncEnhancedSessionStore(MigrationBase[AsyncMemoryManager]):
         """See :meth:`EnhancedSessionStore.close`."""
         await self._worker.close()
         await asyncio.gather(*(one.aclose() for one in self._owned))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, _type: type[BaseException] | None, _exc: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 def outbox_backlog(manager: MemoryManager) -> Backlog:

@@ -6,11 +6,11 @@ This is the truth. Redis only ever holds a copy of its end.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self
 
 from contract_engine.memory._effects import Flow
 from contract_engine.memory._runtime import AsyncRuntime, Runtime, breaker_for
+from contract_engine.memory.closing import AsyncClosing, Closing
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import InvalidInputError, StoreUnavailableError
 from contract_engine.memory.intake import Intake
@@ -79,7 +79,7 @@ def _standalone(config: MemoryConfig | None) -> tuple[MemoryConfig, StoreFlows]:
     return config, StoreFlows(config, intake)
 
 
-class PostgresSessionStore:
+class PostgresSessionStore(Closing):
     """Every message of every session, in order, for as long as it is not cleared.
 
     Opened by the first call; constructed without arguments it reads the environment. An unreachable database raises
@@ -141,16 +141,8 @@ class PostgresSessionStore:
         if self._owns_runtime:
             self._runtime.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, _type: type[BaseException] | None, _exc: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class AsyncPostgresSessionStore:
+class AsyncPostgresSessionStore(AsyncClosing):
     """:class:`PostgresSessionStore` for asyncio."""
 
     def __init__(self, *, config: MemoryConfig | None = None) -> None:
@@ -203,11 +195,3 @@ class AsyncPostgresSessionStore:
         """Close what this store opened itself."""
         if self._owns_runtime:
             await self._runtime.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, _type: type[BaseException] | None, _exc: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        await self.aclose()
