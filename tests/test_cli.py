@@ -20,6 +20,7 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+from model_server import EIGHTH_OF_MAY, MESSAGES, model_server
 from servers import PrivateServers
 from typer.core import TyperGroup
 from typer.main import get_command
@@ -467,6 +468,32 @@ def test_resummarize_says_why_it_did_nothing(durable: Command, chats: str, redis
     answer = durable("resummarize", "short", "--model", "m", "--api-key-variable", "NO_SUCH_VARIABLE")
     assert answer.code == 2
     assert "NO_SUCH_VARIABLE" in answer.err
+
+
+def test_resummarize_has_a_model_write(durable: Command, redis_url: str, database_url: str, tenant: str) -> None:
+    said = [message | {"timestamp": EIGHTH_OF_MAY} for message in MESSAGES]
+    said += [{"role": "user", "content": f"And one more thing, number {number}."} for number in range(1, 5)]
+    with MemoryManager(
+        redis_url=redis_url, database_url=database_url, tenant=tenant, max_buffer_messages=len(said) - 1
+    ) as manager:
+        manager.add_messages("ana", said)
+        assert manager.get_context("ana")["watermark"] == len(MESSAGES)
+    with model_server("good") as server:
+        model = ("--model", "test-model", "--base-url", server.url)
+        planned = durable("resummarize", "ana", *model, "--dry-run")
+        assert f"Would write version 2, of messages 1..{len(MESSAGES)} by test-model" in planned.out
+        assert "349.90 euros" in planned.out
+        assert durable("summaries", "ana", "--json").json["summary_count"] == 1
+        done = durable("resummarize", "ana", *model, "--json").json
+        assert (done["version"], done["model"], done["reason"]) == (2, "test-model", None)
+        newest = durable("summaries", "ana", "--json").json["versions"][-1]
+        assert (newest["version"], newest["method"], newest["model"]) == (2, "model", "test-model")
+        assert server.fired == {"good": 2}
+    with model_server("refuses") as server:
+        answer = durable("resummarize", "ana", "--model", "test-model", "--base-url", server.url)
+        assert (answer.code, server.fired) == (1, {"refuses": 1})
+        assert "Nothing was changed" in answer.err
+    assert durable("summaries", "ana", "--json").json["summary_count"] == 2
 
 
 def test_quarantine_takes_versions_out_of_use(durable: Command, chats: str) -> None:
