@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
 
-class Closing:
+class Closing(ABC):
     """Makes a class with ``close`` a context manager."""
 
+    @abstractmethod
     def close(self) -> None:
         """Close what was opened."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self
@@ -22,12 +23,12 @@ class Closing:
         self.close()
 
 
-class AsyncClosing:
+class AsyncClosing(ABC):
     """:class:`Closing` for asyncio, of a class with ``aclose``."""
 
+    @abstractmethod
     async def aclose(self) -> None:
         """Close what was opened."""
-        raise NotImplementedError
 
     async def __aenter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Self
@@ -23,7 +24,7 @@ DEFAULT_TTL_SECONDS = 12 * 3600
 WORKING = ConversationMemoryType.WORKING_MEMORY
 
 
-class _Shell:
+class _Shell(ABC):
     """What both colours are made of. All of it has a default, so that a subclass may do without ``super().__init__``.
 
     ``prefix``: what the keys of all records begin with. ``ttl``: the seconds a record lives after it was last written,
@@ -37,9 +38,9 @@ class _Shell:
     wall_clock: Callable[[], float] = staticmethod(time.time)
 
     @property
+    @abstractmethod
     def store_of_records(self) -> Store | AsyncStore:
         """Where the records are kept in the end."""
-        raise NotImplementedError
 
     @cached_property
     def layer(self) -> Layer:

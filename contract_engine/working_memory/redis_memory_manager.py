@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -75,7 +76,7 @@ def _client(module: Any, url: object, *, timeout_seconds: float, pool_size: int,
     return client
 
 
-class _Redis:
+class _Redis(ABC):
     """What both colours have. A subclass may set these by itself, and leave this constructor out."""
 
     redis_client: Any
@@ -100,8 +101,9 @@ class _Redis:
         self.redis_client = self._connect(url, timeout_seconds=timeout_seconds, pool_size=pool_size)
         self._owns_client = True
 
+    @abstractmethod
     def _connect(self, url: str, *, timeout_seconds: float, pool_size: int) -> Any:
-        raise NotImplementedError
+        """Return a client of this colour; it opens no connection."""
 
 
 class RedisWorkingMemoryManager(_Redis, WorkingMemoryManager):
