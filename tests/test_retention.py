@@ -400,7 +400,8 @@ WAYS: dict[str, Callable[[MemoryManager], object]] = {
 def test_no_way_to_clear_a_session_forgets_a_table(blocking: Backend, added_table: str, way: str) -> None:
     """Fails where a table with sessions is added that clearing does not know of, or that has no tenant."""
     for table in metadata.sorted_tables:
-        assert ("session_id" in table.c) == ("tenant" in table.c) == (table in tables_of_sessions()), table.name
+        assert ("session_id" in table.c) == (table in tables_of_sessions()), table.name
+        assert "tenant" in table.c
     with psycopg.connect(str(blocking.database_url)) as connection:
         found = connection.execute(
             "SELECT table_name FROM information_schema.columns"

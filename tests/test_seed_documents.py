@@ -161,7 +161,12 @@ def test_the_tests_of_a_document_pass(name: str, url: str, tmp_path: Path) -> No
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "test_block.py"],
         cwd=tmp_path,
-        env={**os.environ, "REDIS_URL": url, "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE)))},
+        env={
+            **os.environ,
+            "REDIS_URL": url,
+            "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE))),
+            "PYTEST_ADDOPTS": "",  # those of the run around it are not meant
+        },
         capture_output=True,
         text=True,
         check=False,

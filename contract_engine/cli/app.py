@@ -337,11 +337,11 @@ def drain(
     tenant: Tenant = None,
     as_json: AsJson = False,
 ) -> None:
-    """Log the messages that wait in Redis since the database was away, of every session of the tenant.
+    """Log what waits in Redis since PostgreSQL was away.
 
-    The next append or read of a session does the same for that session. May be stopped and started at any time. A
-    session that fails does not keep the others waiting. Exit code 0 when all is logged, 2 if a session failed or a
-    server is away.
+    The messages of every session of the tenant; the next append or read of a session does the same for that session.
+    May be stopped and started at any time. A session that fails does not keep the others waiting. Exit code 0 when all
+    is logged, 2 if a session failed or a server is away.
     """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
     with chosen_manager(choice, display.notices()) as manager:
