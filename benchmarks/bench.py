@@ -12,7 +12,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
@@ -80,11 +80,12 @@ def measure(rounds: int, call: Callable[[], float], reference: Callable[[], floa
     return statistics.median(times) * 1e6, statistics.median(references) * 1e6, ratio, added * 1e6
 
 
-def run(rounds: int, wanted: str, *, history: int, is_quiet: bool) -> tuple[list[Result], str]:
-    """Run the scenarios whose name contains ``wanted``."""
+def run(rounds: int, wanted: Sequence[str], *, history: int, is_quiet: bool) -> tuple[list[Result], str]:
+    """Run the scenarios whose name contains any of ``wanted``; all of them where nothing is named."""
     with EmbeddedServers() as servers, one_core(servers) as pinning, Bench(servers, history) as bench:
         results = []
-        chosen = [scenario for scenario in (*SCENARIOS, *PLUGIN_SCENARIOS) if wanted in scenario.name]
+        every = (*SCENARIOS, *PLUGIN_SCENARIOS)
+        chosen = [scenario for scenario in every if not wanted or any(part in scenario.name for part in wanted)]
         for scenario in track(chosen, description="measuring", disable=is_quiet, console=Console(stderr=True)):
             with scenario.prepare(bench) as (call, reference):
                 taken, unit, ratio, added = measure(min(rounds, scenario.rounds or rounds), call, reference)
@@ -97,7 +98,7 @@ def main() -> int:
     """Print the table; exit code 1 where a figure is not within its reach."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=25, help="rounds per measurement (default 25)")
-    parser.add_argument("--only", default="", help="only operations whose name contains this")
+    parser.add_argument("--only", action="append", default=[], help="only operations whose name contains this; again")
     parser.add_argument("--history", type=int, default=30_000, help="messages of the long session (default 30,000)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()

@@ -18,10 +18,24 @@ ROOM = 1.6
 """A figure fails here only where it misses its reach by more than this: that is no noise."""
 
 
-def measured(rounds: int, only: str = "") -> dict[str, dict[str, Any]]:
+OPERATIONS = (
+    "add_message, ephemeral",
+    "get_context, 30 messages",
+    "add_and_get_context, ephemeral",
+    "add_message, durable",
+    "growth: append at 30,000 messages",
+    "growth: read at 30,000 messages",
+    "count a batch of 4,000 tokens",
+    "import contract_engine.memory",
+)
+REPEATED = "count a repeated text"
+
+
+def measured(rounds: int, *names: str) -> dict[str, dict[str, Any]]:
     """Run the benchmark and return its lines by operation."""
+    only = [word for name in names for word in ("--only", name)]
     done = subprocess.run(
-        [sys.executable, str(BENCH), "--rounds", str(rounds), "--history", "5000", "--only", only, "--json"],
+        [sys.executable, str(BENCH), "--rounds", str(rounds), "--history", "5000", *only, "--json"],
         capture_output=True,
         text=True,
         check=False,
@@ -32,27 +46,15 @@ def measured(rounds: int, only: str = "") -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, dict[str, Any]]:
-    return measured(5)
+    return measured(5, *OPERATIONS, REPEATED)
 
 
-def test_every_call_is_measured(results: dict[str, dict[str, Any]]) -> None:
-    assert len(results) == 24
+def test_what_is_named_is_measured(results: dict[str, dict[str, Any]]) -> None:
+    assert set(results) >= {*OPERATIONS, REPEATED}
     assert all(result["ratio"] > 0 for result in results.values())
 
 
-@pytest.mark.parametrize(
-    "operation",
-    [
-        "add_message, ephemeral",
-        "get_context, 30 messages",
-        "add_and_get_context, ephemeral",
-        "add_message, durable",
-        "growth: append at 30,000 messages",
-        "growth: read at 30,000 messages",
-        "count a batch of 4,000 tokens",
-        "import contract_engine.memory",
-    ],
-)
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_call_stays_within_its_reach(results: dict[str, dict[str, Any]], operation: str) -> None:
     result = results[operation]
     if result["ratio"] > result["reach"] * ROOM:  # a few seconds of somebody else's work, unless it happens again
@@ -61,4 +63,4 @@ def test_a_call_stays_within_its_reach(results: dict[str, dict[str, Any]], opera
 
 
 def test_a_repeated_text_is_counted_in_the_time_of_a_few_lookups(results: dict[str, dict[str, Any]]) -> None:
-    assert results["count a repeated text"]["ratio"] < 30
+    assert results[REPEATED]["ratio"] < 30

@@ -48,7 +48,7 @@ from contract_engine.memory import (
 )
 
 PATIENCE = 30.0
-METRICS = Path(__file__).resolve().parents[1] / "deploy" / "prometheus" / "metrics.txt"
+METRICS = Path(__file__).resolve().parents[2] / "deploy" / "prometheus" / "metrics.txt"
 
 
 @pytest.fixture(autouse=True)
