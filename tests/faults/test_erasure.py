@@ -69,7 +69,7 @@ def test_nothing_is_left(backend: Backend, search: Search) -> None:
     assert len(search.keys(canary)) >= (2 if backend.is_durable else 4)
     if backend.database_url is not None:
         assert search.columns(canary) >= {
-            *(f"{table}.session_id" for table in TABLES),
+            *(f"{table}.session_id" for table in TABLES if table not in ("memory_outbox", "memory_relays")),
             "memory_sessions.context",
             "memory_sessions.pinned",
             "memory_sessions.summary_instructions",

@@ -248,7 +248,7 @@ def test_a_port_that_refuses(paths: Paths, server: str, colour: str) -> None:
     assert breaker.get_state() != CircuitState.CLOSED
     connections = path.proxy.connections
     path.proxy.heal()
-    assert waited_for(lambda: manager.health().status == "healthy")
+    assert waited_for(lambda: manager.health().is_well(server))
     said.append(say(12))
     assert manager.append("s", said[-1]).durable is True
     manager.wait_for_folds()
