@@ -101,8 +101,8 @@ class Watched(Generic[T]):
 class RedisReader:
     """Reads INFO, and looks through the keys for what waits to be logged, some thousands at a time."""
 
-    def __init__(self, config: MemoryConfig) -> None:
-        options: dict[str, Any] = {"socket_timeout": CALL_SECONDS, "socket_connect_timeout": CALL_SECONDS}
+    def __init__(self, config: MemoryConfig, *, timeout_seconds: float = CALL_SECONDS) -> None:
+        options: dict[str, Any] = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
         self._client = redis.Redis.from_url(config.redis_url, retry=Retry(NoBackoff(), 0), **options)
         self._pattern = unlogged_pattern(config.key_prefix, config.tenant)
         self._begin_scan()
@@ -173,10 +173,10 @@ class RedisReader:
 class DatabaseReader:
     """Reads the statistics views of PostgreSQL, which cost the same however large the tables are."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, timeout_seconds: float = CALL_SECONDS) -> None:
         # It is asked once a second whatever it answered before, so the breaker never opens.
         breaker = CircuitBreaker(10**9, 0.0, name="top")
-        self._database = Database(url, timeout=CALL_SECONDS, pool_size=1, breaker=breaker)
+        self._database = Database(url, timeout=timeout_seconds, pool_size=1, breaker=breaker)
 
     def read(self) -> DatabaseReading:
         """Look once; raises DatabaseUnavailableError or StoreMisconfiguredError."""

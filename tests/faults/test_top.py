@@ -139,8 +139,8 @@ def test_writes_between_two_looks_are_counted_exactly(private_servers: PrivateSe
     servers = private_servers()
     config = config_of(servers, tenant)
     with (
-        closing(RedisReader(config)) as on_redis,
-        closing(DatabaseReader(servers.database_url)) as on_database,
+        closing(RedisReader(config, timeout_seconds=PATIENCE)) as on_redis,
+        closing(DatabaseReader(servers.database_url, timeout_seconds=PATIENCE)) as on_database,
         MemoryManager(config=config) as manager,
         redis.Redis.from_url(servers.redis_url) as client,
     ):
@@ -170,7 +170,7 @@ def test_writes_between_two_looks_are_counted_exactly(private_servers: PrivateSe
 def test_folds_are_counted_exactly(private_servers: PrivateServers, tenant: str) -> None:
     servers = private_servers()
     with (
-        closing(DatabaseReader(servers.database_url)) as reader,
+        closing(DatabaseReader(servers.database_url, timeout_seconds=PATIENCE)) as reader,
         MemoryManager(config=config_of(servers, tenant)) as manager,
     ):
         manager.set_session_config("one", {"max_buffer_messages": 6})
@@ -185,7 +185,10 @@ def test_folds_are_counted_exactly(private_servers: PrivateServers, tenant: str)
 def test_evictions_and_the_limit_are_told(private_servers: PrivateServers, tenant: str) -> None:
     servers = private_servers(postgres=False)
     config = MemoryConfig(redis_url=servers.redis_url, tenant=tenant)
-    with closing(RedisReader(config)) as reader, redis.Redis.from_url(servers.redis_url) as client:
+    with (
+        closing(RedisReader(config, timeout_seconds=PATIENCE)) as reader,
+        redis.Redis.from_url(servers.redis_url) as client,
+    ):
         assert reader.read().max_memory_bytes == 0
         limit = client.info("memory")["used_memory"] + 2 * 2**20
         client.config_set("maxmemory", limit)
@@ -201,7 +204,7 @@ def test_what_waits_for_the_database_is_counted(private_servers: PrivateServers,
     servers = private_servers()
     faults = ServerFaults(redis_server=servers, database=servers)
     config = config_of(servers, tenant)
-    with closing(RedisReader(config)) as reader, MemoryManager(config=config) as manager:
+    with closing(RedisReader(config, timeout_seconds=PATIENCE)) as reader, MemoryManager(config=config) as manager:
         for session in ("one", "two"):
             manager.add_message(session, talk(1)[0])
         faults.kill_database()
@@ -237,7 +240,10 @@ def test_a_large_redis_is_looked_through_bit_by_bit(
     monkeypatch.setattr(readings, "SCAN_KEYS", 100)
     servers = private_servers(postgres=False)
     config = MemoryConfig(redis_url=servers.redis_url, tenant=tenant)
-    with closing(RedisReader(config)) as reader, redis.Redis.from_url(servers.redis_url) as client:
+    with (
+        closing(RedisReader(config, timeout_seconds=PATIENCE)) as reader,
+        redis.Redis.from_url(servers.redis_url) as client,
+    ):
         client.mset({f"other:{number}": "x" for number in range(1000)})
         client.rpush(f"contract:{{{tenant}/s}}:unlogged", "[1,0]", "a", "b")
         for _ in range(3):
@@ -253,7 +259,7 @@ def test_a_large_redis_is_looked_through_bit_by_bit(
 def test_an_outbox_is_counted_up_to_a_limit(private_servers: PrivateServers) -> None:
     servers = private_servers(redis=False, migrate=False)
     with (
-        closing(DatabaseReader(servers.database_url)) as reader,
+        closing(DatabaseReader(servers.database_url, timeout_seconds=PATIENCE)) as reader,
         psycopg.connect(servers.database_url, autocommit=True) as connection,
     ):
         found = reader.read()
