@@ -15,6 +15,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from legacy_tables import Older, said
+from memory_contract import run_threads
 from typer.testing import CliRunner
 
 from contract_engine.cli.app import app
@@ -242,12 +243,8 @@ def test_writers_go_on_while_a_long_history_comes_in(older: Older, manager: Memo
 
 def test_two_runs_at_once_import_it_once(older: Older, manager: MemoryManager) -> None:
     older.fill("s", history(1200))
-    threads = [threading.Thread(target=older.backfill, args=("s",), kwargs={"batch": 100}) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    older.backfill("s")
+    run_threads(3, lambda _: older.backfill("s", batch=100))
+    assert older.backfill("s").is_whole
     contains(manager, "s", history(1200))
 
 
