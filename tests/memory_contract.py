@@ -269,7 +269,7 @@ def run_between(manager: MemoryManager, flow: Flow[T], *, after: int, action: Ca
         return cast("T", stop.value)
 
 
-def run_threads(count: int, work: Callable[[int], None]) -> None:
+def run_threads(count: int, work: Callable[[int], object]) -> None:
     """Run ``work(0)`` to ``work(count - 1)`` at once; the first error of any of them is raised here."""
     barrier = threading.Barrier(count)
     errors: list[BaseException] = []
