@@ -16,6 +16,7 @@ from contract_engine.memory.manager import MemoryManager
 from contract_engine.memory.outbox import Backlog
 from contract_engine.memory.phases import Phase, PhaseSetting, check_phase
 from contract_engine.memory.relaying import RelaySettings
+from contract_engine.memory.session_store import AsyncPostgresSessionStore, PostgresSessionStore
 
 M = TypeVar("M", MemoryManager, AsyncMemoryManager)
 
@@ -23,27 +24,39 @@ M = TypeVar("M", MemoryManager, AsyncMemoryManager)
 class MigrationBase(Generic[M]):
     """Two stores side by side; nothing is read or opened before the first call."""
 
-    memory_manager: M
+    _manager_type: type[M]
+    _log_type: type[PostgresSessionStore] | type[AsyncPostgresSessionStore]
+    _other: str
+    """The adapter of the other colour."""
+
     _takes_coroutines = False
 
     def __init__(
         self,
-        memory_manager: M,
-        legacy_store: Any,
+        memory_manager: M | None = None,
+        legacy_store: Any = None,
         *,
-        phase: Phase | str | None,
-        percentage: float | None,
-        shadow_rate: float,
-        is_relaying: bool,
-        relay: RelaySettings | None,
-        breaker: CircuitBreaker | None,
+        phase: Phase | str | None = None,
+        percentage: float | None = None,
+        shadow_rate: float = 0.01,
+        is_relaying: bool = True,
+        relay: RelaySettings | None = None,
+        breaker: CircuitBreaker | None = None,
     ) -> None:
         share: object = shadow_rate
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise InvalidInputError("shadow_rate", f"expected a share from 0 to 1, got {share!r}")
         if relay is not None and not isinstance(relay, RelaySettings):
             raise InvalidInputError("relay", f"expected RelaySettings, got {type(relay).__name__}")
-        self.memory_manager = memory_manager
+        self._owned: list[Any] = []
+        if memory_manager is None:
+            memory_manager = self._manager_type()
+            self._owned.append(memory_manager)
+        self._check_manager(memory_manager)
+        if legacy_store is None:
+            legacy_store = self._log_type()
+            self._owned.append(legacy_store)
+        self.memory_manager: M = memory_manager
         self.legacy_store = legacy_store
         self._first_phase: PhaseSetting | None = None if phase is None else check_phase(phase, percentage)
         self._shadow_rate = shadow_rate
@@ -52,7 +65,19 @@ class MigrationBase(Generic[M]):
         self._legacy = Legacy(legacy_store, takes_coroutines=self._takes_coroutines, breaker=breaker)
         self._making = threading.Lock()
         self._made: DualFlows | None = None
+        self._make_worker()
         _adapters.add(self)
+
+    def _make_worker(self) -> None:
+        """Make what relays beside the program."""
+        raise NotImplementedError
+
+    def _check_manager(self, manager: object) -> None:
+        """Refuse what is no manager of this colour, naming the adapter that takes the other one."""
+        kind = self._manager_type
+        if not isinstance(manager, kind):
+            hint = f"; use {self._other}" if isinstance(manager, MemoryManager | AsyncMemoryManager) else ""
+            raise ConfigurationError("memory_manager", f"expected {kind.__name__}, got {type(manager).__name__}{hint}")
 
     @property
     def _flows(self) -> DualFlows:
@@ -89,13 +114,6 @@ class MigrationBase(Generic[M]):
     def stats(self) -> DualWriteStats:
         """What this adapter has done since it was made; asks nobody."""
         return self._flows.stats()
-
-
-def check_manager(manager: object, kind: type[M], other: str) -> None:
-    """Refuse what is no manager of this colour, naming the adapter that takes the other one."""
-    if not isinstance(manager, kind):
-        hint = f"; use {other}" if isinstance(manager, MemoryManager | AsyncMemoryManager) else ""
-        raise ConfigurationError("memory_manager", f"expected {kind.__name__}, got {type(manager).__name__}{hint}")
 
 
 _adapters: weakref.WeakSet[MigrationBase[Any]] = weakref.WeakSet()

@@ -8,12 +8,11 @@ a process that dies leaves nothing half done that the next one does not finish.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from contract_engine.memory._migration_base import MigrationBase, check_manager
+from contract_engine.memory._migration_base import MigrationBase
 from contract_engine.memory._runtime import AsyncRelayWorker, RelayWorker
 from contract_engine.memory.async_manager import AsyncMemoryManager
-from contract_engine.memory.circuit_breaker import CircuitBreaker
 from contract_engine.memory.closing import AsyncClosing, Closing
 from contract_engine.memory.dual_writing import DualWriteStats
 from contract_engine.memory.manager import MemoryManager
@@ -62,36 +61,11 @@ class EnhancedSessionStore(MigrationBase[MemoryManager], Closing):
     In ephemeral mode every call raises :class:`ConfigurationError`: nothing would hold what is still to be relayed.
     """
 
-    def __init__(
-        self,
-        memory_manager: MemoryManager | None = None,
-        legacy_store: Any = None,
-        *,
-        phase: Phase | str | None = None,
-        percentage: float | None = None,
-        shadow_rate: float = 0.01,
-        is_relaying: bool = True,
-        relay: RelaySettings | None = None,
-        breaker: CircuitBreaker | None = None,
-    ) -> None:
-        self._owned: list[MemoryManager | PostgresSessionStore] = []
-        if memory_manager is None:
-            memory_manager = MemoryManager()
-            self._owned.append(memory_manager)
-        check_manager(memory_manager, MemoryManager, "AsyncEnhancedSessionStore")
-        if legacy_store is None:
-            legacy_store = PostgresSessionStore()
-            self._owned.append(legacy_store)
-        super().__init__(
-            memory_manager,
-            legacy_store,
-            phase=phase,
-            percentage=percentage,
-            shadow_rate=shadow_rate,
-            is_relaying=is_relaying,
-            relay=relay,
-            breaker=breaker,
-        )
+    _manager_type = MemoryManager
+    _log_type = PostgresSessionStore
+    _other = "AsyncEnhancedSessionStore"
+
+    def _make_worker(self) -> None:
         self._worker = RelayWorker(self._relay_round, poll_seconds=self._relay_settings.poll_seconds)
 
     def _relay_round(self) -> bool:
@@ -173,38 +147,12 @@ class EnhancedSessionStore(MigrationBase[MemoryManager], Closing):
 class AsyncEnhancedSessionStore(MigrationBase[AsyncMemoryManager], AsyncClosing):
     """:class:`EnhancedSessionStore` for asyncio; a legacy store that blocks is called outside the event loop."""
 
+    _manager_type = AsyncMemoryManager
+    _log_type = AsyncPostgresSessionStore
+    _other = "EnhancedSessionStore"
     _takes_coroutines = True
 
-    def __init__(
-        self,
-        memory_manager: AsyncMemoryManager | None = None,
-        legacy_store: Any = None,
-        *,
-        phase: Phase | str | None = None,
-        percentage: float | None = None,
-        shadow_rate: float = 0.01,
-        is_relaying: bool = True,
-        relay: RelaySettings | None = None,
-        breaker: CircuitBreaker | None = None,
-    ) -> None:
-        self._owned: list[AsyncMemoryManager | AsyncPostgresSessionStore] = []
-        if memory_manager is None:
-            memory_manager = AsyncMemoryManager()
-            self._owned.append(memory_manager)
-        check_manager(memory_manager, AsyncMemoryManager, "EnhancedSessionStore")
-        if legacy_store is None:
-            legacy_store = AsyncPostgresSessionStore()
-            self._owned.append(legacy_store)
-        super().__init__(
-            memory_manager,
-            legacy_store,
-            phase=phase,
-            percentage=percentage,
-            shadow_rate=shadow_rate,
-            is_relaying=is_relaying,
-            relay=relay,
-            breaker=breaker,
-        )
+    def _make_worker(self) -> None:
         self._worker = AsyncRelayWorker(self._relay_round, poll_seconds=self._relay_settings.poll_seconds)
 
     async def _relay_round(self) -> bool:

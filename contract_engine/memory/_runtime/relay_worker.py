@@ -36,7 +36,7 @@ class RelayWorker:
         self._lock = threading.Lock()
         self._is_awake = threading.Event()
         self._thread: threading.Thread | None = None
-        self._is_stopping = False
+        self._stop = threading.Event()
 
     def wake(self) -> None:
         """Take note that there is something to relay."""
@@ -48,17 +48,20 @@ class RelayWorker:
     def _start(self) -> None:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
-                self._is_stopping = False
-                self._thread = threading.Thread(target=self._run, name="contract-memory-relay", daemon=True)
+                # Its own, so that a start beside a close does not take back what the other thread is told.
+                self._stop = threading.Event()
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._stop,), name="contract-memory-relay", daemon=True
+                )
                 self._thread.start()
 
-    def _run(self) -> None:
-        while not self._is_stopping:
+    def _run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
             if self._is_awake.wait(self._poll_seconds):
                 self._is_awake.clear()
                 time.sleep(LINGER_SECONDS)
             try:
-                while self._work() and not self._is_stopping:
+                while self._work() and not stop.is_set():
                     pass
             except MemoryServiceError as exc:
                 logger.info("nothing is relayed now: %s", exc)
@@ -67,7 +70,7 @@ class RelayWorker:
         """Finish the round under way and end the thread; a later message starts it again."""
         with self._lock:
             thread, self._thread = self._thread, None
-            self._is_stopping = True
+            self._stop.set()
         if thread is not None and thread.is_alive():
             self._is_awake.set()
             thread.join()
@@ -81,26 +84,26 @@ class AsyncRelayWorker:
         self._poll_seconds = poll_seconds
         self._is_awake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._is_stopping = False
+        self._stop = asyncio.Event()
 
     def wake(self) -> None:
         """See :meth:`RelayWorker.wake`."""
         if self._task is None or self._task.done():
-            self._is_awake = asyncio.Event()
-            self._is_stopping = False
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="contract-memory-relay")
+            self._is_awake, self._stop = asyncio.Event(), asyncio.Event()
+            work = self._run(self._is_awake, self._stop)
+            self._task = asyncio.get_running_loop().create_task(work, name="contract-memory-relay")
         self._is_awake.set()
 
-    async def _run(self) -> None:
-        while not self._is_stopping:
+    async def _run(self, is_awake: asyncio.Event, stop: asyncio.Event) -> None:
+        while not stop.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_seconds):
-                    await self._is_awake.wait()
-            if self._is_awake.is_set():
-                self._is_awake.clear()
+                    await is_awake.wait()
+            if is_awake.is_set():
+                is_awake.clear()
                 await asyncio.sleep(LINGER_SECONDS)
             try:
-                while await self._work() and not self._is_stopping:
+                while await self._work() and not stop.is_set():
                     pass
             except MemoryServiceError as exc:
                 logger.info("nothing is relayed now: %s", exc)
@@ -108,9 +111,9 @@ class AsyncRelayWorker:
     async def close(self) -> None:
         """See :meth:`RelayWorker.close`."""
         task, self._task = self._task, None
-        self._is_stopping = True
+        self._stop.set()
+        self._is_awake.set()
         if task is not None and not task.done():
-            self._is_awake.set()
             await task
 
 
