@@ -54,5 +54,5 @@ $(VENV)/.ready: pyproject.toml uv.lock
 	@echo "-- making $(VENV) and installing the locked packages (once, about a minute)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(RUN)/pip install --quiet --disable-pip-version-check 'uv>=0.9'
-	@UV_PROJECT_ENVIRONMENT=$(VENV) $(RUN)/uv sync --quiet --frozen --inexact --extra dev
+	@UV_PROJECT_ENVIRONMENT=$(VENV) $(RUN)/uv sync --quiet --frozen --inexact --compile-bytecode --extra dev
 	@touch $@

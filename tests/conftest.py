@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from contract_engine.embedded import EmbeddedServers
 # A shell ignores Ctrl-C for what it runs in the background, and so would every command that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The programs that tests start would compile the package anew each time, which takes longer than what most of them do.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # No test goes by the clock of a machine that others may be using, so neither do the examples of one.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from memory_contract import ASYNC, SYNC
 from model_server import GOOD, MESSAGES, ModelServer, facts_request, model_server, sent_texts
+from server_faults import waited_for
 
 from contract_engine.memory import CircuitBreaker, MemoryConfig
 from contract_engine.memory._effects import write_facts
@@ -96,7 +97,7 @@ def test_a_bad_answer_changes_nothing_but_a_count(
     stats = writer.stats()
     assert stats.rejected == {reason: 1}
     assert (stats.failed, stats.accepted, stats.writes, stats.breaker) == ({}, 0, 1, "closed")
-    assert server.fired == {behaviour: 1}
+    wait_for(lambda: server.fired == {behaviour: 1})
     assert stats.tokens_in == 321, "a bad answer is paid for all the same"
 
 
@@ -143,7 +144,7 @@ def test_what_passes_is_tried_again(server: ModelServer, write: Write, *, first:
     facts = write(writer, facts_request())
     assert facts is not None
     assert facts.text == GOOD
-    assert server.fired[first] == 2
+    wait_for(lambda: server.fired[first] == 2)
     stats = writer.stats()
     assert (stats.accepted, stats.requests, stats.retries, stats.failed) == (1, 3, 2, {})
 
@@ -205,7 +206,7 @@ def test_a_model_that_stays_far_too_long_is_turned_down(server: ModelServer, wri
     writer = summarizer(server)
     assert write(writer, facts_request()) is None
     assert writer.stats().rejected == {"over_budget": 1}
-    assert server.fired == {"too long": 2}
+    wait_for(lambda: server.fired == {"too long": 2})
 
 
 def test_an_answer_a_little_too_long_is_cut_at_whole_notes(server: ModelServer, write: Write) -> None:
@@ -302,7 +303,4 @@ def timed(work: Callable[[], Facts | None]) -> tuple[Facts | None, float]:
 
 def wait_for(condition: Callable[[], bool]) -> None:
     """Wait for what the server notes only after the client has gone."""
-    until = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    assert waited_for(condition, seconds=30)

@@ -56,4 +56,5 @@ async def test_close_ends_its_task_although_a_message_starts_another() -> None:
     async with asyncio.timeout(PATIENCE):
         await closing
     await worker.close()
-    assert other is not None and other.done()
+    assert other is not None
+    assert other.done()
