@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 
+from server_faults import waited_for
+
 from contract_engine.memory._runtime import AsyncRelayWorker, RelayWorker
 
 PATIENCE = 30.0
@@ -18,22 +20,25 @@ def test_close_ends_its_thread_although_a_message_starts_another() -> None:
         assert may_end.wait(PATIENCE)
         return False
 
+    before = set(threading.enumerate())
+
+    def others() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "contract-memory-relay"} - before
+
     worker = RelayWorker(work, poll_seconds=0.01)
     worker.wake()
     assert is_working.wait(PATIENCE)
     closing = threading.Thread(target=worker.close)
     closing.start()
-    while worker._thread is not None:  # until the close waits for the round under way
-        pass
+    assert waited_for(lambda: worker._thread is None)  # it waits for the round under way
     worker.wake()
-    other = worker._thread
-    assert other is not None
+    assert len(others()) == 2
     may_end.set()
     closing.join(PATIENCE)
     assert not closing.is_alive()
-    assert other.is_alive()
+    assert len(others()) == 1
     worker.close()
-    assert not other.is_alive()
+    assert not others()
 
 
 async def test_close_ends_its_task_although_a_message_starts_another() -> None:
@@ -49,12 +54,15 @@ async def test_close_ends_its_task_although_a_message_starts_another() -> None:
     await is_working.wait()
     closing = asyncio.create_task(worker.close())
     await asyncio.sleep(0)
-    assert worker._task is None
+
+    def others() -> int:
+        return sum(task.get_name() == "contract-memory-relay" for task in asyncio.all_tasks())
+
     worker.wake()
-    other = worker._task
+    assert others() == 2
     may_end.set()
     async with asyncio.timeout(PATIENCE):
         await closing
+    assert others() == 1
     await worker.close()
-    assert other is not None
-    assert other.done()
+    assert others() == 0
