@@ -18,7 +18,7 @@ from contract_engine.memory.summarizers.wishes import Wishes
 
 MAX_CANDIDATES = 3000
 """More units than this are first thinned by salience, so that a fold stays a matter of milliseconds."""
-DAY_TOKENS = 4
+DAY_TOKENS = 3
 LENGTH_POWER = 0.8
 NO_CONTENT_NOVELTY = 0.1
 REPEAT_PENALTY = 0.8
