@@ -1,8 +1,14 @@
-"""Fidelity: no number, id, name or date is in a summary that was not in its source."""
+"""Fidelity: no number, id, name or date is in a summary that was not in its source.
+
+``CONVERSATIONS_DIR`` names a folder of JSON Lines whose conversations (``{"id", "messages"}``) are looked through too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +22,17 @@ from contract_engine.memory.summarizers import ExtractiveSummarizer, SummaryRequ
 
 MAY_8 = 1683554160.0
 counter = TokenCounter()
-SHIPPED = conversations()
+
+
+def given_conversations() -> Iterator[dict[str, Any]]:
+    """Give the conversations of a folder that was named, if one was."""
+    folder = os.environ.get("CONVERSATIONS_DIR")
+    for path in sorted(Path(folder).glob("*.jsonl")) if folder else ():
+        records = map(json.loads, path.read_text().splitlines())
+        yield from (record for record in records if "messages" in record)
+
+
+CONVERSATIONS = [*conversations(), *given_conversations()]
 
 
 def folded(messages: list[dict[str, Any]], *, readable: bool, max_tokens: int, step: int = 12) -> Iterable[str]:
@@ -62,7 +78,7 @@ def test_the_checker_finds_what_was_planted_and_nothing_else(text: str, wrong: l
 
 
 @pytest.mark.parametrize("readable", [True, False])
-@pytest.mark.parametrize("conversation", SHIPPED, ids=lambda conversation: conversation["id"])
+@pytest.mark.parametrize("conversation", CONVERSATIONS, ids=lambda conversation: conversation["id"])
 def test_summaries_of_real_conversations_tell_nothing_else(conversation: Mapping[str, Any], readable: bool) -> None:
     messages = conversation["messages"]
     times = [MAY_8 + 86400 * number for number in range(len(messages))]
