@@ -685,7 +685,7 @@ def test_doctor_finds_all_well() -> None:
         assert "hash verified" in finding(answer, "tokens")["detail"]
         seen = run("doctor", *address)
         assert seen.code == 0
-        assert "All 9 checks are well." in seen.out
+        assert "All 10 checks are well." in seen.out
         health = answer.json["health"]
         assert (health["status"], health["mode"], health["ready"]) == ("healthy", "full", True)
         assert "healthy, mode full, durable" in seen.out
@@ -702,12 +702,31 @@ def test_doctor_misses_the_schema_and_fears_for_commits(private_servers: Private
     better = run("doctor", *address)
     assert better.code == 1
     assert "may lose acknowledged messages" in better.out
-    assert "9 checks: 1 to look at." in better.out
+    assert "10 checks: 1 to look at." in better.out
     with psycopg.connect(servers.database_url, autocommit=True) as connection:
         connection.execute("UPDATE memory_schema_version SET version_num = '9999'")
     newer = finding(run("doctor", "--json", *address), "schema")
     assert newer["state"] == "fail"
     assert f"at 9999, this version needs {schema.head()}" in newer["detail"]
+
+
+def test_doctor_sees_what_others_have_left_unlogged(
+    redis_url: str, database_url: str, tenant: str, dead_port: int
+) -> None:
+    address = ("--redis-url", redis_url, "--database-url", database_url, "--tenant", tenant)
+    assert finding(run("doctor", "--json", *address), "unlogged")["state"] == "ok"
+    with MemoryManager(
+        redis_url=redis_url, database_url=f"postgresql://127.0.0.1:{dead_port}/x", tenant=tenant
+    ) as writer:
+        for name in ("one", "two"):
+            assert writer.append(name, {"role": "user", "content": "hello"}).durable is False
+    answer = run("doctor", "--json", *address)
+    found = finding(answer, "unlogged")
+    assert (answer.code, found["state"]) == (1, "warn")
+    assert "messages of 2 sessions" in found["detail"]
+    assert "contract-memory drain" in found["hint"]
+    assert run("drain", *address).code == 0
+    assert finding(run("doctor", "--json", *address), "unlogged")["state"] == "ok"
 
 
 def test_doctor_weighs_eviction_by_mode(private_servers: PrivateServers, database_url: str) -> None:

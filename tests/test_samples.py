@@ -23,6 +23,7 @@ from contract_engine.cli.samples import (
     Buckets,
     DatabaseReading,
     Operation,
+    RedisCounts,
     RedisReading,
     Tally,
     increase,
@@ -47,12 +48,14 @@ def operation(durations: list[float], errors: float = 0) -> Operation:
 
 
 def redis_reading(at_seconds: float, *, run_id: str = "a", **counts: Any) -> RedisReading:
+    counted = {name: counts.pop(name, 0) for name in RedisCounts._fields}
+    return redis_runs(at_seconds, {run_id: RedisCounts(**counted)}, **counts)
+
+
+def redis_runs(at_seconds: float, runs: dict[str, RedisCounts], **others: Any) -> RedisReading:
     nothing = {"clients": 1, "keys": 0, "used_memory_bytes": 2**20, "max_memory_bytes": 0}
-    counters = ("commands", "scripts", "script_microseconds", "hits", "misses", "evicted_keys", "expired_keys")
     waiting = {"unlogged_messages": None, "unlogged_sessions": None}
-    return RedisReading(
-        at_seconds=at_seconds, run_id=run_id, **{**nothing, **dict.fromkeys(counters, 0), **waiting, **counts}
-    )
+    return RedisReading(at_seconds=at_seconds, runs=runs, **{**nothing, **waiting, **others})
 
 
 def database_reading(at_seconds: float, *, messages: int = 0, summaries: int = 0) -> DatabaseReading:
@@ -244,6 +247,21 @@ def test_a_redis_that_began_anew_is_known_by_its_run() -> None:
     found = frame(course, "2", redis_reading(11.0, run_id="b", scripts=130)).redis
     assert isinstance(found, RedisFigures)
     assert found.scripts_per_second == 130.0
+
+
+def test_servers_of_a_cluster_are_counted_apart() -> None:
+    """One is restarted, one takes the place of another and has counted for its own since long: neither is a burst."""
+    course = Course()
+    nothing = dict.fromkeys(RedisCounts._fields, 0)
+
+    def counts(scripts: int, uptime_seconds: int) -> RedisCounts:
+        return RedisCounts(**{**nothing, "scripts": scripts, "uptime_seconds": uptime_seconds})
+
+    frame(course, "1", redis_runs(10.0, {"a 1": counts(1000, 500), "b 1": counts(2000, 500), "c 1": counts(7, 500)}))
+    after = {"a 1": counts(1010, 502), "b 2": counts(20, 1), "d 1": counts(90_000, 600)}
+    found = frame(course, "2", redis_runs(12.0, after)).redis
+    assert isinstance(found, RedisFigures)
+    assert found.scripts_per_second == 15.0
 
 
 def test_a_server_that_is_away_is_no_zero_and_says_since_when() -> None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from contract_engine import schema
-from contract_engine.cli.probes import DatabaseFacts, RedisFacts, database_facts, redis_facts, within
+from contract_engine.cli.nodes import Node, Nodes, find_nodes
+from contract_engine.cli.probes import CALL_SECONDS, DatabaseFacts, RedisFacts, database_facts, redis_facts, within
 from contract_engine.cli.servers import database_address, redis_address
 from contract_engine.memory import MemoryConfig, MemoryManager, MemoryServiceError, TokenCounter
+from contract_engine.memory._runtime.redis_topology import SLOTS
 from contract_engine.memory.encodings import load_encoding
-from contract_engine.memory.errors import CorruptDataError
-from contract_engine.memory.health import OUTBOX, CheckState, HealthReport
+from contract_engine.memory.errors import CorruptDataError, DeadlineExceededError
+from contract_engine.memory.health import OUTBOX, UNLOGGED, CheckState, HealthReport
 
 CHECK_SECONDS = 8.0
 """The hard end of each check; a server that does not answer costs two to four seconds of it."""
 
+REDIS_HINT = "start it, or correct --redis-url or REDIS_URL"
 OLDEST_REDIS = (6, 2)
 OLDEST_POSTGRES = 14
 
@@ -53,6 +56,7 @@ def examine(config: MemoryConfig) -> Iterator[Finding]:
     """Run every check, one after the other; what a server that is away cannot tell is not reported."""
     yield from redis_findings(config)
     yield from database_findings(config)
+    yield from unlogged_finding(config)
     yield token_finding(config)
 
 
@@ -74,12 +78,33 @@ def worst(findings: Sequence[Finding]) -> State:
 
 
 def redis_findings(config: MemoryConfig) -> Iterator[Finding]:
-    """Check Redis: reachable, writable, new enough; eviction and persistence as the mode needs them."""
+    """Check every Redis there is: reachable, writable, new enough; eviction and persistence as the mode needs them.
+
+    What is the same of all primaries of a Cluster is told once, anything else under the name of its server.
+    """
     address = redis_address(config.redis_url)
     try:
-        facts = within(CHECK_SECONDS, lambda: redis_facts(config.redis_url))
+        found = within(CHECK_SECONDS, lambda: find_nodes(config.redis_url, timeout_seconds=CALL_SECONDS))
     except MemoryServiceError as exc:
-        yield Finding("redis", State.FAIL, f"{address}: {exc}", "start it, or correct --redis-url or REDIS_URL")
+        yield Finding("redis", State.FAIL, f"{address}: {exc}", REDIS_HINT)
+        return
+    nodes = found.nodes
+    if len(nodes) > 1:
+        yield _slots(found)
+    per_node = {node: list(_node_findings(node, node.name or address, config)) for node in nodes}
+    for finding in dict.fromkeys(finding for findings in per_node.values() for finding in findings):
+        at = [node.name for node, findings in per_node.items() if finding in findings]
+        if len(at) == len(nodes) or finding.check == "redis":
+            yield finding
+        else:
+            yield replace(finding, detail=f"{', '.join(at)}: {finding.detail}")
+
+
+def _node_findings(node: Node, address: str, config: MemoryConfig) -> Iterator[Finding]:
+    try:
+        facts = within(CHECK_SECONDS, lambda: redis_facts(node.url))
+    except MemoryServiceError as exc:
+        yield Finding("redis", State.FAIL, f"{address}: {exc}", REDIS_HINT)
         return
     if facts.role == "master":
         yield Finding("redis", State.OK, f"{address} answers and runs scripts")
@@ -90,6 +115,26 @@ def redis_findings(config: MemoryConfig) -> Iterator[Finding]:
     yield _redis_version(facts)
     yield _eviction(facts, is_durable=config.is_durable)
     yield _persistence(facts, is_durable=config.is_durable)
+
+
+def unlogged_finding(config: MemoryConfig) -> Iterator[Finding]:
+    """Tell what waits in Redis to be logged, whoever wrote it; nothing where a server is away or there is no log."""
+    if not config.is_durable:
+        return
+    with MemoryManager(config=config) as manager:
+        try:
+            count = len(within(CHECK_SECONDS, manager.unlogged_sessions))
+        except DeadlineExceededError:
+            hint = "ask again with more time: `contract-memory drain --dry-run`"
+            yield Finding(UNLOGGED, State.WARN, f"Redis was not looked through within {CHECK_SECONDS:g} s", hint)
+            return
+        except MemoryServiceError:
+            return
+    if count:
+        detail = f"messages of {count:,} sessions of tenant {config.tenant} are in Redis alone"
+        yield Finding(UNLOGGED, State.WARN, detail, "when PostgreSQL answers, log them: `contract-memory drain`")
+    else:
+        yield Finding(UNLOGGED, State.OK, f"nothing of tenant {config.tenant} waits to be logged")
 
 
 def database_findings(config: MemoryConfig) -> Iterator[Finding]:
@@ -127,6 +172,13 @@ def token_finding(config: MemoryConfig) -> Finding:
         return Finding("tokens", State.WARN, f"{name} does not load: {exc}", hint)
     seconds = time.monotonic() - started
     return Finding("tokens", State.OK, f"{name} for {config.model}: loaded offline in {seconds:.1f} s, hash verified")
+
+
+def _slots(found: Nodes) -> Finding:
+    if not found.unserved_slots:
+        return Finding("redis cluster", State.OK, f"{len(found.nodes)} primaries serve all slots")
+    detail = f"{found.unserved_slots:,} of {SLOTS:,} slots are served by nobody, nor are the sessions in them"
+    return Finding("redis cluster", State.FAIL, detail, "bring the missing nodes back, or `redis-cli --cluster fix`")
 
 
 def _redis_version(facts: RedisFacts) -> Finding:

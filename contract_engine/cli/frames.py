@@ -18,6 +18,7 @@ from contract_engine.cli.samples import (
     operation_increase,
     quantile,
     rate,
+    run_increase,
 )
 
 
@@ -171,13 +172,9 @@ class Course:
 
 def _redis(course: _Course[RedisReading], reading: RedisReading) -> RedisFigures:
     before, seconds = course.turn(reading)
-    is_same_run = before is not None and before.run_id == reading.run_id
 
     def grown(name: str) -> float | None:
-        if before is None:
-            return None
-        after = getattr(reading, name)
-        return increase(getattr(before, name), after) if is_same_run else float(after)
+        return None if before is None else run_increase(before, reading, name)
 
     scripts, microseconds, hits, misses = map(grown, ("scripts", "script_microseconds", "hits", "misses"))
     looked_up = None if hits is None or misses is None else hits + misses
@@ -185,7 +182,7 @@ def _redis(course: _Course[RedisReading], reading: RedisReading) -> RedisFigures
         seconds=seconds,
         used_memory_bytes=reading.used_memory_bytes,
         max_memory_bytes=reading.max_memory_bytes or None,
-        evicted_keys=reading.evicted_keys,
+        evicted_keys=reading.total("evicted_keys"),
         evicted_per_second=rate(grown("evicted_keys"), seconds),
         expired_per_second=rate(grown("expired_keys"), seconds),
         commands_per_second=rate(grown("commands"), seconds),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,14 +12,14 @@ import redis
 import sqlalchemy as sa
 import sqlalchemy.exc as sa_exc
 from redis import exceptions as redis_exc
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from contract_engine import schema
+from contract_engine.cli.nodes import open_client
 from contract_engine.memory._runtime.database import Database
 from contract_engine.memory._runtime.failures import database_failure, redis_failure
 from contract_engine.memory.circuit_breaker import CircuitBreaker
-from contract_engine.memory.errors import ConfigurationError, DeadlineExceededError, MemoryServiceError
+from contract_engine.memory.daemon import start_daemon
+from contract_engine.memory.errors import ConfigurationError, DeadlineExceededError
 
 T = TypeVar("T")
 
@@ -55,11 +55,9 @@ class DatabaseFacts:
 
 
 def redis_facts(url: str) -> RedisFacts:
-    """Ask a Redis; raises RedisUnavailableError or StoreMisconfiguredError."""
-    # retry: the client's own default would go on for four seconds at a dead port.
-    options: dict[str, Any] = {"socket_timeout": CALL_SECONDS, "socket_connect_timeout": CALL_SECONDS}
+    """Ask one Redis; raises RedisUnavailableError or StoreMisconfiguredError."""
     try:
-        with redis.Redis.from_url(url, decode_responses=True, retry=Retry(NoBackoff(), 0), **options) as client:
+        with open_client(url, timeout_seconds=CALL_SECONDS, decode_responses=True) as client:
             client.eval("return 1", 0)  # everything we do there is a script; an ACL may forbid them
             info: dict[str, Any] = {}
             for section in ("server", "memory", "persistence", "replication"):
@@ -126,24 +124,11 @@ def within(seconds: float, action: Callable[[], T]) -> T:
 
     It then goes on in a thread nobody waits for: resolving a name cannot be interrupted.
     """
-    done: list[T] = []
-    failed: list[MemoryServiceError] = []
-
-    def run() -> None:
-        try:
-            done.append(action())
-        except MemoryServiceError as exc:
-            failed.append(exc)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if failed:
-        raise failed[0]
-    if not done:
-        assert thread.is_alive(), "the probe ended with a fault of this program; its traceback stands above"
+    asked = start_daemon(action, "contract-memory probe")
+    wait((asked,), seconds)
+    if not asked.done():
         raise DeadlineExceededError(f"no answer within {seconds:g} s")
-    return done[0]
+    return asked.result()
 
 
 def _redis_settings(client: redis.Redis) -> dict[str, str]:

@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import http.client
 import math
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 import redis
 import sqlalchemy as sa
 from redis import exceptions as redis_exc
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from contract_engine.cli.samples import ApplicationReading, Away, DatabaseReading, Operation, RedisReading
+from contract_engine.cli.nodes import Node, find_nodes, open_client
+from contract_engine.cli.samples import ApplicationReading, Away, DatabaseReading, Operation, RedisCounts, RedisReading
 from contract_engine.memory import ConfigurationError, MemoryConfig, MemoryServiceError, StoreUnavailableError
 from contract_engine.memory._runtime.database import Database
 from contract_engine.memory._runtime.failures import redis_failure
 from contract_engine.memory.circuit_breaker import CircuitBreaker
+from contract_engine.memory.daemon import start_daemon
 from contract_engine.memory.keys import unlogged_pattern
 
 T = TypeVar("T")
@@ -72,102 +72,134 @@ class Watched(Generic[T]):
 
     def __init__(self, read: Callable[[], T]) -> None:
         self._read = read
-        self._thread: threading.Thread | None = None
-        self._answer: T | Away | None = None
+        self._asked: Future[T] | None = None
 
     def ask(self) -> None:
         """Begin a look, unless the last one still goes on."""
-        if self._thread is None or not self._thread.is_alive():
-            self._answer = None
-            self._thread = threading.Thread(target=self._look, daemon=True)
-            self._thread.start()
+        if self._asked is None or self._asked.done():
+            self._asked = start_daemon(self._read, "contract-memory top")
 
     def answer(self, until: float) -> T | Away:
         """Return what the look found, or that nothing came up to ``until`` (monotonic seconds)."""
-        assert self._thread is not None, "ask first"
-        self._thread.join(max(0.0, until - time.monotonic()))
-        if self._thread.is_alive():
+        assert self._asked is not None, "ask first"
+        wait((self._asked,), max(0.0, until - time.monotonic()))
+        if not self._asked.done():
             return Away("no answer in time")
-        assert self._answer is not None, "the look ended with a fault of this program; its traceback stands above"
-        return self._answer
-
-    def _look(self) -> None:
         try:
-            self._answer = self._read()
+            return self._asked.result()
         except MemoryServiceError as exc:
-            self._answer = Away(str(exc))
+            return Away(str(exc))
 
 
 class RedisReader:
-    """Reads INFO, and looks through the keys for what waits to be logged, some thousands at a time."""
+    """Reads INFO, and looks through the keys for what waits to be logged, some thousands at a time.
+
+    Of a Cluster every primary is asked, and the figures are those of all together; of a primary behind Sentinels the
+    one they tell of at each look.
+    """
 
     def __init__(self, config: MemoryConfig, *, timeout_seconds: float = CALL_SECONDS) -> None:
-        options: dict[str, Any] = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
-        self._client = redis.Redis.from_url(config.redis_url, retry=Retry(NoBackoff(), 0), **options)
+        self._url, self._timeout_seconds = config.redis_url, timeout_seconds
+        self._clients: dict[Node, redis.Redis] = {}
         self._pattern = unlogged_pattern(config.key_prefix, config.tenant)
         self._begin_scan()
         self._unlogged: tuple[int, int] | None = None
 
     def read(self) -> RedisReading:
-        """Look once; raises RedisUnavailableError or StoreMisconfiguredError."""
+        """Look once; raises RedisUnavailableError or StoreMisconfiguredError where any of the servers is away."""
         try:
-            with self._client.pipeline(transaction=False) as pipeline:
-                for section in ("server", "memory", "stats", "clients", "commandstats"):
-                    pipeline.info(section)
-                pipeline.dbsize()
-                *sections, keys = pipeline.execute()
+            self._find_nodes()
+            infos = {node.name: _info(client) for node, client in self._clients.items()}
             at_seconds = time.monotonic()
             self._scan()
-        except redis_exc.RedisError as exc:
+        except (redis_exc.RedisError, MemoryServiceError) as exc:
             self._begin_scan()
             self._unlogged = None
+            if isinstance(exc, MemoryServiceError):
+                raise
             failure, _ = redis_failure(exc)
             raise failure from exc
-        info: dict[str, Any] = {name: value for section in sections for name, value in section.items()}
-        scripts = [info[f"cmdstat_{name}"] for name in SCRIPT_COMMANDS if f"cmdstat_{name}" in info]
+        limits = [int(info.get("maxmemory", 0)) for info in infos.values()]
         return RedisReading(
             at_seconds=at_seconds,
-            run_id=str(info.get("run_id", "")),
-            used_memory_bytes=int(info["used_memory"]),
-            max_memory_bytes=int(info.get("maxmemory", 0)),
-            clients=int(info["connected_clients"]),
-            keys=int(keys),
-            commands=int(info["total_commands_processed"]),
-            scripts=sum(int(one["calls"]) for one in scripts),
-            script_microseconds=sum(int(one["usec"]) for one in scripts),
-            hits=int(info["keyspace_hits"]),
-            misses=int(info["keyspace_misses"]),
-            evicted_keys=int(info["evicted_keys"]),
-            expired_keys=int(info["expired_keys"]),
+            runs={f"{name} {info.get('run_id', '')}": _counts(info) for name, info in infos.items()},
+            used_memory_bytes=sum(int(info["used_memory"]) for info in infos.values()),
+            max_memory_bytes=sum(limits) if all(limits) else 0,
+            clients=sum(int(info["connected_clients"]) for info in infos.values()),
+            keys=sum(int(info["keys"]) for info in infos.values()),
             unlogged_messages=None if self._unlogged is None else self._unlogged[0],
             unlogged_sessions=None if self._unlogged is None else self._unlogged[1],
         )
 
     def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
+        """Close the connections."""
+        for client in self._clients.values():
+            client.close()
+
+    def _find_nodes(self) -> None:
+        """Open clients of the servers there are now, and close those of servers that went."""
+        found = find_nodes(self._url, timeout_seconds=self._timeout_seconds).nodes
+        if set(found) == set(self._clients):
+            return
+        for gone in set(self._clients).difference(found):
+            self._clients.pop(gone).close()
+        for node in found:
+            if node not in self._clients:
+                self._clients[node] = open_client(node.url, timeout_seconds=self._timeout_seconds)
+        self._begin_scan()
 
     def _begin_scan(self) -> None:
         self._cursor = 0
-        self._found: set[bytes | str] = set()
+        self._unseen = list(self._clients)
+        self._found: set[tuple[Node, bytes | str]] = set()
 
     def _scan(self) -> None:
         """Go on through the keys; a count is told when all of them have been seen."""
         for _ in range(SCAN_CALLS):
-            cursor, keys = self._client.scan(self._cursor, match=self._pattern, count=SCAN_KEYS)
+            node = self._unseen[0]
+            cursor, keys = self._clients[node].scan(self._cursor, match=self._pattern, count=SCAN_KEYS)
             self._cursor = int(cursor)
-            self._found.update(keys)
+            self._found.update((node, key) for key in keys)
             if not self._cursor:
+                self._unseen.pop(0)
+            if not self._unseen:
                 break
         else:
             return
-        with self._client.pipeline(transaction=False) as pipeline:
-            for key in self._found:
-                pipeline.llen(key)
-            # What is no list is none of ours, and the first element is a header.
-            lengths = [length for length in pipeline.execute(raise_on_error=False) if isinstance(length, int)]
+        lengths: list[int] = []
+        for node, client in self._clients.items():
+            with client.pipeline(transaction=False) as pipeline:
+                for of_node, key in self._found:
+                    if of_node == node:
+                        pipeline.llen(key)
+                # What is no list is none of ours, and what has moved meanwhile is found by the next search.
+                lengths += [length for length in pipeline.execute(raise_on_error=False) if isinstance(length, int)]
+        # The first element is a header.
         self._unlogged = sum(length - 1 for length in lengths if length), sum(length > 1 for length in lengths)
         self._begin_scan()
+
+
+def _info(client: redis.Redis) -> dict[str, Any]:
+    with client.pipeline(transaction=False) as pipeline:
+        for section in ("server", "memory", "stats", "clients", "commandstats"):
+            pipeline.info(section)
+        pipeline.dbsize()
+        *sections, keys = pipeline.execute()
+    return {name: value for section in sections for name, value in section.items()} | {"keys": keys}
+
+
+def _counts(info: Mapping[str, Any]) -> RedisCounts:
+    scripts = [info[f"cmdstat_{name}"] for name in SCRIPT_COMMANDS if f"cmdstat_{name}" in info]
+    return RedisCounts(
+        uptime_seconds=int(info.get("uptime_in_seconds", 0)),
+        commands=int(info["total_commands_processed"]),
+        scripts=sum(int(one["calls"]) for one in scripts),
+        script_microseconds=sum(int(one["usec"]) for one in scripts),
+        hits=int(info["keyspace_hits"]),
+        misses=int(info["keyspace_misses"]),
+        evicted_keys=int(info["evicted_keys"]),
+        expired_keys=int(info["expired_keys"]),
+    )
 
 
 class DatabaseReader:
@@ -194,8 +226,12 @@ class ApplicationReader:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
+            # What a name or a path may not hold would be found out only by asking.
+            (host or "").encode("idna")
+            (parts.path + parts.query).encode("ascii")
         except ValueError as exc:
-            raise ConfigurationError("metrics", "is not a URL; expected http://host:port/metrics") from exc
+            problem = "is not a URL; expected http://host:port/metrics, in ASCII but for the host"
+            raise ConfigurationError("metrics", problem) from exc
         if parts.scheme not in ("http", "https") or not host or parts.username or parts.password:
             raise ConfigurationError("metrics", "expected http://host:port/metrics, without user and password")
         self._connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -209,7 +245,7 @@ class ApplicationReader:
             connection.request("GET", self._path, headers={"Accept": "text/plain; version=0.0.4"})
             answer = connection.getresponse()
             body = answer.read(MAX_METRICS_BYTES + 1)
-        except (OSError, http.client.HTTPException) as exc:
+        except (OSError, ValueError, http.client.HTTPException) as exc:
             raise StoreUnavailableError(f"no answer ({type(exc).__name__})") from exc
         finally:
             connection.close()

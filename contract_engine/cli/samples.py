@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Buckets = tuple[tuple[float, float], ...]
 """(upper bound in seconds, how many were at most that long), ascending, the last bound infinite."""
@@ -26,16 +27,10 @@ class Away:
     since: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RedisReading:
-    """What a Redis counts; ``run_id`` changes when it starts anew, and with it every counter."""
+class RedisCounts(NamedTuple):
+    """What one run of a Redis has counted since it began, ``uptime_seconds`` ago."""
 
-    at_seconds: float
-    run_id: str
-    used_memory_bytes: int
-    max_memory_bytes: int
-    clients: int
-    keys: int
+    uptime_seconds: int
     commands: int
     scripts: int
     script_microseconds: int
@@ -43,8 +38,27 @@ class RedisReading:
     misses: int
     evicted_keys: int
     expired_keys: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisReading:
+    """What a Redis, or the primaries of a Cluster together, hold and count.
+
+    ``runs``: the counters by server and run, since they begin anew with each run.
+    """
+
+    at_seconds: float
+    runs: Mapping[str, RedisCounts]
+    used_memory_bytes: int
+    max_memory_bytes: int
+    clients: int
+    keys: int
     unlogged_messages: int | None
     unlogged_sessions: int | None
+
+    def total(self, name: str) -> int:
+        """Return the sum of one counter over all servers."""
+        return sum(getattr(counts, name) for counts in self.runs.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +107,21 @@ class ApplicationReading:
 def increase(before: float, after: float) -> float:
     """Return what a counter has grown by, which is all of it where it began anew."""
     return after - before if after >= before else after
+
+
+def run_increase(before: RedisReading, after: RedisReading, name: str) -> float:
+    """Return what a counter of all servers together has grown by.
+
+    A run that was not there before counts whole where it began since; else it has counted for others until now.
+    """
+    seconds = after.at_seconds - before.at_seconds
+    total = 0
+    for run, counts in after.runs.items():
+        if run in before.runs:
+            total += int(increase(getattr(before.runs[run], name), getattr(counts, name)))
+        elif counts.uptime_seconds <= seconds:
+            total += getattr(counts, name)
+    return float(total)
 
 
 def rate(amount: float | None, seconds: float | None) -> float | None:

@@ -22,6 +22,7 @@ from rich.console import Console
 from contract_engine.cli.signals import unbroken
 from contract_engine.embedded import EmbeddedServers
 from contract_engine.memory import MemoryManager
+from contract_engine.memory._runtime.redis_topology import deployment
 from contract_engine.memory.config import MemoryConfig, psycopg_url
 from contract_engine.memory.errors import ConfigurationError
 from contract_engine.memory.summarizers import FactsWriter
@@ -128,7 +129,10 @@ def describe(config: MemoryConfig, origin: str, *, only_database: bool = False) 
 
 
 def redis_address(url: str) -> str:
-    """Return host, port and database number, without credentials; refuse what is no address of a Redis."""
+    """Return host, port and database number, or who leads to them, without credentials; refuse what is no address."""
+    if (target := deployment(url)) is not None:
+        seeds = ",".join(map(str, target.seeds))
+        return f"cluster {seeds}" if target.kind == "cluster" else f"{target.service}{target.path} of sentinels {seeds}"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
