@@ -23,7 +23,7 @@ from servers import PrivateServers
 from contract_engine.cli.metrics_server import LOOPBACK, serving
 from contract_engine.cli.outside import OutsideMetrics
 from contract_engine.memory import ConfigurationError, MemoryManager
-from contract_engine.memory.metrics import Backlog
+from contract_engine.memory.metrics import MemoryMetrics
 
 CANARY = "canary-90aa"
 
@@ -91,13 +91,15 @@ def test_what_the_servers_hold_is_served(outage: Outage) -> None:
     watermarks = sum(manager.get_context(f"{CANARY}-{number}")["watermark"] for number in range(1, 4))
     with served(manager) as url:
         code, kind, text = get(f"{url}/metrics")
+        # PostgreSQL tells a moment later.
+        assert waited_for(lambda: samples(get(f"{url}/metrics")[2])["memory_logged_messages"] == 27, 60)
+        assert samples(get(f"{url}/metrics")[2])["memory_sessions"] == 3
     assert (code, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
     found = samples(text)
     assert found["memory_up{service=redis}"] == found["memory_up{service=postgres}"] == found["memory_ready"] == 1
-    assert found["memory_sessions"] == found["memory_active_sessions"] == 3
-    assert found["memory_logged_messages"] == 27
+    assert found["memory_active_sessions"] == 3
     assert found["memory_unfolded_messages"] == 27 - watermarks
-    assert found["memory_summaries_total{method=extractive}"] >= 3
+    assert found["memory_logged_summaries{method=extractive}"] >= 3
     assert found["memory_redis_used_memory_bytes"] > 100_000
     for name in ("evicted_keys", "expired_keys", "keyspace_hits", "keyspace_misses"):
         assert found[f"memory_redis_{name}_total"] >= 0
@@ -105,6 +107,25 @@ def test_what_the_servers_hold_is_served(outage: Outage) -> None:
     assert found["memory_circuit_breaker_state{name=redis,state=closed}"] == 1
     assert found["memory_unlogged_messages"] == found["memory_unlogged_oldest_age_seconds"] == 0
     assert CANARY not in text
+
+
+def test_what_an_erasure_lowers_is_no_counter(outage: Outage) -> None:
+    """And has not the name of what applications count."""
+    manager = outage.open(max_buffer_messages=6)
+    for _ in range(3):
+        for name in ("one", "two"):
+            manager.add_messages(name, talk(9, words=40))
+        manager.wait_for_folds()
+    before = OutsideMetrics(manager).text().decode()
+    manager.retention.erase(["one"])
+    after = OutsideMetrics(manager).text().decode()
+    lowered = {name for name, count in samples(after).items() if count < samples(before).get(name, 0)}
+    assert {"memory_logged_summaries{method=extractive}", "memory_logged_merges"} <= lowered
+    kinds = {family.name: family.type for family in text_string_to_metric_families(after)}
+    assert {kinds[name.partition("{")[0]] for name in lowered} == {"gauge"}
+    own = MemoryMetrics()
+    counted = {family.name for family in own.registry.collect()}
+    assert not {name for name in kinds if "summar" in name or "merges" in name} & counted
 
 
 def test_what_waits_is_seen_from_outside(outage: Outage) -> None:
@@ -162,13 +183,6 @@ def test_other_paths_and_methods(redis_url: str, tenant: str) -> None:
         ephemeral = samples(get(f"{url}/metrics")[2])
     assert "memory_up{service=postgres}" not in ephemeral
     assert "memory_unlogged_messages" not in ephemeral
-
-
-def test_backlogs_of_others_are_served(redis_url: str, tenant: str) -> None:
-    with MemoryManager(redis_url=redis_url, tenant=tenant) as manager:
-        outside = OutsideMetrics(manager)
-        outside.add_backlog("outbox", lambda: Backlog(3, 1.5))
-        assert samples(outside.text().decode())["memory_outbox_messages"] == 3
 
 
 def test_the_command_serves_on_loopback_and_ends_well(redis_url: str, database_url: str, tenant: str) -> None:

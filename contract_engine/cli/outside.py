@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import sqlalchemy as sa
+from redis import exceptions as redis_exc
 
+from contract_engine.cli.nodes import find_nodes, open_client
+from contract_engine.cli.readings import CALL_SECONDS, redis_info, table_counts
 from contract_engine.memory import MemoryManager, MemoryServiceError
 from contract_engine.memory._effects import Command, Flow, query, redis_call, scan, transaction
 from contract_engine.memory._layout import parse_unlogged
 from contract_engine.memory._log_outbox import OUTBOX_FIGURES
+from contract_engine.memory._runtime.failures import redis_failure
 from contract_engine.memory.errors import CorruptDataError
 from contract_engine.memory.metrics import Backlog, backlog_metrics, prometheus
 from contract_engine.memory.watched import breaker_metrics
@@ -29,6 +33,9 @@ T = TypeVar("T")
 HELD_SECONDS = 5.0
 """How long figures are given again; what takes a look through every key of Redis or every row is held for longer."""
 HELD_LONG_SECONDS = 30.0
+
+HELD_TIMES, TRIED_TIMES = 100, 10
+"""Figures that took long to find are held for so many times as long, and so is what was looked for in vain."""
 
 MOST_LISTS = 1000
 """Of so many sessions with waiting messages at most the oldest message is looked at."""
@@ -47,11 +54,9 @@ _REDIS_INFO = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseFigures:
-    """What the tables hold, of all tenants; ``buffered`` messages are those that no summary covers."""
+    """What a look through the tables finds, of all tenants; ``buffered`` messages are those no summary covers."""
 
-    sessions: int
     active_sessions: int
-    messages: int
     buffered: int
     summaries: Mapping[str, int]
     merges: int
@@ -79,14 +84,9 @@ class OutsideMetrics:
         self._core = prometheus().core
         self._held: dict[str, tuple[object, float]] = {}
         self._lock = threading.Lock()
-        self._backlogs: dict[str, Callable[[], Backlog | None]] = {}
         registry = prometheus().CollectorRegistry()
         registry.register(cast("Any", self))
         self.registry = registry
-
-    def add_backlog(self, name: str, read: Callable[[], Backlog | None]) -> None:
-        """Show ``memory_<name>_messages`` and ``memory_<name>_oldest_age_seconds``; errors of ours mean no figure."""
-        self._backlogs[name] = read
 
     def text(self) -> bytes:
         """Return everything in the text format of Prometheus."""
@@ -99,7 +99,7 @@ class OutsideMetrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric; what prometheus-client calls."""
-        gauge, counter = self._core.GaugeMetricFamily, self._core.CounterMetricFamily
+        gauge = self._core.GaugeMetricFamily
         report = self._manager.health()
         up = gauge("memory_up", "Whether a service answers.", labels=["service"])
         took = gauge("memory_check_duration_seconds", "How long the check of a service took.", labels=["service"])
@@ -115,30 +115,39 @@ class OutsideMetrics:
         if self._manager.config.is_durable:
             breakers.append(self._manager.database_breaker)
         yield from breaker_metrics(self._core, breakers)
-        info = self._kept("redis", HELD_SECONDS, lambda: self._run(_redis_info()))
-        for key, (name, text, is_counter) in _REDIS_INFO.items():
-            if info is not None and key in info:
-                yield (counter if is_counter else gauge)(name, text, value=info[key])
+        yield from self._redis_metrics()
         if self._manager.config.is_durable:
             yield from self._durable_metrics()
-        for name, read in self._backlogs.items():
-            found = self._kept(f"backlog {name}", HELD_SECONDS, read)
-            if found is not None:
-                yield from backlog_metrics(self._core, name, found)
+
+    def _redis_metrics(self) -> Iterator[Metric]:
+        """Yield what Redis tells; where there are several servers, of each under its own label."""
+        gauge, counter = self._core.GaugeMetricFamily, self._core.CounterMetricFamily
+        infos = self._kept("redis", HELD_SECONDS, lambda: _redis_infos(self._manager.config.redis_url)) or {}
+        for key, (name, text, is_counter) in _REDIS_INFO.items():
+            labels = ["node"] if any(infos) else []
+            family = (counter if is_counter else gauge)(name, text, labels=labels)
+            for node, info in infos.items():
+                if key in info:
+                    family.add_metric([node] if labels else [], info[key])
+            if family.samples:
+                yield family
 
     def _durable_metrics(self) -> Iterator[Metric]:
-        gauge, counter = self._core.GaugeMetricFamily, self._core.CounterMetricFamily
-        figures = self._kept("database", HELD_LONG_SECONDS, lambda: self._run(transaction(_database_figures)))
+        gauge = self._core.GaugeMetricFamily
+        counts = self._kept("table counts", HELD_SECONDS, lambda: self._run(transaction(table_counts)))
+        if counts is not None:
+            yield gauge("memory_sessions", "Sessions in the log, about.", value=counts["sessions"].live)
+            yield gauge("memory_logged_messages", "Messages in the log, about.", value=counts["messages"].live)
+        figures = self._kept("tables", HELD_LONG_SECONDS, lambda: self._run(transaction(_database_figures)))
         if figures is not None:
-            yield gauge("memory_sessions", "Sessions in the log.", value=figures.sessions)
             yield gauge("memory_active_sessions", "Sessions used within an hour.", value=figures.active_sessions)
-            yield gauge("memory_logged_messages", "Messages in the log.", value=figures.messages)
             yield gauge("memory_unfolded_messages", "Messages no summary covers.", value=figures.buffered)
-            summaries = counter("memory_summaries", "Summary versions in the log, by method.", labels=["method"])
+            # No counters: a purge lowers them, and rate() would take that for a restart and count all again.
+            summaries = gauge("memory_logged_summaries", "Summary versions in the log, by method.", labels=["method"])
             for method, count in sorted(figures.summaries.items()):
                 summaries.add_metric([method], count)
             yield summaries
-            yield counter("memory_summary_merges", "Versions that went on from an earlier one.", value=figures.merges)
+            yield gauge("memory_logged_merges", "Versions that went on from an earlier one.", value=figures.merges)
             yield gauge("memory_quarantined_summaries", "Versions in quarantine.", value=figures.quarantined)
         pattern = f"{self._manager.config.key_prefix}:{{*}}:unlogged"
         waiting = self._kept("unlogged", HELD_LONG_SECONDS, lambda: self._run(_unlogged_figures(pattern)))
@@ -160,37 +169,48 @@ class OutsideMetrics:
             held, until = self._held.get(name, (None, 0.0))
             if time.monotonic() < until:
                 return cast("T | None", held)
+            started, times = time.monotonic(), HELD_TIMES
             try:
                 found: T | None = ask()
             except MemoryServiceError as exc:
-                logger.info("no figures of %s: %s", name, exc)
-                found, seconds = None, HELD_SECONDS
-            self._held[name] = (found, time.monotonic() + seconds)
+                logger.warning("no figures of %s: %s", name, exc)
+                found, seconds, times = None, HELD_SECONDS, TRIED_TIMES
+            ended = time.monotonic()
+            self._held[name] = (found, ended + max(seconds, times * (ended - started)))
             return found
 
 
-def _redis_info() -> Flow[dict[str, int]]:
-    replies = yield from redis_call(*(Command(("INFO", section)) for section in ("memory", "stats", "clients")))
-    lines = b"".join(replies).decode("utf-8", "replace").splitlines()
-    facts = dict(line.split(":", 1) for line in lines if ":" in line)
-    return {name: int(facts[name]) for name in _REDIS_INFO if facts.get(name, "").isdecimal()}
+def _redis_infos(url: str) -> dict[str, dict[str, int]]:
+    """Return what each server tells; one of several that is away is left out."""
+    found = {}
+    nodes = find_nodes(url, timeout_seconds=CALL_SECONDS).nodes
+    for node in nodes:
+        try:
+            with open_client(node.url, timeout_seconds=CALL_SECONDS) as client:
+                info = redis_info(client)
+        except redis_exc.RedisError as exc:
+            failure, _ = redis_failure(exc)
+            if len(nodes) == 1:
+                raise failure from exc
+            logger.warning("no figures of redis %s: %s", node.name, failure)
+            continue
+        found[node.name] = {name: int(info[name]) for name in _REDIS_INFO if name in info}
+    return found
 
 
 def _database_figures(connection: sa.Connection) -> DatabaseFigures:
     totals = connection.execute(
         sa.text(
-            "SELECT count(*), count(*) FILTER (WHERE updated_at > now() - interval '1 hour'), "
-            "coalesce(sum(last_seq), 0), coalesce(sum(last_seq - watermark), 0) FROM memory_sessions"
+            "SELECT count(*) FILTER (WHERE updated_at > now() - interval '1 hour'), "
+            "coalesce(sum(last_seq - watermark), 0) FROM memory_sessions"
         )
     ).one()
     rows = connection.execute(
         sa.text("SELECT method, count(*), count(parent), count(quarantined_at) FROM memory_summaries GROUP BY method")
     ).all()
-    sessions, active_sessions, messages, buffered = map(int, totals)
+    active_sessions, buffered = map(int, totals)
     return DatabaseFigures(
-        sessions=sessions,
         active_sessions=active_sessions,
-        messages=messages,
         buffered=buffered,
         summaries={row[0]: row[1] for row in rows},
         merges=sum(row[2] for row in rows),

@@ -81,7 +81,7 @@ def test_show_and_stats(backend: Backend) -> None:
 
 def test_doctor_looks_at_every_primary(backend: Backend, several: Cluster | Watched) -> None:
     answer = Answer(backend, "doctor", "--json")
-    checks = {}
+    checks: dict[str, list[dict[str, str]]] = {}
     for check in answer.json["checks"]:
         checks.setdefault(check["check"], []).append(check)
     assert len(checks["redis"]) == len(primaries(several))
@@ -168,10 +168,13 @@ def _slot(key: str) -> int:
     return int(key_slot(key.encode()))
 
 
-def test_metrics_and_export(backend: Backend) -> None:
+def test_metrics_and_export(backend: Backend, several: Cluster | Watched) -> None:
     fill(backend)
     metrics = Answer(backend, "metrics", "--once")
     assert 'memory_up{service="redis"} 1.0' in metrics.out
+    for server in primaries(several):
+        assert f'memory_redis_keyspace_hits_total{{node="127.0.0.1:{server.port}"}}' in metrics.out
+    assert metrics.out.count("memory_redis_used_memory_bytes{") == len(primaries(several))
     assert Answer(backend, "export", "s1").out.count("\n") > 9
 
 
