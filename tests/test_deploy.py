@@ -198,6 +198,15 @@ def test_the_dashboard_is_what_its_program_writes() -> None:
     assert (DASHBOARD.with_suffix(".json")).read_text("utf-8") == module().text()
 
 
+def test_the_jobs_of_the_dashboard_are_all_who_serve_any_of_it() -> None:
+    """The exporter of the command line has no operations, and is a job like the others."""
+    (jobs,) = [one for one in module().dashboard()["templating"]["list"] if one["name"] == "job"]
+    found = re.fullmatch(r'label_values\({__name__=~"(.+)"}, job\)', jobs["query"]["query"])
+    assert found
+    names = {name for name in series() if name != "up"}
+    assert names == {name for name in [*names, "up", "redis_memory_used_bytes"] if re.fullmatch(found[1], name)}
+
+
 def test_the_panels_lie_side_by_side() -> None:
     taken: set[tuple[int, int]] = set()
     found = panels()

@@ -285,7 +285,7 @@ def _jobs() -> dict[str, Any]:
         "label": "Job",
         "type": "query",
         "datasource": SOURCE,
-        "query": {"query": "label_values(memory_operation_duration_seconds_count, job)", "refId": "jobs"},
+        "query": {"query": 'label_values({__name__=~"memory_.+"}, job)', "refId": "jobs"},
         "refresh": 2,
         "includeAll": True,
         "multi": True,
