@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +20,14 @@ from memory_contract import Backend, logged, redis_values, row_counts, rows_with
 from typer.testing import CliRunner
 
 from contract_engine.cli.app import app
-from contract_engine.cli.retention import age_of
-from contract_engine.memory import ConfigurationError, InvalidInputError, MemoryManager, StoreUnavailableError
+from contract_engine.cli.retention import age_of, moment_of
+from contract_engine.memory import (
+    ConfigurationError,
+    InvalidInputError,
+    MemoryManager,
+    StoreUnavailableError,
+    erasing,
+)
 from contract_engine.memory._effects import Query, RedisCall, Transaction
 from contract_engine.memory._tables import metadata, tables_of_sessions
 from contract_engine.memory.errors import DatabaseUnavailableError, RedisUnavailableError
@@ -211,6 +218,26 @@ def test_a_session_in_use_is_passed_over_without_waiting(blocking: Backend) -> N
         done = manager.retention.purge(AGE)  # would miss its deadline if it waited
     assert (done["sessions"], done["kept"]) == (1, 1)
     assert manager.retention.session_ids() == ["used"]
+
+
+def test_the_rate_of_a_purge_is_never_made_up_for(blocking: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever took time before: what comes after it comes at the rate, and not all at once."""
+    monkeypatch.setattr(erasing, "BATCH_SESSIONS", 1)
+    manager = blocking.open()
+    names = [f"s{number}" for number in range(6)]
+    for name in names:
+        manager.append(name, say(1))
+    make_old(blocking, *names)
+    moments: list[float] = []
+
+    def progress(done: int) -> None:
+        moments.append(time.monotonic())
+        if done == 1:
+            time.sleep(3)
+
+    assert manager.retention.purge(AGE, sessions_per_second=2, progress=progress)["sessions"] == len(names)
+    # Four at two a second; what one takes itself counts for its share of the time.
+    assert moments[5] - moments[1] >= 1.4
 
 
 @contextmanager
@@ -571,7 +598,8 @@ def test_the_commands(blocking: Backend) -> None:
     code, out, _ = run(blocking, "purge", "--older-than", date, "--yes", "--json", "--rate", "0")
     assert (code, json.loads(out)["sessions"], json.loads(out)["messages"]) == (0, 1, 3)
     code, out, _ = run(blocking, "purge", "--older-than", "30m", "--yes")
-    assert (code, out[:16]) == (0, "Nothing to erase")
+    assert code == 0
+    assert re.fullmatch(r"Nothing to erase: every session was touched since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\.\n", out)
     assert run(blocking, "purge", "--older-than", "soon")[0] == 2
     assert run(blocking, "purge", "--older-than", "2999-01-01", "--yes")[0] == 2
     assert run(blocking, "erase", "c")[0] == 1
@@ -610,3 +638,10 @@ def test_a_server_that_is_away(blocking: Backend, tmp_path: Path) -> None:
 )
 def test_times(text: str, age: timedelta | datetime) -> None:
     assert age_of(text) == age
+
+
+def test_moments_are_told_in_utc_and_may_be_given_again() -> None:
+    """Whatever zone the server answers in."""
+    shown = moment_of("2026-01-31T01:30:00.250000+02:00")
+    assert shown == "2026-01-30T23:30:00Z"
+    assert age_of(shown) == datetime(2026, 1, 30, 23, 30, tzinfo=UTC)

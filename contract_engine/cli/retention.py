@@ -50,7 +50,7 @@ def purge(
         with display.notices().status("counting …"):
             found = manager.retention.purge(age, limit=limit, dry_run=True)
         if not dry_run and found["sessions"]:
-            since = f"not touched since {found['before'][:19]}"
+            since = f"not touched since {moment_of(found['before'])}"
             question = f"Erase {found['sessions']:,} sessions with {found['messages']:,} messages, {since}, for good?"
             confirm(question, yes=yes)
             with display.progress(display.notices(), "sessions") as bar:
@@ -65,10 +65,10 @@ def purge(
         display.print_json(found | {"dry_run": dry_run})
         return
     if not found["sessions"] + found["kept"]:
-        say(f"Nothing to erase: every session was touched since {found['before'][:19]}.")
+        say(f"Nothing to erase: every session was touched since {moment_of(found['before'])}.")
         return
     verb = "Would erase" if dry_run else "Erased"
-    oldest = f", the oldest of {found['oldest'][:19]}" if found["oldest"] else ""
+    oldest = f", the oldest of {moment_of(found['oldest'])}" if found["oldest"] else ""
     say(f"{verb} {found['sessions']:,} sessions with {found['messages']:,} messages{oldest}.")
     if found["kept"]:
         say(f"Kept {found['kept']:,} sessions that were touched meanwhile, or in use.")
@@ -126,6 +126,11 @@ def age_of(text: str) -> timedelta | datetime:
     except ValueError:
         raise typer.BadParameter(f"{text!r} is neither a time such as 90d nor a date such as 2026-01-31") from None
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def moment_of(text: str) -> str:
+    """Return a moment in UTC, as it may be given to --older-than; the server's own zone is nobody's here."""
+    return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def erasures(reports: Sequence[Mapping[str, Any]]) -> Table:

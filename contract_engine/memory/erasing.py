@@ -60,7 +60,7 @@ class Erasing:
         rate = _check_rate(sessions_per_second)
         before = yield from self._moment(older_than)
         done: dict[str, Any] = {"before": before.isoformat(), "sessions": 0, "messages": 0, "kept": 0, "oldest": None}
-        after, started, selected = "", time.monotonic(), 0
+        after, due, selected = "", time.monotonic(), 0
         while most is None or selected < most:
             rows = yield from query(
                 _log_retention.SESSIONS_AFTER,
@@ -72,6 +72,8 @@ class Erasing:
             old = [row for row in rows if row[2]][: None if most is None else most - selected]
             selected += len(old)
             for batch in _batches(old):
+                # From here, and not from the start: time spent on young sessions is not made up for.
+                began = max(due, time.monotonic())
                 erased = {row[0]: row[1] for row in batch}
                 if not dry_run:
                     erased = yield from self._purge(list(erased), before)
@@ -83,7 +85,7 @@ class Erasing:
                 if progress is not None:
                     progress(done["sessions"] + done["kept"])
                 if rate and not dry_run:
-                    due = started + (done["sessions"] + done["kept"]) / rate
+                    due = began + len(batch) / rate
                     if (seconds := due - time.monotonic()) > 0:
                         yield from pause(seconds)
         return done | {"dry_run": dry_run}

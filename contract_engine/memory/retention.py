@@ -168,7 +168,7 @@ class AsyncRetention:
     async def export_session(
         self, session_id: str, write: Callable[[bytes], object], *, progress: Progress | None = None
     ) -> dict[str, Any] | None:
-        """See :meth:`Retention.export_session`."""
+        """See :meth:`Retention.export_session`; ``write`` runs on the event loop and holds it up."""
         return await self._runtime.run(self._flows.export_session(session_id, write, progress))
 
     async def import_sessions(
@@ -180,7 +180,7 @@ class AsyncRetention:
         dry_run: bool = False,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
-        """See :meth:`Retention.import_sessions`."""
+        """See :meth:`Retention.import_sessions`; ``lines`` are read on the event loop, which waits for them."""
         return await self._runtime.run(self._flows.import_sessions(lines, session_id, existing, dry_run, progress))
 
     async def session_ids(self, *, after: str = "", limit: int = 1000) -> list[str]:
