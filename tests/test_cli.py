@@ -471,6 +471,15 @@ def test_resummarize_says_why_it_did_nothing(durable: Command, chats: str, redis
     assert "NO_SUCH_VARIABLE" in answer.err
 
 
+def test_a_missing_key_is_told_with_the_option_that_names_it(durable: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    answer = durable("resummarize", "s", "--model", "test-model")
+    assert answer.code == 2
+    assert "model: no key; set OPENAI_API_KEY" in answer.err
+    assert "--api-key-variable" in answer.err
+
+
 def test_resummarize_has_a_model_write(durable: Command, redis_url: str, database_url: str, tenant: str) -> None:
     said = [message | {"timestamp": EIGHTH_OF_MAY} for message in MESSAGES]
     said += [{"role": "user", "content": f"And one more thing, number {number}."} for number in range(1, 5)]

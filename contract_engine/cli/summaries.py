@@ -171,7 +171,13 @@ def model_writer(model: str, base_url: str | None, api_key_variable: str | None)
     # Only here, since it needs the extra llm.
     from contract_engine.memory.summarizers import ModelSummarizer, OpenAIChat
 
-    writer: FactsWriter = ModelSummarizer(OpenAIChat(model, base_url=base_url, api_key=key))
+    try:
+        writer: FactsWriter = ModelSummarizer(OpenAIChat(model, base_url=base_url, api_key=key))
+    except ConfigurationError as exc:
+        if exc.field != "api_key":
+            raise
+        problem = "no key; set OPENAI_API_KEY, or name the variable that holds it: --api-key-variable VARIABLE"
+        raise ConfigurationError("model", problem) from exc
     return writer
 
 

@@ -48,6 +48,7 @@ from contract_engine.memory import (
 )
 
 PATIENCE = 30.0
+LOOPBACK = "127.0.0.1"
 METRICS = Path(__file__).resolve().parents[2] / "deploy" / "prometheus" / "metrics.txt"
 
 
@@ -379,11 +380,40 @@ def test_metrics_of_others_are_passed_over() -> None:
     assert (found.folds, found.operations, found.outbox_messages, found.started) == (5.0, {}, None, None)
 
 
-@pytest.mark.parametrize("url", ["ftp://x/metrics", "x", "http://", "http://user:pw@x/metrics", "http://x:port/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ftp://x/metrics", "x", "http://", "http://user:pw@x/metrics", "http://x:port/"),
+        *(
+            "http://a..b/metrics",
+            f"http://{'a' * 64}.example/metrics",
+            "http://x/m\N{LATIN SMALL LETTER E WITH ACUTE}trics",
+        ),
+    ],
+)
 def test_what_is_no_address_of_metrics_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="metrics: ") as raised:
         ApplicationReader(url)
     assert "pw" not in str(raised.value)
+
+
+def test_an_answer_that_breaks_its_own_rules_is_away(redis_url: str, tenant: str) -> None:
+    """The library of HTTP raises what it likes: a look ends with an answer all the same."""
+    with socket.create_server((LOOPBACK, 0)) as broken:
+        url = f"http://{LOOPBACK}:{broken.getsockname()[1]}/metrics"
+
+        def answer() -> None:
+            connection, _ = broken.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with closing(Lookout(MemoryConfig(redis_url=redis_url, tenant=tenant), [url])) as lookout:
+            found = lookout.look().as_json()["applications"][url]
+        thread.join()
+    assert found["state"] == "away"
 
 
 def test_every_metric_that_is_read_is_in_the_list() -> None:
