@@ -7,9 +7,10 @@ installed. Alembic is imported where it is used: it takes most of a second, whic
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -24,20 +25,49 @@ VERSION_TABLE = "memory_schema_version"
 _one_at_a_time = threading.Lock()
 
 
-def upgrade(database_url: str, revision: str = "head") -> None:
-    """Apply the migrations up to ``revision``; two processes doing so at once wait for each other."""
+class Step(NamedTuple):
+    """One migration: its revision, and what it is about."""
+
+    revision: str
+    title: str
+
+
+def upgrade(database_url: str, revision: str = "head", *, advance: Callable[[], object] | None = None) -> None:
+    """Apply the migrations up to ``revision``, in one transaction; two processes doing so at once wait for each other.
+
+    ``advance`` is called after each of them.
+    """
     from alembic import command  # costs most of a second
 
     with _one_at_a_time:
-        command.upgrade(_config(database_url), revision)
+        command.upgrade(_config(database_url, advance), revision)
 
 
-def downgrade(database_url: str, revision: str) -> None:
+def downgrade(database_url: str, revision: str, *, advance: Callable[[], object] | None = None) -> None:
     """Take the migrations back to ``revision`` (``base`` drops every table with what it holds)."""
     from alembic import command  # costs most of a second
 
     with _one_at_a_time:
-        command.downgrade(_config(database_url), revision)
+        command.downgrade(_config(database_url, advance), revision)
+
+
+def steps(current: str | None, revision: str, *, down: bool) -> list[Step]:
+    """Return the migrations between ``current`` and ``revision``, in the order they are applied or taken back."""
+    from alembic.script import ScriptDirectory  # costs most of a second
+
+    scripts = ScriptDirectory.from_config(_config("postgresql://unused"))
+    target: Any = scripts.get_revision(revision)  # None for base
+    if current is not None:
+        scripts.get_revision(current)  # one that is younger than this package is refused here
+    goal = None if target is None else target.revision
+    # They stand in a row, each on the one before: what lies below either end is all there is of it.
+    below = {
+        end: [one.revision for one in scripts.iterate_revisions(end, "base")] if end else [] for end in (current, goal)
+    }
+    upper, lower = (current, goal) if down else (goal, current)
+    found = [one for one in below[upper] if one not in below[lower]]
+    titles = {one: (scripts.get_revision(one).doc or "").rstrip(".") for one in found}
+    return [Step(one, titles[one]) for one in (found if down else reversed(found))]
 
 
 def head() -> str:
@@ -65,11 +95,12 @@ def migrations_path() -> Path:
     return installed if installed.is_dir() else Path(__file__).resolve().parents[1] / "migrations"
 
 
-def _config(database_url: str) -> Config:
+def _config(database_url: str, advance: Callable[[], object] | None = None) -> Config:
     from alembic.config import Config  # costs most of a second
 
     config = Config()
     config.set_main_option("script_location", str(migrations_path()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["database_url"] = psycopg_url(database_url)
+    config.attributes["advance"] = advance
     return config

@@ -26,6 +26,12 @@ def include_name(name: str | None, kind: str, _parents: object) -> bool:
     return kind != "table" or (name or "").startswith("memory_")
 
 
+def told_of(*_: object, **__: object) -> None:
+    """Tell whoever called that one more migration is applied or taken back."""
+    if (advance := context.config.attributes.get("advance")) is not None:
+        advance()
+
+
 def run() -> None:
     """Migrate in one transaction, after any other migrator, and giving up rather than queueing before the writers."""
     engine = sa.create_engine(database_url(), poolclass=sa.pool.NullPool, connect_args={"connect_timeout": 10})
@@ -40,6 +46,7 @@ def run() -> None:
                 version_table=VERSION_TABLE,
                 include_name=include_name,
                 compare_server_default=True,
+                on_version_apply=told_of,
             )
             with context.begin_transaction():
                 context.run_migrations()

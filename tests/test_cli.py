@@ -645,16 +645,29 @@ def test_limits_must_fit(chats: str) -> None:
 def test_migrate_up_and_down(private_servers: PrivateServers) -> None:
     address = ("--database-url", private_servers(redis=False, migrate=False).database_url)
     head = schema.head()
+    for _ in range(2):
+        planned = run("migrate", "--dry-run", "--json", *address).json
+        assert (planned["from"], planned["to"], planned["dry_run"]) == (None, None, True)
+    steps = [step["revision"] for step in planned["steps"]]
+    assert (len(steps), steps[-1]) == (len(list((schema.migrations_path() / "versions").glob("0*.py"))), head)
+    shown = run("migrate", "--dry-run", "--revision", steps[0], *address).out
+    assert f"  {steps[0]}  Sessions, messages and summaries" in shown
+    assert steps[1] not in shown
     up = run("migrate", *address)
     assert up.code == 0
+    assert run("migrate", "--dry-run", "--json", *address).json["steps"] == []
+    back = run("migrate", "--dry-run", "--down", steps[0], "--json", *address).json
+    assert [step["revision"] for step in back["steps"]] == steps[:0:-1]
     assert f"Migrated the schema: nothing → {head}." in up.out
     assert f"The schema is at {head} already." in run("migrate", *address).out
     refused = run("migrate", "--down", "base", *address, answer="n\n")
     assert refused.code == 1
     assert f"Take the schema back from {head} to base" in refused.err
     down = run("migrate", "--down", "base", "--yes", "--json", *address)
-    assert down.json == {"from": head, "to": None}
-    assert run("migrate", "--revision", head, "--json", *address).json == {"from": None, "to": head}
+    assert (down.json["from"], down.json["to"]) == (head, None)
+    again = run("migrate", "--revision", head, "--json", *address).json
+    assert (again["from"], again["to"], len(again["steps"])) == (None, head, len(steps))
+    assert run("migrate", "--dry-run", "--revision", "nonsense", *address).code == 2
     unknown = run("migrate", "--revision", "nonsense", *address)
     assert unknown.code == 2
     assert "Error: revision: Can't locate revision identified by 'nonsense'" in unknown.err
@@ -943,6 +956,27 @@ def test_interrupted_program_leaves_in_order(
     assert err == told + ("Interrupted.\n" if number == signal.SIGINT else "")
 
 
+@pytest.mark.parametrize(
+    "arguments", [("replay", "{chats}", "--json"), ("replay", "{chats}", "--full"), ("doctor",), ("top", "--json")]
+)
+def test_a_reader_that_goes_away_is_no_failure(
+    chats: str, redis_url: str, tenant: str, arguments: tuple[str, ...]
+) -> None:
+    """As after ``| head -1``: nothing is said, and the exit code is that of a program SIGPIPE has ended."""
+    given = [one.format(chats=chats) for one in arguments]
+    command = [sys.executable, "-m", "contract_engine.cli", *given, "--redis-url", redis_url, "--ephemeral"]
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        done = subprocess.run(
+            [*command, "--tenant", tenant], stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=100, check=False
+        )
+    finally:
+        os.close(theirs)
+    assert done.returncode == 141, done.stderr
+    assert len(done.stderr.splitlines()) == 1, "the servers, and nothing else"
+
+
 def test_help_is_cheap_and_tells_the_exit_codes() -> None:
     program = (
         "import sys; from typer.testing import CliRunner; from contract_engine.cli.app import app; "
@@ -954,6 +988,7 @@ def test_help_is_cheap_and_tells_the_exit_codes() -> None:
     assert loaded == "[]"
     words = " ".join(" ".join(text).split())
     assert "Exit codes: 0 done. 1 the answer is no" in words
+    assert "141 because nobody reads its output any more" in words
     for name in ("demo", "replay", "show", "stats", "summaries", "clear", "migrate", "metrics", "doctor"):
         assert f" {name} " in words
     assert "1 if there are warnings, 2 if anything fails" in " ".join(run("doctor", "--help").out.split())

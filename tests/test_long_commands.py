@@ -13,7 +13,7 @@ from contract_engine.cli.app import app
 
 pytest_plugins = ("memory_fixtures",)
 
-WRITING = ("purge", "erase", "import", "backfill", "relay", "drain", "resummarize")
+WRITING = ("purge", "erase", "import", "backfill", "relay", "drain", "resummarize", "migrate")
 READING = ("export", "parity")
 
 

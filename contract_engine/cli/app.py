@@ -21,20 +21,30 @@ from contract_engine.cli import (
     metrics_server,
     migration,
     parity,
-    probes,
     retention,
     summaries,
+    tables,
     top,
 )
 from contract_engine.cli.conversations import Conversation, conversation_of, read_conversations
 from contract_engine.cli.drain import drain_sessions, show_waiting
 from contract_engine.cli.options import AsJson, DatabaseUrl, Ephemeral, Full, Limit, RedisUrl, Session, Tenant, Yes
-from contract_engine.cli.outcome import EXIT_CODES, INTERRUPTED_CODES, NO, CommandGroup, confirm, known_context, say
+from contract_engine.cli.outcome import (
+    EXIT_CODES,
+    INTERRUPTED_CODES,
+    NO,
+    UNDONE_CODES,
+    UNREAD,
+    CommandGroup,
+    confirm,
+    known_context,
+    say,
+)
 from contract_engine.cli.replay import clear_session, replay_all
 from contract_engine.cli.report import SessionReport, reports_as_json
 from contract_engine.cli.servers import Choice, chosen_manager, chosen_servers
-from contract_engine.cli.signals import end_in_order, end_once
-from contract_engine.memory import ConfigurationError, SessionLimits
+from contract_engine.cli.signals import end_in_order, end_once, mute
+from contract_engine.memory import SessionLimits
 
 # Small enough that conversations of forty messages are folded several times.
 DEMO_LIMITS = {"summary_trigger_tokens": 1200, "max_buffer_tokens": 2000, "max_buffer_messages": 16}
@@ -75,6 +85,11 @@ def main() -> None:
         app(prog_name="contract-memory")
     finally:
         end_once()  # what comes now would meet an interpreter that is being taken down
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            mute()
+            sys.exit(UNREAD)
 
 
 def _print_version(wanted: bool) -> None:
@@ -262,39 +277,7 @@ app.command(rich_help_panel=KEEP, epilog=INTERRUPTED_CODES)(retention.erase)
 app.command(rich_help_panel=KEEP, epilog=INTERRUPTED_CODES)(retention.purge)
 
 
-@app.command(rich_help_panel=OPERATE)
-def migrate(
-    *,
-    revision: Annotated[str | None, typer.Option(help="Go up to this revision; by default to the newest.")] = None,
-    down: Annotated[
-        str | None, typer.Option(metavar="REVISION", help="Go back to this revision; base drops every table.")
-    ] = None,
-    yes: Yes = False,
-    database_url: DatabaseUrl = None,
-    as_json: AsJson = False,
-) -> None:
-    """Bring the tables of the database up to date, or take them back.
-
-    Other tables in it are left alone. May be repeated, and run while programs use the tables.
-    """
-    if revision is not None and down is not None:
-        raise typer.BadParameter("--revision goes up and --down goes back: give one of them")
-    choice = Choice(database_url=database_url)
-    with chosen_servers(choice, display.notices(), only_database=True, migrate=False) as config:
-        url = config.database_url
-        if url is None:
-            raise ConfigurationError("database_url", "no database is configured; give --database-url or DATABASE_URL")
-        before = probes.schema_revision(url)
-        if down is not None:
-            confirm(f"Take the schema back from {before or 'nothing'} to {down}, and drop what is younger?", yes=yes)
-        probes.migrate(url, down or revision or "head", down=down is not None)
-        after = probes.schema_revision(url)
-    if as_json:
-        display.print_json({"from": before, "to": after})
-    elif before == after:
-        say(f"The schema is at {after or 'nothing'} already.")
-    else:
-        say(f"Migrated the schema: {before or 'nothing'} → {after or 'nothing'}.")
+app.command(rich_help_panel=OPERATE, epilog=UNDONE_CODES)(tables.migrate)
 
 
 @app.command(name="doctor", rich_help_panel=OPERATE)

@@ -30,14 +30,21 @@ OPENING_CHARS = 160
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+class _PipedConsole(Console):
+    """Ends a command whose reader has gone as any other output does; rich would end it as a failure."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def output() -> Console:
     """Return the console of results; colours only on a terminal, and not with NO_COLOR."""
-    return Console(highlight=False)
+    return _PipedConsole(highlight=False)
 
 
 def notices() -> Console:
     """Return the console of everything that is not a result."""
-    return Console(stderr=True, highlight=False)
+    return _PipedConsole(stderr=True, highlight=False)
 
 
 def print_json(value: object) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from contract_engine.cli.display import notices, output, printable
-from contract_engine.cli.signals import Terminated
+from contract_engine.cli.signals import Terminated, mute
 from contract_engine.memory import (
     DatabaseUnavailableError,
     MemoryManager,
@@ -21,15 +21,14 @@ from contract_engine.memory import (
     StoreUnavailableError,
 )
 
-NO, ERROR, INTERRUPTED = 1, 2, 130
-"""Exit codes beside 0: the answer is no; an error; Ctrl-C."""
+NO, ERROR, INTERRUPTED, UNREAD = 1, 2, 130, 141
+"""Exit codes beside 0: the answer is no; an error; Ctrl-C; nobody reads the output any more."""
 
 EXIT_CODES = (
     "Exit codes: 0 done. 1 the answer is no: no such session, not confirmed, verification failed, warnings of the "
     "doctor. 2 an error: wrong usage, a server that is away, failures found by the doctor. 130 ended by Ctrl-C, 143 by "
-    "SIGTERM."
+    "SIGTERM, 141 because nobody reads its output any more, as after `| head`."
 )
-
 
 INTERRUPTED_CODES = (
     "Exit code 130 after Ctrl-C, 143 after SIGTERM: what is done stays done, and calling it again does the rest."
@@ -37,8 +36,11 @@ INTERRUPTED_CODES = (
 """What stands at the end of the help of every command that may take long."""
 
 
+UNDONE_CODES = "Exit code 130 after Ctrl-C, 143 after SIGTERM: then nothing was changed."
+
+
 class CommandGroup(TyperGroup):
-    """Turns what this package raises on purpose into one line on standard error, and Ctrl-C into its exit code."""
+    """Turns what this package raises on purpose into one line on standard error, and endings into their exit codes."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -47,6 +49,9 @@ class CommandGroup(TyperGroup):
             line = Text.assemble(("Error: ", "bold red"), printable(f"{str(exc).rstrip('.')}{self._advice(ctx, exc)}"))
             notices().print(line, soft_wrap=True)
             raise typer.Exit(ERROR) from exc
+        except BrokenPipeError as exc:
+            mute()
+            raise typer.Exit(UNREAD) from exc
         except Terminated as exc:
             raise typer.Exit(128 + exc.number) from exc
         except KeyboardInterrupt as exc:

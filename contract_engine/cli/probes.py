@@ -103,16 +103,26 @@ def schema_revision(url: str) -> str | None:
     return _with_database(url, schema.current)
 
 
-def migrate(url: str, revision: str, *, down: bool) -> None:
-    """Apply or take back migrations; an unknown revision is a ConfigurationError."""
+def planned(current: str | None, revision: str, *, down: bool) -> list[schema.Step]:
+    """Return what :func:`migrate` would apply or take back, in that order; an unknown revision is refused."""
+    from alembic.util.exc import CommandError  # as below
+
+    try:
+        return schema.steps(current, revision, down=down)
+    except CommandError as exc:
+        raise ConfigurationError("revision", str(exc)) from exc
+
+
+def migrate(url: str, revision: str, *, down: bool, advance: Callable[[], object]) -> None:
+    """Apply or take back migrations; ``advance`` is called after each. An unknown revision is a ConfigurationError."""
     # Alembic takes most of a second to import, and no other command needs it.
     from alembic.util.exc import CommandError
 
     try:
         if down:
-            schema.downgrade(url, revision)
+            schema.downgrade(url, revision, advance=advance)
         else:
-            schema.upgrade(url, revision)
+            schema.upgrade(url, revision, advance=advance)
     except CommandError as exc:
         raise ConfigurationError("revision", str(exc)) from exc
     except sa_exc.SQLAlchemyError as exc:
