@@ -22,7 +22,7 @@ from legacy_stores import ListStore
 from legacy_tables import Older, said
 from memory_contract import Backend, say, talk
 from server_faults import waited_for
-from test_top import servers_in
+from test_top_on_servers import servers_in
 
 from contract_engine.cli.servers import HOME_VARIABLE
 from contract_engine.memory import MemoryManager
