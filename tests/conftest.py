@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import uuid
 from collections.abc import Iterator
@@ -26,8 +27,9 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
-def pytest_report_header() -> str:
-    return describe()
+def pytest_report_header() -> list[str]:
+    promtool = shutil.which("promtool") or "none: the rules of deploy/ are parsed, and NOT evaluated"
+    return [describe(), f"promtool: {promtool}"]
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """What is deployed beside the library: rules, dashboard and runbook agree with each other and with the list of metrics.
 
 Where ``promtool`` is on the PATH it judges the rules too and runs their own tests; the expressions are parsed and the
-shape is checked without it.
+shape is checked without it. The header of the test report says which it was.
 """
 
 from __future__ import annotations

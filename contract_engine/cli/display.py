@@ -196,10 +196,10 @@ def stats_view(stats: Mapping[str, Any], context: Mapping[str, Any]) -> Renderab
     if memory is None:
         facts.add_row("redis", Text("away; the session is read from PostgreSQL", style="yellow"))
     else:
-        limit = f"of {_size(memory['maxmemory'])}" if memory.get("maxmemory") else "without a limit"
+        limit = f"of {mebibytes(memory['maxmemory'])}" if memory.get("maxmemory") else "without a limit"
         facts.add_row(
             "redis",
-            f"{_size(memory.get('used_memory', 0))} used {limit}, {memory.get('evicted_keys', 0):,} keys evicted, "
+            f"{mebibytes(memory.get('used_memory', 0))} used {limit}, {memory.get('evicted_keys', 0):,} keys evicted, "
             f"policy {memory['maxmemory_policy']}",
         )
     return facts
@@ -292,6 +292,11 @@ def message_text(message: Mapping[str, Any], *, full: bool) -> Text:
     return text
 
 
+def mebibytes(size: int) -> str:
+    """Show a number of bytes."""
+    return f"{size / 2**20:,.1f} MiB"
+
+
 def saving(whole: int, given: int) -> str:
     """Say how much smaller the second number is."""
     return f"{1 - given / whole:.0%} saved" if given < whole else "nothing saved"
@@ -323,7 +328,3 @@ def _duration(seconds: int | None) -> str:
         return "never, or unknown"
     hours, minutes = divmod(seconds // 60, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"
-
-
-def _size(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB"

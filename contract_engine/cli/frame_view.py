@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from contract_engine.cli.display import bar, shortened
+from contract_engine.cli.display import bar, mebibytes, shortened
 from contract_engine.cli.frames import ApplicationFigures, DatabaseFigures, Frame, OperationFigures, RedisFigures
 from contract_engine.cli.readings import OUTBOX_ROWS
 from contract_engine.cli.samples import Away
@@ -51,8 +51,10 @@ def _redis_rows(rows: list[Text], found: RedisFigures) -> None:
     memory = Text()
     if found.max_memory_bytes:
         memory = bar(found.used_memory_bytes, found.max_memory_bytes).append(" ")
-    memory.append(_size(found.used_memory_bytes), style="default")
-    memory.append(f" of {_size(found.max_memory_bytes)}" if found.max_memory_bytes else ", no limit", style="default")
+    memory.append(mebibytes(found.used_memory_bytes), style="default")
+    memory.append(
+        f" of {mebibytes(found.max_memory_bytes)}" if found.max_memory_bytes else ", no limit", style="default"
+    )
     _add(rows, "memory", memory)
     evicted = Text(f"{found.evicted_keys:,} evicted, {_rate(found.evicted_per_second)}/s")
     if found.evicted_per_second:
@@ -157,7 +159,3 @@ def _duration(seconds: float | None) -> str:
     if seconds >= 0.9995:  # which three digits of a millisecond would round up to
         return f"{seconds:.3g} s"
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"
-
-
-def _size(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB"
