@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,6 +71,43 @@ def test_a_row_of_the_original_is_gone_on_with(older: Older) -> None:
     older.store.add_chat_message("s", said(3))
     assert older.store.get_chat_history("s") == [said(1), said(2), said(3)]
     assert older.execute("SELECT message_count FROM {table}") == [(3,)]
+
+
+def test_times_are_those_of_utc_whatever_zone_the_server_has(older: Older, tenant: str) -> None:
+    """The columns have no zone, so that a reader elsewhere could not tell what the server's was."""
+    with psycopg.connect(older.url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE far_{tenant} LOGIN SUPERUSER PASSWORD 'far'".encode())
+        connection.execute(f"ALTER ROLE far_{tenant} SET timezone = 'Pacific/Kiritimati'".encode())  # UTC+14
+    try:
+        parts = urlsplit(older.url)
+        url = urlunsplit(parts._replace(netloc=f"far_{tenant}:far@{parts.netloc.rpartition('@')[2]}"))
+        with psycopg.connect(url) as connection:
+            assert connection.execute("SHOW timezone").fetchone() == ("Pacific/Kiritimati",)
+        with LegacySwisperStore(url, table=older.table, timeout_seconds=30.0) as far:
+            far.add_chat_message("s", {"role": "user", "content": "now"})
+            far.save_session("saved", {"title": "now"})
+            (ages,) = older.execute(
+                "SELECT max(abs(extract(epoch FROM now() AT TIME ZONE 'utc' - t)))::bigint FROM {table},"
+                " LATERAL unnest(ARRAY[created_at, updated_at, last_user_ts]) AS t"
+            )
+            assert ages[0] < 3600
+            outline = far.outline("s")
+            assert outline is not None
+            assert abs(outline.created_ms / 1000 - time.time()) < 3600
+        older.execute("DROP TABLE {table}")
+        with LegacySwisperStore(url, table=older.table, timeout_seconds=30.0) as far:
+            far.create_table()
+        older.execute("INSERT INTO {table} (session_id) VALUES ('made')")
+        with psycopg.connect(url) as connection:
+            made = connection.execute(
+                f"INSERT INTO {older.table} (session_id) VALUES ('far')"
+                " RETURNING abs(extract(epoch FROM now() AT TIME ZONE 'utc' - created_at)) < 3600".encode()
+            ).fetchone()
+            assert made == (True,)
+    finally:
+        with psycopg.connect(older.url, autocommit=True) as connection:
+            connection.execute(f"REASSIGN OWNED BY far_{tenant} TO CURRENT_USER".encode())
+            connection.execute(f"DROP ROLE far_{tenant}".encode())
 
 
 def test_eight_threads_append_and_nothing_is_lost(older: Older) -> None:

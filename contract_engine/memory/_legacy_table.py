@@ -20,6 +20,8 @@ TITLE_CHARS = 64
 _PART = re.compile(r"[^\W\d]\w{0,62}")
 
 _ARRAY = "CASE WHEN jsonb_typeof(s.chat_history) = 'array' THEN s.chat_history ELSE '[]' END"
+# The columns have no time zone, and are read as times of UTC: the zone of whoever writes must not get in.
+_NOW = "(now() AT TIME ZONE 'utc')"
 _COLUMNS = (
     "session_id, created_at, updated_at, title, message_count, last_user_text, last_user_ts, short_summary,"
     " chat_history, session_metadata, has_contract"
@@ -29,8 +31,8 @@ _CREATE = """
 CREATE TABLE IF NOT EXISTS {table} (
     session_id varchar PRIMARY KEY,
     title varchar(64),
-    created_at timestamp NOT NULL DEFAULT now(),
-    updated_at timestamp NOT NULL DEFAULT now(),
+    created_at timestamp NOT NULL DEFAULT (now() AT TIME ZONE 'utc'),
+    updated_at timestamp NOT NULL DEFAULT (now() AT TIME ZONE 'utc'),
     message_count integer DEFAULT 0,
     last_user_text text,
     last_user_ts timestamp,
@@ -44,8 +46,8 @@ CREATE TABLE IF NOT EXISTS {table} (
 # That condition tells it of one message; of several, those are looked for by a join, in time linear in the history.
 _APPEND = """
 INSERT INTO {table} AS s ({columns})
-VALUES (:session_id, now(), now(), CAST(:title AS text), jsonb_array_length(CAST(:messages AS jsonb)),
-        CAST(:user_text AS text), CASE WHEN CAST(:user_text AS text) IS NOT NULL THEN now() END, NULL,
+VALUES (:session_id, {now}, {now}, CAST(:title AS text), jsonb_array_length(CAST(:messages AS jsonb)),
+        CAST(:user_text AS text), CASE WHEN CAST(:user_text AS text) IS NOT NULL THEN {now} END, NULL,
         CAST(:messages AS jsonb), '{{}}', false)
 ON CONFLICT (session_id) DO UPDATE SET
     (chat_history, message_count) = (
@@ -69,7 +71,7 @@ RETURNING s.message_count"""
 
 _SAVE = """
 INSERT INTO {table} AS s ({columns})
-VALUES (:session_id, now(), now(), CAST(:title AS text), 0, NULL, NULL, CAST(:short_summary AS text), '[]',
+VALUES (:session_id, {now}, {now}, CAST(:title AS text), 0, NULL, NULL, CAST(:short_summary AS text), '[]',
         COALESCE(CAST(:metadata AS jsonb), '{{}}'), COALESCE(CAST(:has_contract AS boolean), false))
 ON CONFLICT (session_id) DO UPDATE SET
     title = COALESCE(CAST(:title AS text), s.title),
@@ -161,7 +163,9 @@ class LegacyTable:
         self._statements = {key: self._statement(key, text) for key, text in _TEMPLATES.items()}
 
     def _statement(self, key: str, template: str) -> Statement:
-        sql = template.format(table=self._quoted, columns=_COLUMNS, history=_ARRAY, id_field=MESSAGE_ID_FIELD)
+        sql = template.format(
+            table=self._quoted, columns=_COLUMNS, history=_ARRAY, id_field=MESSAGE_ID_FIELD, now=_NOW
+        )
         return Statement(f"legacy_{key}", lambda: sa.text(sql))
 
     def __getitem__(self, key: str) -> Statement:
