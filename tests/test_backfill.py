@@ -21,10 +21,13 @@ from typer.testing import CliRunner
 from contract_engine.cli.app import app
 from contract_engine.cli.servers import ADDRESS_VARIABLES
 from contract_engine.memory import DatabaseUnavailableError, MemoryManager, MessageSerializer
-from contract_engine.memory.backfill import AT_ONCE
+from contract_engine.memory.backfill import AT_ONCE, Backfill
 from contract_engine.memory.history_alignment import content_anchors
 from contract_engine.memory.legacy_messages import imported_place
-from contract_engine.memory.legacy_source import message_time_ms
+from contract_engine.memory.legacy_redis import LegacyRedis
+from contract_engine.memory.legacy_source import message_time_ms, redis_history
+from contract_engine.memory.log_writer import LogWriter
+from contract_engine.memory.migration import EnhancedSessionStore
 
 pytest_plugins = ("legacy_fixtures",)
 
@@ -39,6 +42,15 @@ def history(count: int, start: int = 0) -> Messages:
 def manager(older: Older) -> Any:
     with MemoryManager(config=older.config) as found:
         yield found
+
+
+@pytest.fixture
+def old_redis(redis_url: str, tenant: str) -> Any:
+    """Redis as the original uses it; keys of this test begin with its tenant."""
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+        for key in client.scan_iter(f"*:{tenant}*"):
+            client.delete(key)
 
 
 def write_both(manager: MemoryManager, older: Older, session_id: str, messages: Messages, *, ids: bool = True) -> None:
@@ -150,6 +162,41 @@ def test_what_only_the_older_store_was_given_goes_between(older: Older, manager:
         contains(manager, session_id, history(7))
 
 
+def test_messages_without_ids_are_told_between_those_that_have_one(older: Older, manager: MemoryManager) -> None:
+    """A wrapper that gives no ids was replaced midway by one that does, while programs still wrote without either."""
+    older.fill("s", history(3))
+    write_both(manager, older, "s", history(2, 3), ids=False)
+    older.store.add_chat_message("s", said(5))
+    write_both(manager, older, "s", history(2, 6))
+    write_both(manager, older, "s", [said(8), said(0)], ids=False)
+    older.store.add_chat_message("s", said(1))
+    write_both(manager, older, "s", [said(9)])
+    expected = [*history(9), said(0), said(1), said(9)]
+    assert older.store.get_chat_history("s") == expected
+    for dry_run, imported in ((True, 5), (False, 5), (False, 0)):
+        outcome = older.backfill("s", dry_run=dry_run, batch=2)
+        assert (outcome.imported, outcome.elsewhere, outcome.left) == (imported, 0, None)
+    contains(manager, "s", expected)
+
+
+def test_what_the_older_store_is_owed_under_its_id_is_no_equal_message_of_it(
+    older: Older, manager: MemoryManager
+) -> None:
+    """The same words were written to the older store alone; then those of the log arrive there."""
+    with EnhancedSessionStore(manager, older.store, is_relaying=False) as store:
+        older.fill("s", [said(0)])
+        store.append("s", said(1))
+        store.relay_once()
+        older.store.add_chat_message("s", said(2))
+        older.store.add_chat_message("s", said(3))
+        store.append("s", said(2))
+        assert older.backfill("s").imported == 3
+        store.relay_once()
+        assert older.backfill("s").imported == 0
+    contains(manager, "s", [*history(4), said(2)])
+    assert older.store.get_chat_history("s") == [*history(4), said(2)]
+
+
 def test_what_the_older_store_is_still_to_be_given_stays_at_the_end(older: Older, manager: MemoryManager) -> None:
     for session_id, ids in (("with", True), ("without", False)):
         older.fill(session_id, history(3))
@@ -183,11 +230,15 @@ def test_a_message_that_was_relayed_late_keeps_its_place_in_the_log(older: Older
 
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.sampled_from(["both", "old", "log", "import", "ok"]), max_size=12), st.booleans())
+@given(st.lists(st.sampled_from(["both", "old", "log", "import", "ok", "other"]), max_size=12), st.booleans())
 def test_any_order_of_writing_and_importing_ends_alike(
     another_older: Callable[[], Older], steps: list[str], ids: bool
 ) -> None:
-    """Without ids, the older store must have all it is to be given before an import; with them it does not matter."""
+    """Where some have no id, the older store must have all it is to be given before an import; else it does not matter.
+
+    ``other``: from here on it is given ids, or none any more.
+    """
+    without_ids = not ids
     older = another_older()
     older.fill("s", [said(0), said(1)])
     waiting: list[tuple[str, dict[str, Any]]] = []
@@ -202,7 +253,11 @@ def test_any_order_of_writing_and_importing_ends_alike(
             message = {"role": "user", "content": "ok"} if step == "ok" else said(number)
             if step in {"both", "ok", "log"}:
                 waiting.append((manager.append("s", message).message_id, message))
-            if step in {"both", "ok"} or (step == "import" and not ids):
+            if step == "other":
+                relay()
+                ids = not ids
+                without_ids = True
+            if step in {"both", "ok"} or (step == "import" and without_ids):
                 relay()
             if step == "old" and not waiting:
                 older.store.add_chat_message("s", message)
@@ -246,6 +301,46 @@ def test_two_runs_at_once_import_it_once(older: Older, manager: MemoryManager) -
     run_threads(3, lambda _: older.backfill("s", batch=100))
     assert older.backfill("s").is_whole
     contains(manager, "s", history(1200))
+
+
+def test_two_runs_at_once_add_each_summary_once(
+    older: Older, manager: MemoryManager, old_redis: redis.Redis, tenant: str
+) -> None:
+    """All have seen that none of them is there before the first adds one."""
+    seal = MessageSerializer().serialize_message
+    name = f"{tenant}-summaries"
+    texts = [f"Chapter {number}." for number in range(5)]
+    old_redis.rpush(f"summary_list:{name}", *(seal({"text": text, "timestamp": 1}) for text in texts))
+    runs = 4
+    all_have_looked = threading.Barrier(runs)
+
+    class Late(Backfill):
+        def _supply(self, *given: Any) -> None:
+            looked = self.log.supplied_summaries
+
+            def look(session_id: str) -> Any:
+                found = looked(session_id)
+                all_have_looked.wait(30)
+                return found
+
+            self.log.supplied_summaries = look  # type: ignore[method-assign]  # the point of it
+            super()._supply(*given)
+
+    added: list[int] = []
+
+    def run_one(_: int) -> None:
+        with LegacyRedis(older.config.redis_url) as source, LogWriter(older.config) as log:
+            outcome = Late(log).import_session(redis_history(source, name))
+            assert outcome.is_whole
+            added.append(outcome.summaries)
+
+    run_threads(runs, run_one)
+    assert (len(added), sum(added)) == (runs, len(texts))
+    supplied = manager.summary_store.get_summary_history(name, 100)
+    assert [(one["text"], one["metadata"]["place"]) for one in supplied] == [
+        (text, place) for place, text in enumerate(texts, start=1)
+    ]
+    assert manager.get_context(name)["current_summary"] == "\n".join(texts)
 
 
 def test_what_is_imported_can_be_found_and_the_context_knows_it(older: Older, manager: MemoryManager) -> None:
@@ -376,15 +471,6 @@ def test_a_rate_is_kept(older: Older) -> None:
 
 
 # -- the command, and Redis
-
-
-@pytest.fixture
-def old_redis(redis_url: str, tenant: str) -> Any:
-    """Redis as the original uses it; keys of this test begin with its tenant."""
-    with redis.Redis.from_url(redis_url) as client:
-        yield client
-        for key in client.scan_iter(f"*:{tenant}*"):
-            client.delete(key)
 
 
 def run(older: Older, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Any]:

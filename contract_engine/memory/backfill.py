@@ -9,14 +9,14 @@ run that was interrupted anywhere is simply started again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from contract_engine.memory._log_backfill import HistoryRow, Position
 from contract_engine.memory.errors import ContentionError, InvalidInputError
 from contract_engine.memory.exchange import exchange_groups
-from contract_engine.memory.history_alignment import content_anchors, is_contained
+from contract_engine.memory.history_alignment import Told, is_contained, untold_anchors
 from contract_engine.memory.keys import check_session_id
 from contract_engine.memory.legacy_messages import content_digest, imported_id, imported_place
 from contract_engine.memory.legacy_source import Element, History
@@ -152,11 +152,10 @@ class Backfill:
         }
         for summary in history.summaries:
             if summary.place not in known:
-                metadata = {IMPORTED_FROM: history.summary_name, **summary._asdict()}
-                del metadata["text"]
-                if not self.dry_run:
-                    self.log.add_summary(history.session_id, summary.text, metadata)
-                outcome.summaries += 1
+                key = {IMPORTED_FROM: history.summary_name, "place": summary.place}
+                metadata = key | {"timestamp": summary.timestamp}
+                if self.dry_run or self.log.add_summary_once(history.session_id, summary.text, metadata, key=key):
+                    outcome.summaries += 1
 
 
 class _Attempt:
@@ -184,12 +183,15 @@ class _Attempt:
         advanced = position.place
         backfill.advance(position.place)
         for page in _pages(history.read(position.place)):
-            known = self._known(page)
+            known = self._known(page, anchors)
             for item in page:
-                anchor = anchors.get(item.place)
-                if item.message_id is not None and item.message_id in known:
-                    anchor = (item.message_id, known[item.message_id])
-                self._take(item, anchor)
+                message_id = anchors.get(item.place, item.message_id)
+                if message_id is not None and message_id in known:
+                    self._take(item, (message_id, known[message_id]))
+                elif item.place in anchors:
+                    raise _Changed
+                else:
+                    self._take(item, None)
             self._flush()
             backfill.advance(len(page))
             advanced += len(page)
@@ -210,9 +212,10 @@ class _Attempt:
         elif position.place:
             backfill.log.refresh(self._session_id, position.revision)
 
-    def _known(self, page: list[Element]) -> dict[str, int]:
-        """Return the numbers of the messages of a page that the log has under their ids."""
-        ids = [item.message_id for item in page if item.message_id is not None]
+    def _known(self, page: list[Element], anchors: Mapping[int, str]) -> dict[str, int]:
+        """Return the numbers of the messages of a page that the log has, by the ids it has them under."""
+        found = [anchors.get(item.place, item.message_id) for item in page]
+        ids = [message_id for message_id in found if message_id is not None]
         if not ids:
             return {}
         if self._after_id is not None:
@@ -293,24 +296,27 @@ class _Attempt:
             return str(exc)
         return ""
 
-    def _anchors(self) -> dict[int, tuple[str, int]]:
-        """Return, by their places in the older history, the messages that the log has and that no id tells."""
-        position, history = self._position, self._history
-        if history.has_ids or position.last_seq <= position.seq:
+    def _anchors(self) -> dict[int, str]:
+        """Return, by their places in the older history, the ids of the messages that the log has and no id tells."""
+        position, history, log = self._position, self._history, self._backfill.log
+        if position.last_seq <= position.seq:
             return {}
-        newer = list(self._backfill.log.digests(self._session_id, after=position.seq))
-        older: list[tuple[int, bytes]] = [
-            (item.place, content_digest(item.message))
-            for item in history.read(position.place)
-            if item.message is not None
-        ]
-        found = content_anchors([digest for _, digest in older], [digest for _, _, digest in newer])
+        # A store that knows ids gets what it is owed under its id; of one that does not, nobody can say that it has not.
+        owed = log.in_flight(self._session_id)[1] if history.has_ids else set()
+        newer = [Told(name, digest) for _, name, digest in log.digests(self._session_id, after=position.seq)]
+        places: list[int] = []
+        older: list[Told] = []
+        for item in history.read(position.place):
+            if item.message is not None:
+                places.append(item.place)
+                older.append(Told(item.message_id, content_digest(item.message)))
+        found = untold_anchors(older, newer, owed=owed)
         if found is None:
             raise _Left(
-                f"{len(newer)} messages of the log may or may not be among the older ones; wait until the older store "
-                "has everything that was written to both, then run it again"
+                f"of {len(newer)} messages of the log some may or may not be among the older ones; wait until the "
+                "older store has everything that was written to both, then run it again"
             )
-        return {older[left][0]: (newer[right][1], newer[right][0]) for left, right in found.items()}
+        return {places[left]: str(newer[right].message_id) for left, right in found.items()}
 
     def _cut(self) -> int:
         """Return up to which place messages are covered by the summary at once: all but a whole exchange or more."""

@@ -1,4 +1,4 @@
-"""Which messages of an older history the log holds already, where nothing but their content can tell.
+"""Which messages of an older history the log holds already: told by their ids, and where they have none, by content.
 
 While both stores are written to, the log has a copy of the end of the older history: all of it, or without what only
 the older store was given, or with messages that the older store is still to be given.
@@ -6,7 +6,44 @@ the older store was given, or with messages that the older store is still to be 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from typing import NamedTuple
+
+
+class Told(NamedTuple):
+    """What a message is known by; an older one has no id where it was written by somebody who gives none."""
+
+    message_id: str | None
+    digest: bytes
+
+
+def untold_anchors(older: Sequence[Told], newer: Sequence[Told], *, owed: Set[str]) -> dict[int, int] | None:
+    """Return pairs of places of the same message where the older one has no id; None where it cannot be told.
+
+    Messages that are on both sides under one id divide the histories, and each part is looked at by itself: what was
+    written to both by a program that gives no ids stands between the same neighbours. ``owed``: ids that the older
+    store is still to be given, and that nothing there can be.
+    """
+    places = {item.message_id: place for place, item in enumerate(newer)}
+    known = {item.message_id for item in older} | owed
+    pairs: dict[int, int] = {}
+    parts: list[tuple[int, int]] = []
+    reached = 0
+    for place, item in enumerate(older):
+        at = -1 if item.message_id is None else places.get(item.message_id, -1)
+        if at >= reached:
+            parts.append((place, at))
+            reached = at + 1
+    left = right = 0
+    for old_stop, new_stop in [*parts, (len(older), len(newer))]:
+        old = [place for place in range(left, old_stop) if older[place].message_id is None]
+        new = [place for place in range(right, new_stop) if newer[place].message_id not in known]
+        found = content_anchors([older[place].digest for place in old], [newer[place].digest for place in new])
+        if found is None:
+            return None
+        pairs |= {old[one]: new[other] for one, other in found.items()}
+        left, right = old_stop + 1, new_stop + 1
+    return pairs
 
 
 def content_anchors(older: Sequence[bytes], newer: Sequence[bytes]) -> dict[int, int] | None:

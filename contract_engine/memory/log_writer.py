@@ -11,7 +11,7 @@ from contract_engine.memory._log_outbox import IN_FLIGHT
 from contract_engine.memory._runtime import Runtime, breaker_for
 from contract_engine.memory.closing import Closing
 from contract_engine.memory.config import MemoryConfig
-from contract_engine.memory.errors import ConfigurationError, StoreUnavailableError
+from contract_engine.memory.errors import ConfigurationError
 from contract_engine.memory.intake import Intake
 from contract_engine.memory.legacy_messages import content_digest
 from contract_engine.memory.message_log import LogFlows
@@ -19,7 +19,7 @@ from contract_engine.memory.models import Message
 from contract_engine.memory.serializer import decode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.sessions import Sessions
-from contract_engine.memory.summary_store import SummaryFlows
+from contract_engine.memory.summary_store import EVERY, SummaryFlows
 from contract_engine.memory.token_counter import TokenCounter
 
 PAGE_MESSAGES = 2000
@@ -141,13 +141,17 @@ class LogWriter(Closing):
 
     def supplied_summaries(self, session_id: str) -> list[Mapping[str, Any]]:
         """Return the metadata of the versions that have any."""
-        found = self._runtime.run(self._summaries.get_summary_history(session_id, 2**31 - 1))
+        found = self._runtime.run(self._summaries.get_summary_history(session_id, EVERY))
         return [entry["metadata"] for entry in found if isinstance(entry["metadata"], dict)]
 
-    def add_summary(self, session_id: str, text: str, metadata: Mapping[str, Any]) -> None:
-        """Add a text to the summary of a session, which begins here if there is none."""
-        if not self._runtime.run(self._summaries.add_summary(session_id, text, metadata)):
-            raise StoreUnavailableError("a summary could not be added", hint="send it again")
+    def add_summary_once(
+        self, session_id: str, text: str, metadata: Mapping[str, Any], *, key: Mapping[str, Any]
+    ) -> bool:
+        """Add a text to the summary of a session, which begins here if there is none.
+
+        False where a version has all of ``key`` in its metadata: somebody else has added it, maybe right now.
+        """
+        return self._runtime.run(self._summaries.add_summary_once(session_id, text, metadata, key=key))
 
     def close(self) -> None:
         """Close the connections."""

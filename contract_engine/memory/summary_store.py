@@ -30,6 +30,9 @@ from contract_engine.memory.token_counter import TokenCounter
 
 logger = logging.getLogger(__name__)
 
+EVERY = 2**31 - 1
+"""As many versions as there can be."""
+
 
 # What was written before versions said where they come from does not say so.
 _NO_ORIGIN: dict[str, Any] = dict.fromkeys((*Origin._fields, "quarantined_at"))
@@ -74,12 +77,32 @@ class SummaryFlows:
             return False
         return True
 
-    def _add(self, session_id: str, segment: str, metadata: Mapping[str, object] | None) -> Flow[None]:
+    def add_summary_once(
+        self, session_id: str, text: str, metadata: Mapping[str, Any], *, key: Mapping[str, Any]
+    ) -> Flow[bool]:
+        """Add a text unless a version has all of ``key`` in its metadata; raises where it was not acknowledged."""
+        return self._add(session_id, text, metadata, key=key)
+
+    def _has(self, session_id: str, key: Mapping[str, Any]) -> Flow[bool]:
+        entries = yield from self.get_summary_history(session_id, EVERY)
+        return any(isinstance(one["metadata"], dict) and key.items() <= one["metadata"].items() for one in entries)
+
+    def _add(
+        self,
+        session_id: str,
+        segment: str,
+        metadata: Mapping[str, object] | None,
+        *,
+        key: Mapping[str, Any] | None = None,
+    ) -> Flow[bool]:
         for _ in range(ATTEMPTS):
             state = yield from self._sessions.folding.read_truth(session_id)
             if state is None or not state.is_begun:  # nothing yet to hang the summary on
                 yield from self._sessions.change_limits(session_id, {})
                 continue
+            # After the state was read: what is added behind our back from here on makes the commit fail.
+            if key is not None and (yield from self._has(session_id, key)):
+                return False
             text = f"{state.summary.text}\n{segment}" if state.summary.text else segment
             most = self._sessions.folding.text_budget(state)
             if self._counter.count_tokens(text) > most:
@@ -102,7 +125,7 @@ class SummaryFlows:
                 metadata=metadata,
             )
             if done is not None:
-                return
+                return True
         raise ContentionError(session_id, ATTEMPTS)
 
     def get_current_summary(self, session_id: str) -> Flow[str | None]:
