@@ -34,11 +34,19 @@ _ONE: sa.ColumnElement[int] = sa.literal_column("1")
 
 def _unindexed() -> sa.Select[Any]:
     """The session, with the oldest messages that are folded and not indexed: one row each, or one with no message."""
-    is_missing = sa.and_(
-        messages.c.tenant == sessions.c.tenant,
-        messages.c.session_id == sessions.c.session_id,
-        messages.c.seq > sessions.c.indexed_seq,
-        messages.c.seq <= sessions.c.watermark,
+    # By itself, so that the limit is applied where rows are found by their numbers. A join that is ordered afterwards
+    # reads every message that is not indexed, with its body, for each batch of them.
+    item = (
+        sa.select(messages.c.seq, milliseconds(messages.c.created_at).label("at_ms"), messages.c.body)
+        .where(
+            messages.c.tenant == sessions.c.tenant,
+            messages.c.session_id == sessions.c.session_id,
+            messages.c.seq > sessions.c.indexed_seq,
+            messages.c.seq <= sessions.c.watermark,
+        )
+        .order_by(messages.c.seq)
+        .limit(sa.bindparam("limit", type_=sa.BigInteger))
+        .lateral("item")
     )
     return (
         sa.select(
@@ -46,14 +54,13 @@ def _unindexed() -> sa.Select[Any]:
             sessions.c.revision,
             sessions.c.indexed_seq,
             sessions.c.watermark,
-            messages.c.seq,
-            milliseconds(messages.c.created_at),
-            messages.c.body,
+            item.c.seq,
+            item.c.at_ms,
+            item.c.body,
         )
-        .select_from(sessions.outerjoin(messages, is_missing))
+        .select_from(sessions.outerjoin(item, sa.true()))
         .where(this_session(sessions))
-        .order_by(messages.c.seq)
-        .limit(sa.bindparam("limit", type_=sa.BigInteger))
+        .order_by(item.c.seq)
     )
 
 
