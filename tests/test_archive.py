@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from memory_contract import DURABLE, SYNC, Backend, logged, row_counts, same, say, talk
@@ -23,8 +27,9 @@ from typer.testing import CliRunner
 
 from contract_engine.cli.app import app
 from contract_engine.cli.archive import file_name
-from contract_engine.memory import ConfigurationError, InvalidInputError, MemoryManager, RedisUnavailableError
+from contract_engine.memory import ConfigurationError, InvalidInputError, MemoryManager, RedisUnavailableError, SessionExistsError
 from contract_engine.memory._log_archive import PAGE_BYTES
+from contract_engine.memory._log_retention import erase_untouched
 from contract_engine.memory._tables import messages, sessions, summaries
 from contract_engine.memory.archive import ArchiveReader, line_of
 
@@ -63,6 +68,13 @@ def elsewhere(blocking: Backend) -> Iterator[Backend]:
     """Another tenant, as another installation is one."""
     other = Backend(SYNC, DURABLE, blocking.redis_url, blocking.database_url, f"{blocking.tenant}x")
     with closing(other) as found:
+        yield found
+
+
+@pytest.fixture
+def unreachable(tenant: str) -> Iterator[Backend]:
+    """Servers that are not there."""
+    with closing(Backend(SYNC, DURABLE, "redis://127.0.0.1:1/0", "postgresql://127.0.0.1:1/x", tenant)) as found:
         yield found
 
 
@@ -399,8 +411,10 @@ def test_a_session_that_is_there_is_left_alone(archive: bytes, blocking: Backend
     manager = blocking.open(max_buffer_messages=4)
     manager.append("t", say(1))
     before = exported(manager, "t")
-    assert refusal(manager, archive).field == "session_id"
-    assert refusal(manager, archive, session_id="t").field == "session_id"
+    for given_ in ({}, {"session_id": "t"}, {"session_id": "t", "dry_run": True}):
+        error = refusal(manager, archive, **given_)
+        assert isinstance(error, SessionExistsError)
+        assert (error.field, error.session_id) == ("existing", given_.get("session_id", "s"))
     skipped = imported(manager, archive, session_id="t", existing="skip")
     assert (skipped["sessions"], skipped["skipped"]) == (0, ["t"])
     assert imported(manager, archive, session_id="t", existing="replace", dry_run=True)["replaced"] == ["t"]
@@ -449,7 +463,7 @@ def test_the_commands(blocking: Backend, elsewhere: Backend, tmp_path: Path) -> 
     path = tmp_path / "a.jsonl"
     code, out, err = run(blocking, "export", "a", "-o", str(path))
     assert (code, out) == (0, "")
-    assert "Exported 1 sessions with 7 messages" in err
+    assert "Exported 1 session with 7 messages" in err
     assert path.read_bytes() == exported(manager, "a")
     assert path.stat().st_mode & 0o077 == 0
     code, out, _ = run(blocking, "export", "a")
@@ -458,10 +472,11 @@ def test_the_commands(blocking: Backend, elsewhere: Backend, tmp_path: Path) -> 
     assert (code, json.loads(out)["sessions"]) == (0, 1)
     assert_nothing_there(elsewhere)
     code, out, _ = run(elsewhere, "import", str(path))
-    assert (code, out) == (0, "Imported 1 sessions with 7 messages.\n")
+    assert (code, out) == (0, "Imported 1 session with 7 messages.\n")
     code, out, err = run(elsewhere, "import", str(path))
     assert code == 2
-    assert "replace it, or skip it" in err
+    assert "there is a session 'a' already" in err
+    assert "give --replace or --skip-existing" in err
     assert run(elsewhere, "import", str(path), "--replace")[0] == 0
     code, out, _ = run(elsewhere, "import", str(path), "--session", "new", "--json")
     assert (code, json.loads(out)["messages"]) == (0, 7)
@@ -509,6 +524,74 @@ def test_what_the_commands_refuse(blocking: Backend, tmp_path: Path) -> None:
     assert "cannot be written to" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "d"]
     assert logged(str(blocking.database_url), blocking.tenant, "s") == [(1, say(1))]
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_read(
+    tmp_path: Path, unreachable: Backend
+) -> None:
+    """No server is there: whoever asked one first would say so."""
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    for given_, says in (
+        (("--output", str(tmp_path / "folder")), "is a folder"),
+        (("--folder", str(tmp_path / "file")), "cannot be made"),
+        (("--folder", str(tmp_path / "file" / "below")), "cannot be made"),
+    ):
+        code, out, err = run(unreachable, "export", "--all", *given_)
+        assert (code, out) == (2, "")
+        assert says in err
+        assert "Error: " in err
+    code, _, err = run(unreachable, "export", "--all", "--output", str(tmp_path / "new"))
+    assert (code, "unavailable" in err) == (2, True), "so it would have said"
+
+
+@pytest.mark.parametrize("option", ["--output", "--folder"])
+def test_a_disk_that_is_full_is_an_error_and_no_traceback(blocking: Backend, tmp_path: Path, option: str) -> None:
+    """A limit on the size of files stands for it: it too is met while the archive is being written."""
+    many_messages(blocking, "s", 2000)
+    place = tmp_path / "place"
+    given_ = ["export", "s", option, str(place), "--tenant", blocking.tenant]
+    given_ += ["--redis-url", blocking.redis_url, "--database-url", str(blocking.database_url)]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash", sys.executable, "-m", "contract_engine.cli", *given_],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written: File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_dry_import_writes_nothing_at_all(blocking: Backend, elsewhere: Backend) -> None:
+    """What waits in Redis to be logged goes on waiting."""
+    blocking.open().append("s", say(1))
+    archive = exported(blocking.open())
+    away = Backend(SYNC, DURABLE, elsewhere.redis_url, "postgresql://127.0.0.1:1/x", elsewhere.tenant)
+    with closing(away):
+        assert away.open().append("s", say(2)).durable is False
+    before = row_counts(str(elsewhere.database_url), elsewhere.tenant)
+    assert imported(elsewhere.open(), archive, dry_run=True)["sessions"] == 1
+    assert row_counts(str(elsewhere.database_url), elsewhere.tenant) == before
+    with pytest.raises(SessionExistsError):
+        imported(elsewhere.open(), archive)
+    assert logged(str(elsewhere.database_url), elsewhere.tenant, "s") == [(1, say(2))]
+
+
+def test_what_a_purge_has_erased_and_not_yet_done_with_is_not_exported(blocking: Backend) -> None:
+    manager = blocking.open()
+    names = [f"s{number}" for number in range(6)]
+    for name in names:
+        manager.append(name, say(1))
+    key = {"of_tenant": blocking.tenant}
+    engine = sa.create_engine(str(blocking.database_url).replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        erased = erase_untouched(connection, key["of_tenant"], names[:4], datetime(2100, 1, 1, tzinfo=UTC))
+    engine.dispose()
+    assert sorted(erased) == names[:4]
+    assert manager.retention.session_ids() == names[4:]
+    assert manager.retention.session_ids(limit=2) == names[4:], "an empty page is the end, and this is none"
+    assert manager.retention.session_ids(after=names[-1]) == []
+    assert manager.retention.export_session(names[0], lambda _: pytest.fail("something was written")) is None
 
 
 def test_an_export_that_fails_in_the_middle_leaves_no_file(

@@ -18,9 +18,9 @@ from rich.progress import Progress, TaskID
 
 from contract_engine.cli import display
 from contract_engine.cli.options import AsJson, DatabaseUrl, RedisUrl, Tenant
-from contract_engine.cli.outcome import NO, say
+from contract_engine.cli.outcome import NO, counted, say
 from contract_engine.cli.servers import Choice, chosen_manager
-from contract_engine.memory import InvalidInputError, MemoryManager
+from contract_engine.memory import InvalidInputError, MemoryManager, MemoryServiceError, SessionExistsError
 from contract_engine.memory.archive import MAX_LINE_BYTES
 
 NAME_CHARS = 150
@@ -55,6 +55,7 @@ def export(
         raise typer.BadParameter("--output and --folder exclude each other, and --resume belongs to --folder")
     if as_json and output is None and folder is None:
         raise typer.BadParameter("--json and the archive would mix on standard output: give --output or --folder")
+    _check_places(output, folder)
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
     with chosen_manager(choice, display.notices()) as manager, display.progress(display.notices()) as bar:
         names = iter([session]) if session is not None else _all_sessions(manager)
@@ -73,7 +74,7 @@ def export(
     else:
         where = folder or output
         kept = f"; {done['skipped']} were there already" if done["skipped"] else ""
-        line = f"Exported {done['sessions']:,} sessions with {done['messages']:,} messages"
+        line = f"Exported {counted(done['sessions'], 'session')} with {counted(done['messages'], 'message')}"
         say(line + (f" to {where}" if where else "") + kept + ".", display.notices())
 
 
@@ -119,6 +120,9 @@ def import_(
                         dry_run=dry_run,
                         progress=told,
                     )
+                except SessionExistsError as exc:
+                    problem = f"there is a session {exc.session_id!r} already, and it was left alone"
+                    raise InvalidInputError(name, f"{problem}; give --replace or --skip-existing") from exc
                 except InvalidInputError as exc:
                     raise InvalidInputError(f"{name}: {exc.field}", exc.problem) from exc
             total = {key: total[key] + done[key] for key in total}
@@ -126,7 +130,7 @@ def import_(
         display.print_json({**total, "dry_run": dry_run})
         return
     verb = "Would import" if dry_run else "Imported"
-    say(f"{verb} {total['sessions']:,} sessions with {total['messages']:,} messages.")
+    say(f"{verb} {counted(total['sessions'], 'session')} with {counted(total['messages'], 'message')}.")
     for key, text in (("replaced", "In place of what was there"), ("skipped", "Left alone, being there already")):
         if total[key]:
             say(f"{text}: {len(total[key])}.")
@@ -166,7 +170,6 @@ def _total(answers: Iterator[dict[str, Any] | None]) -> dict[str, int]:
 def _export_to_folder(
     manager: MemoryManager, names: Iterator[str], folder: Path, *, resume: bool, told: Callable[[str, int, int], None]
 ) -> dict[str, int]:
-    folder.mkdir(parents=True, exist_ok=True)
     skipped = 0
 
     def answers() -> Iterator[dict[str, Any] | None]:
@@ -183,6 +186,17 @@ def _export_to_folder(
                 yield answer
 
     return _total(answers()) | {"skipped": skipped}
+
+
+def _check_places(output: Path | None, folder: Path | None) -> None:
+    """Refuse what cannot be written to before anything is read, and make the folder."""
+    if output is not None and output.is_dir():
+        raise InvalidInputError("output", f"{output} is a folder; name a file, or give --folder")
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise InvalidInputError("folder", f"{folder} cannot be made: {exc.strerror}") from exc
 
 
 class _NothingError(Exception):
@@ -214,6 +228,10 @@ def new_file(path: Path | None) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except MemoryServiceError:  # a server that is away is an OSError too
+        raise
+    except OSError as exc:
+        raise InvalidInputError("output", f"{path} cannot be written: {exc.strerror}") from exc
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)

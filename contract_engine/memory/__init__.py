@@ -26,6 +26,7 @@ from contract_engine.memory.errors import (
     PackageTooLargeError,
     RedisUnavailableError,
     SerializationError,
+    SessionExistsError,
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "RedisUnavailableError",
     "Retention",
     "SerializationError",
+    "SessionExistsError",
     "SessionLimits",
     "StoreMisconfiguredError",
     "StoreUnavailableError",

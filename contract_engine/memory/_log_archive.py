@@ -73,10 +73,13 @@ def _page(table: sa.Table, columns: list[sa.Column[Any]], number: str, size: sa.
 def export_session(
     connection: sa.Connection, key: Mapping[str, str], writer: ArchiveWriter, progress: Progress | None
 ) -> Counts | None:
-    """Write a session as it is at one moment; None where there is none. Nothing that writes has to wait for it."""
+    """Write a session as it is at one moment; None where there is none, or one that a purge has erased just now.
+
+    Nothing that writes has to wait for it.
+    """
     connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     row = connection.execute(sa.select(*SESSION_COLUMNS).where(this_session(sessions)), key).mappings().first()
-    if row is None:
+    if row is None or row["updated_at"] == ERASED_AT:
         return None
     head = {"kind": "session", "format": FORMAT, "version": VERSION, "session_id": key["of_session"]}
     writer.add([head | _told(row, SESSION_COLUMNS)])

@@ -14,6 +14,7 @@ from contract_engine.memory.errors import (
     DatabaseUnavailableError,
     InvalidInputError,
     RedisUnavailableError,
+    SessionExistsError,
 )
 from contract_engine.memory.keys import check_session_id
 from contract_engine.memory.session_cache import REDIS_TROUBLE
@@ -84,7 +85,8 @@ class Archiving:
         while not done["sessions"] + len(done["skipped"]) or not reader.is_at_end:
             header = reader.header()
             name = new_id or header.session_id
-            yield from self.log_waiting(name)
+            if not dry_run:  # which writes nothing, and so does not see a session of which all waits in Redis
+                yield from self.log_waiting(name)
             told = None if progress is None else _named(progress, name)
             if dry_run:
                 is_there = yield from self._exists(name)
@@ -97,9 +99,7 @@ class Archiving:
                     name, reader, header, is_replaced=existing == REPLACE, is_only=new_id is not None, progress=told
                 )
             if is_there and existing == REFUSE:
-                raise InvalidInputError(
-                    "session_id", f"there is a session {name!r} already, and it was left alone; replace it, or skip it"
-                )
+                raise SessionExistsError(name)
             if is_there and existing == SKIP:
                 for _ in reader.rows(header):
                     pass

@@ -36,6 +36,16 @@ class MessageConflictError(InvalidInputError):
         self.message_id = message_id
 
 
+class SessionExistsError(InvalidInputError):
+    """An archive holds a session of which there is one already: it was left alone. ``session_id`` names it."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(
+            "existing", f"there is a session {session_id!r} already, and it was left alone; give 'replace' or 'skip'"
+        )
+        self.session_id = session_id
+
+
 class PackageTooLargeError(InvalidInputError):
     """What a package must hold costs ``needed`` tokens, and ``max_tokens`` is less."""
 

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Self
 
 from contract_engine.memory._effects import Flow, query
-from contract_engine.memory._log_retention import SERVER_TIME, SESSIONS_AFTER
+from contract_engine.memory._log_retention import ERASED_AT, SERVER_TIME, SESSIONS_AFTER
 from contract_engine.memory._runtime import AsyncRuntime, Runtime
 from contract_engine.memory.archiving import REFUSE, Archiving, Progress
 from contract_engine.memory.config import MemoryConfig
@@ -51,7 +51,12 @@ class RetentionFlows:
             raise InvalidInputError("after", f"expected a text, got {type(after).__name__}")
         ((now,),) = yield from query(SERVER_TIME, {})
         given = {"of_tenant": self._tenant, "after": after, "before": now, "limit": check_limit(limit, least=1)}
-        return [row[0] for row in (yield from query(SESSIONS_AFTER, given))]
+        # An empty answer is the end: so it is looked further where a purge that died left nothing but its marks.
+        while rows := (yield from query(SESSIONS_AFTER, given)):
+            if names := [row[0] for row in rows if row[3] != ERASED_AT]:
+                return names
+            given["after"] = rows[-1][0]
+        return []
 
 
 class Retention:
@@ -81,7 +86,9 @@ class Retention:
         In transactions of 50 sessions or some 5,000 messages, never waiting for a writer: a session that was touched
         since it was selected, or that somebody is at, is ``kept``. Answers ``before``, ``sessions``, ``messages``,
         ``kept`` and ``oldest`` (times as ISO 8601). Nothing goes on in Redis either. May be interrupted anywhere and
-        called again. Raises where a server is away. ``progress`` is told how many sessions are done.
+        called again. Raises where a server is away. ``progress`` is told how many sessions are done. A dry run reads
+        the log alone and waits for nobody, so it counts at most too many: sessions that are in use, and those of which
+        something waits in Redis to be logged, which is a touch.
         """
         flow = self._flows.purge(older_than, limit, dry_run, sessions_per_second, progress)
         return self._runtime.run(flow)
@@ -121,8 +128,8 @@ class Retention:
         """Put exported sessions in place, each in one transaction: whole, or not at all.
 
         ``lines`` with their line feeds, as a file opened for bytes gives them. ``session_id``: another name, where the
-        archive holds one session. ``existing``: ``refuse`` (raises; those before it stay imported), ``replace`` or
-        ``skip``. Answers ``sessions``, ``messages``, ``summaries``, ``replaced`` and ``skipped`` (ids). What was cut
+        archive holds one session. ``existing``: ``refuse`` (raises :class:`SessionExistsError`; those before it stay
+        imported), ``replace`` or ``skip``. A dry run checks all lines and asks the log alone. Answers ``sessions``, ``messages``, ``summaries``, ``replaced`` and ``skipped`` (ids). What was cut
         off, edited or written by a newer format raises :class:`InvalidInputError`, which names the line and not what it
         says. Times are those of the archive, the last touch too. A writer to the same session waits meanwhile.
         """
