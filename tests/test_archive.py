@@ -27,7 +27,13 @@ from typer.testing import CliRunner
 
 from contract_engine.cli.app import app
 from contract_engine.cli.archive import file_name
-from contract_engine.memory import ConfigurationError, InvalidInputError, MemoryManager, RedisUnavailableError, SessionExistsError
+from contract_engine.memory import (
+    ConfigurationError,
+    InvalidInputError,
+    MemoryManager,
+    RedisUnavailableError,
+    SessionExistsError,
+)
 from contract_engine.memory._log_archive import PAGE_BYTES
 from contract_engine.memory._log_retention import erase_untouched
 from contract_engine.memory._tables import messages, sessions, summaries

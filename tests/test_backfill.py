@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import redis
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from legacy_tables import Older, said
@@ -20,7 +21,8 @@ from typer.testing import CliRunner
 
 from contract_engine.cli.app import app
 from contract_engine.cli.servers import ADDRESS_VARIABLES
-from contract_engine.memory import DatabaseUnavailableError, MemoryManager, MessageSerializer
+from contract_engine.memory import DatabaseUnavailableError, MemoryManager, MessageSerializer, SwisperContext
+from contract_engine.memory._log_retention import end_erased
 from contract_engine.memory.backfill import AT_ONCE, Backfill
 from contract_engine.memory.history_alignment import content_anchors
 from contract_engine.memory.legacy_messages import imported_place
@@ -390,6 +392,86 @@ def test_a_pinned_message_and_the_ranges_of_summaries_move_along(older: Older, m
     folds = [(item["first_seq"], item["last_seq"]) for item in versions if item["method"] == "extractive"]
     assert folds[0][0] == 1
     assert [first for first, _ in folds[1:]] == [last + 1 for _, last in folds[:-1]]
+
+
+def set_metadata(older: Older, session_id: str, metadata: Any, *, has_contract: bool = False) -> None:
+    older.execute(
+        "UPDATE {table} SET session_metadata = %s, has_contract = %s WHERE session_id = %s",
+        (json.dumps(metadata), has_contract, session_id),
+    )
+
+
+def test_the_context_object_comes_along_and_never_in_place_of_another(older: Older, manager: MemoryManager) -> None:
+    context = SwisperContext(session_id="s", product_query="a bike", extra={"n": 1.5, "odd": "a\x00b\ud800"}).to_dict()
+    store = manager.session_store
+    older.fill("s", history(3))
+    older.store.save_session_context_atomic("s", context)
+    older.fill("no messages", [])
+    older.store.save_session_context_atomic("no messages", {"a": 1})
+    older.fill("its own", history(1))
+    older.store.save_session_context_atomic("its own", {"a": "older"})
+    store.save_session_context_atomic("its own", {"a": "newer"})
+    for dry_run in (True, False):
+        assert [older.backfill(name, dry_run=dry_run).context for name in ("s", "no messages", "its own")] == [
+            True, True, False,
+        ]  # fmt: skip
+        found = store.get_session_context_atomic("s")
+        assert found == (None if dry_run else context)
+    assert store.get_session_context_atomic("no messages") == {"a": 1}
+    assert store.get_session_context_atomic("its own") == {"a": "newer"}
+    again = [older.backfill(name) for name in ("s", "no messages", "its own")]
+    assert [(one.context, one.other_context, one.is_whole) for one in again] == [
+        (False, False, True), (False, False, True), (False, True, True),
+    ]  # fmt: skip
+    contains(manager, "s", history(3))
+
+
+def test_a_context_that_cannot_be_one_is_told_and_the_messages_come_in(older: Older, manager: MemoryManager) -> None:
+    large = {"text": "x" * (older.config.max_message_bytes + 1)}
+    for name, value, problem in (("list", [1], "an array"), ("large", large, "bytes")):
+        older.fill(name, history(2))
+        set_metadata(older, name, {"context": value})
+        outcome = older.backfill(name)
+        assert problem in str(outcome.refused_context)
+        assert (outcome.imported, outcome.is_whole) == (2, False)
+        contains(manager, name, history(2))
+
+
+def test_what_the_log_has_no_place_for_is_said(older: Older, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, metadata, has_contract in (
+        ("plain", {}, False),
+        ("context", {"context": {"a": 1}}, False),
+        ("contract", {}, True),
+        ("more", {"context": {"a": 1}, "channel": "web"}, False),
+    ):
+        older.fill(name, history(2))
+        set_metadata(older, name, metadata, has_contract=has_contract)
+    table = ("--legacy-url", older.url, "--table", older.table)
+    code, answer = run(older, *table, "--dry-run", monkeypatch=monkeypatch)
+    assert (code, answer["contexts"], answer["more"], answer["other_contexts"]) == (0, 2, 2, 0)
+    given = ["--database-url", older.url, "--redis-url", older.config.redis_url, "--tenant", older.config.tenant]
+    text = CliRunner().invoke(app, ["backfill", *given, *table, "--dry-run"]).stdout
+    assert "Would import 8 messages of 4 sessions with 8 messages, and 2 context objects; 0 sessions needed" in text
+    assert "2 sessions with has_contract or other session_metadata than the context object" in text
+
+
+def test_a_row_that_a_purge_has_not_done_with_is_not_deleted_with_what_comes_in(older: Older) -> None:
+    for name in ("messages", "context"):
+        older.fill(name, history(3 if name == "messages" else 0))
+        set_metadata(older, name, {"context": {"a": 1}} if name == "context" else {})
+    older.execute(
+        "INSERT INTO memory_sessions (tenant, session_id, epoch, created_at, updated_at)"
+        " SELECT %s, name, 7, to_timestamp(0), to_timestamp(0) FROM unnest(ARRAY['messages', 'context']) AS name",
+        (older.config.tenant,),
+    )
+    for name in ("messages", "context"):
+        assert older.backfill(name).is_changed
+    engine = sa.create_engine(older.url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        end_erased(connection, older.config.tenant, ["messages", "context"])
+    engine.dispose()
+    assert older.execute("SELECT count(*) FROM memory_sessions WHERE tenant = %s", (older.config.tenant,)) == [(2,)]
+    assert older.logged("messages") == history(3)
 
 
 # -- what cannot be taken

@@ -40,7 +40,5 @@ def test_a_batch_of_the_index_reads_no_more_than_it_takes(blocking: Backend, is_
     plan = answer[0] if isinstance(answer[0], list) else json.loads(answer[0])
     found = list(scans(plan[0]["Plan"]))
     assert found
-    read = sum(
-        node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) for node in found
-    )
+    read = sum(node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) for node in found)
     assert read <= 100, plan

@@ -14,6 +14,7 @@ from rich.text import Text
 from contract_engine.cli import display
 from contract_engine.cli.legacy import (
     PATIENCE_SECONDS,
+    Legacy,
     LegacyRedisUrl,
     LegacyTable,
     LegacyUrl,
@@ -22,7 +23,7 @@ from contract_engine.cli.legacy import (
     older_store,
 )
 from contract_engine.cli.options import AsJson, DatabaseUrl, DryRun, RedisUrl, Tenant
-from contract_engine.cli.outcome import NO, say
+from contract_engine.cli.outcome import NO, counted, say
 from contract_engine.cli.servers import Choice, chosen_servers
 from contract_engine.memory.backfill import Backfill, Outcome
 from contract_engine.memory.legacy_store import DEFAULT_TABLE
@@ -42,6 +43,9 @@ class Tally:
     unchanged: int = 0
     elsewhere: int = 0
     summaries: int = 0
+    contexts: int = 0
+    other_contexts: int = 0
+    more: int = 0
     told: list[Outcome] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
@@ -51,7 +55,10 @@ class Tally:
         self.imported += outcome.imported
         self.elsewhere += outcome.elsewhere
         self.summaries += outcome.summaries
-        self.unchanged += outcome.is_whole and not outcome.imported and not outcome.summaries
+        self.contexts += outcome.context
+        self.other_contexts += outcome.other_context
+        self.more += outcome.has_more
+        self.unchanged += outcome.is_whole and not outcome.is_changed
         if not outcome.is_whole:
             self.told.append(outcome)
 
@@ -64,16 +71,20 @@ class Tally:
                 yield outcome.session_id, f"message {place}", problem
             for place, problem in outcome.refused_summaries:
                 yield outcome.session_id, f"summary {place}", problem
+            if outcome.refused_context is not None:
+                yield outcome.session_id, "context object", outcome.refused_context
 
     def as_json(self) -> dict[str, Any]:
         """Return the same for machines."""
-        names = ("dry_run", "sessions", "messages", "imported", "unchanged", "elsewhere", "summaries")
+        names = ("dry_run", "sessions", "messages", "imported", "unchanged", "elsewhere", "summaries", "contexts")
+        names += ("other_contexts", "more")
         troubles = [{"session_id": name, "place": place, "problem": text} for name, place, text in self.troubles()]
         return {name: getattr(self, name) for name in names} | {"not_imported": troubles}
 
 
 def backfill(
     *,
+    legacy: Legacy = None,
     legacy_url: LegacyUrl = None,
     table: LegacyTable = DEFAULT_TABLE,
     legacy_redis_url: LegacyRedisUrl = None,
@@ -96,7 +107,8 @@ def backfill(
 ) -> None:
     """Import the sessions of the legacy store.
 
-    That is a table with one row per session, keys in Redis, or both. May be stopped at any time and started again, and
+    That is a table with one row per session, keys in Redis, or both; else any object of the program that has the method
+    session_ids(), which lists its sessions. May be stopped at any time and started again, and
     run again after that: what is in the log is not imported twice. Older messages go before those that were written to
     both stores since; so write to both first, the log before the legacy store, wait until the legacy store has what it
     is behind with, and then import. Only the log is written to.
@@ -108,7 +120,7 @@ def backfill(
     console = display.notices()
     with (
         chosen_servers(choice, console, database_timeout_seconds=PATIENCE_SECONDS) as config,
-        older_store(legacy_url, table, legacy_redis_url) as store,
+        older_store(legacy_url, table, legacy_redis_url, legacy) as store,
         LogWriter(config) as log,
         display.progress(console) as bar,
     ):
@@ -141,11 +153,27 @@ def _import(run: Backfill, store: OlderStore, name: str) -> Outcome:
 
 def _print(tally: Tally) -> None:
     verb = "Would import" if tally.dry_run else "Imported"
+    of_all = f"{counted(tally.sessions, 'session')} with {counted(tally.messages, 'message')}"
+    along = [
+        f"{number:,} {one if number == 1 else several}"
+        for number, one, several in (
+            (tally.summaries, "summary", "summaries"),
+            (tally.contexts, "context object", "context objects"),
+        )
+        if number
+    ]
     say(
-        f"{verb} {tally.imported:,} messages of {tally.sessions:,} sessions with {tally.messages:,} messages"
-        + (f", and {tally.summaries:,} summaries" if tally.summaries else "")
-        + f"; {tally.unchanged:,} sessions needed nothing."
+        f"{verb} {counted(tally.imported, 'message')} of {of_all}"
+        + (f", and {' and '.join(along)}" if along else "")
+        + f"; {counted(tally.unchanged, 'session')} needed nothing."
     )
+    if tally.other_contexts:
+        say(f"{counted(tally.other_contexts, 'context object')} of the log differ from the older ones, and were left.")
+    if tally.more:
+        say(
+            f"{counted(tally.more, 'session')} with has_contract or other session_metadata than the context object: "
+            "the log has no place for these, and they stay in the legacy table alone."
+        )
     if tally.elsewhere:
         say(f"{tally.elsewhere:,} messages stand elsewhere in the log; contract-memory parity shows them.")
     if tally.told:

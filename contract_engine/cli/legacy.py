@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from contract_engine.cli.legacy_stores import find_legacy_store
 from contract_engine.memory.errors import ConfigurationError
 from contract_engine.memory.legacy_messages import readable_text
+from contract_engine.memory.legacy_object import LegacyObject
 from contract_engine.memory.legacy_redis import LegacyRedis
 from contract_engine.memory.legacy_source import History, missing_messages, redis_history, table_history
 from contract_engine.memory.legacy_store import LegacySwisperStore
@@ -20,6 +22,16 @@ PATIENCE_SECONDS = 120.0
 
 NAMES_AT_ONCE = 1000
 
+Legacy = Annotated[
+    str | None,
+    typer.Option(
+        "--legacy",
+        metavar="MODULE:NAME",
+        envvar="LEGACY_STORE",
+        help="The legacy store of the program: an object, or what makes one when it is called.",
+        rich_help_panel=PANEL,
+    ),
+]
 LegacyUrl = Annotated[
     str | None,
     typer.Option("--legacy-url", metavar="URL", help="The PostgreSQL with the legacy table.", rich_help_panel=PANEL),
@@ -37,20 +49,30 @@ OnlySessions = Annotated[
 
 
 class OlderStore:
-    """The table, or the keys in Redis, or both: then Redis is asked for the sessions that the table does not have."""
+    """The table, or the keys in Redis, or both: then Redis is asked for the sessions that the table does not have.
 
-    def __init__(self, table: LegacySwisperStore | None, redis: LegacyRedis | None) -> None:
+    Or an object of the program, where neither is named.
+    """
+
+    def __init__(
+        self, table: LegacySwisperStore | None, redis: LegacyRedis | None, named: LegacyObject | None = None
+    ) -> None:
         self._table = table
         self._redis = redis
+        self._named = named
         self._redis_names = [] if redis is None else redis.session_names()
 
     def totals(self) -> tuple[int, int | None]:
         """Return about how many sessions there are, and how many messages their rows claim; None where nobody knows."""
+        if self._named is not None:
+            return len(self._named.session_names()), None
         sessions, messages = (0, 0) if self._table is None else self._table.totals()
         return sessions + len(self._redis_names), None if self._redis_names else messages
 
     def session_names(self) -> Iterator[str]:
         """Give every session id, each once."""
+        if self._named is not None:
+            yield from self._named.session_names()
         after = ""
         while self._table is not None and (names := self._table.session_names(after=after, most=NAMES_AT_ONCE)):
             yield from names
@@ -61,6 +83,8 @@ class OlderStore:
 
     def history(self, session_id: str) -> History | None:
         """Return a session; None where there is none of this id."""
+        if self._named is not None:
+            return self._named.history(session_id)
         found = self._row(session_id)
         if found is not None or self._redis is None:
             return found
@@ -80,13 +104,20 @@ class OlderStore:
 
 
 @contextmanager
-def older_store(url: str | None, table: str, redis_url: str | None) -> Iterator[OlderStore]:
-    """Open what the options name; refuses to do without any of it."""
-    if url is None and redis_url is None:
+def older_store(
+    url: str | None, table: str, redis_url: str | None = None, place: str | None = None
+) -> Iterator[OlderStore]:
+    """Open what the options name: the object at ``place`` where no address is given; refuses to do without any."""
+    if url is None and redis_url is None and place is None:
         raise ConfigurationError(
-            "legacy_url", "no legacy store is named; give --legacy-url, --legacy-redis-url or both"
+            "legacy",
+            "no legacy store is named: give --legacy-url URL for the table of the original, --legacy-redis-url URL for "
+            "its keys, else --legacy package.module:name, or LEGACY_STORE",
         )
     with ExitStack() as stack:
+        if url is None and redis_url is None:
+            yield OlderStore(None, None, stack.enter_context(LegacyObject(find_legacy_store(place or ""))))
+            return
         store = redis = None
         if url is not None:
             store = stack.enter_context(LegacySwisperStore(url, table=table, timeout_seconds=PATIENCE_SECONDS))

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from contract_engine.cli import display
-from contract_engine.cli.legacy import PATIENCE_SECONDS, LegacyTable, LegacyUrl
+from contract_engine.cli.legacy import PATIENCE_SECONDS, Legacy, LegacyTable, LegacyUrl
 from contract_engine.cli.legacy_stores import find_legacy_store
 from contract_engine.cli.options import AsJson, DatabaseUrl, DryRun, RedisUrl, Tenant, Yes
 from contract_engine.cli.outcome import NO, confirm, say
@@ -119,17 +119,6 @@ class _Progress:
 
     relayed: int = 0
     error: MemoryServiceError | None = None
-
-
-Legacy = Annotated[
-    str | None,
-    typer.Option(
-        "--legacy",
-        metavar="MODULE:NAME",
-        envvar="LEGACY_STORE",
-        help="The legacy store: an object, or what makes one when it is called.",
-    ),
-]
 
 
 def relay(

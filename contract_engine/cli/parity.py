@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
@@ -18,11 +18,19 @@ from rich.table import Table
 from rich.text import Text
 
 from contract_engine.cli import display
-from contract_engine.cli.legacy import PANEL, PATIENCE_SECONDS, LegacyTable, OlderStore, OnlySessions, older_store
+from contract_engine.cli.legacy import (
+    PATIENCE_SECONDS,
+    Legacy,
+    LegacyTable,
+    LegacyUrl,
+    OlderStore,
+    OnlySessions,
+    older_store,
+)
 from contract_engine.cli.options import AsJson, DatabaseUrl, RedisUrl, Tenant
-from contract_engine.cli.outcome import NO, say
+from contract_engine.cli.outcome import NO, counted, say
 from contract_engine.cli.servers import Choice, chosen_servers
-from contract_engine.memory.errors import InvalidInputError
+from contract_engine.memory.errors import InvalidInputError, MemoryServiceError
 from contract_engine.memory.legacy_store import DEFAULT_TABLE
 from contract_engine.memory.log_writer import LogWriter
 from contract_engine.memory.parity import Difference, Kind, Mark, compare, count_arrived, mark, summed
@@ -34,12 +42,8 @@ LOOKS, PAUSE_SECONDS = 3, 0.3
 
 def parity(
     *,
-    legacy_url: Annotated[
-        str,
-        typer.Option(
-            "--legacy-url", metavar="URL", help="The PostgreSQL with the legacy table.", rich_help_panel=PANEL
-        ),
-    ],
+    legacy: Legacy = None,
+    legacy_url: LegacyUrl = None,
     table: LegacyTable = DEFAULT_TABLE,
     session: OnlySessions = None,
     sample: Annotated[
@@ -55,6 +59,7 @@ def parity(
 ) -> None:
     """Compare the legacy store with the log, session by session.
 
+    The store is the table of the original, else any object of the program that has the method session_ids().
     Content is compared as JSON values. Messages that the older store is still to be given are no differences: they are
     counted as pending. A session with differences is looked at again before they are told. Nothing is written.
 
@@ -66,9 +71,9 @@ def parity(
         config = stack.enter_context(
             chosen_servers(choice, console, only_database=True, database_timeout_seconds=PATIENCE_SECONDS)
         )
-        store = stack.enter_context(older_store(legacy_url, table, None))
+        store = stack.enter_context(older_store(legacy_url, table, place=legacy))
         log = stack.enter_context(LogWriter(config))
-        write = stack.enter_context(_Export(export)).write
+        write = stack.enter_context(_exported(export))
         bar = stack.enter_context(display.progress(console, "sessions"))
         names = _chosen(session, sample, store, log)
         task = bar.add_task("", total=len(names))
@@ -176,33 +181,24 @@ def _in_log(
     return logged, waiting
 
 
-class _Export:
-    """A file that takes differences line by line; none where no path is given."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._stack = ExitStack()
-
-    def __enter__(self) -> _Export:
-        self._write: Callable[[str], object] = lambda _: None
-        if self._path is not None:
-            try:
-                self._write = self._stack.enter_context(self._path.open("w", encoding="utf-8")).write
-            except OSError as exc:
-                raise InvalidInputError("export", f"{self._path} cannot be written: {exc.strerror}") from exc
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def write(self, item: Difference) -> None:
-        """Write one difference."""
-        self._write(json.dumps(item.as_json()) + "\n")
+@contextmanager
+def _exported(path: Path | None) -> Iterator[Callable[[Difference], object]]:
+    """Give what writes a difference to the file, line by line; what does nothing where no path is given."""
+    if path is None:
+        yield lambda _: None
+        return
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            yield lambda item: file.write(json.dumps(item.as_json()) + "\n")
+    except MemoryServiceError:  # a server that is away is an OSError too
+        raise
+    except OSError as exc:
+        raise InvalidInputError("export", f"{path} cannot be written: {exc.strerror}") from exc
 
 
 def _print(differences: Sequence[Difference], sessions: int, messages: int) -> None:
     if not differences:
-        say(f"No difference: {messages:,} messages of {sessions:,} sessions.")
+        say(f"No difference: {counted(messages, 'message')} of {counted(sessions, 'session')}.")
         return
     view = Table(
         "session", "difference", "legacy", "new", "", box=None, header_style="dim", padding=(0, 1), pad_edge=False
@@ -220,4 +216,5 @@ def _print(differences: Sequence[Difference], sessions: int, messages: int) -> N
     if len(differences) > SHOWN:
         say(f"{len(differences) - SHOWN:,} more; --export FILE writes all of them.")
     kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in summed(differences).items())
-    say(f"{len(differences):,} differences in {sessions:,} sessions with {messages:,} messages: {kinds}.")
+    of_all = f"{counted(sessions, 'session')} with {counted(messages, 'message')}"
+    say(f"{counted(len(differences), 'difference')} in {of_all}: {kinds}.")

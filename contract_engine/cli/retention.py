@@ -40,10 +40,10 @@ def purge(
     """Erase the sessions that nobody has touched for some time.
 
     From Redis and from every table. Touched by what a caller writes: a message, a text for the summary, the context
-    object, limits, a pin, instructions; not by reads. What is touched meanwhile, or just in use, is kept, and so is what
-    has messages in Redis that wait to be logged: --dry-run counts these too, so its figure is the most it can be. May be
-    stopped and started at any time. Exit code 0 when done, also with nothing to do; 1 not confirmed; 2 a server is
-    away.
+    object, limits, a pin, instructions; not by reads. What is touched meanwhile, or just in use, is kept, and so is
+    what has messages in Redis that wait to be logged: --dry-run counts these too, so its figure is the most it can be.
+    May be stopped and started at any time. Exit code 0 when done, also with nothing to do; 1 not confirmed; 2 a server
+    is away.
     """
     age = age_of(older_than)
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)

@@ -117,7 +117,8 @@ _OUTLINE = """
 SELECT jsonb_typeof(s.chat_history), jsonb_array_length({history}), octet_length(s.chat_history::text),
        jsonb_path_exists({history}, '$[*].{id_field}'),
        (extract(epoch FROM s.created_at) * 1000)::bigint, (extract(epoch FROM s.updated_at) * 1000)::bigint,
-       s.short_summary
+       s.short_summary, (s.session_metadata -> 'context')::text,
+       COALESCE(s.has_contract, false) OR COALESCE(s.session_metadata, '{{}}') - 'context' <> '{{}}'
 FROM {table} AS s WHERE s.session_id = :session_id"""
 
 _TEMPLATES = {
@@ -139,7 +140,8 @@ class Outline(NamedTuple):
     """What is known of a session before its messages are read.
 
     ``kind``: the JSON type of its history, ``array`` where it is in order. ``length`` messages of ``size_bytes`` in
-    all; ``has_ids``: some of them carry the id they have in the new log.
+    all; ``has_ids``: some of them carry the id they have in the new log. ``context``: the context object as JSON text.
+    ``has_more``: it has a contract flag, or metadata beside the context object.
     """
 
     kind: str | None
@@ -149,6 +151,8 @@ class Outline(NamedTuple):
     created_ms: int
     updated_ms: int
     short_summary: str | None
+    context: str | None
+    has_more: bool
 
 
 class LegacyTable:
@@ -163,9 +167,7 @@ class LegacyTable:
         self._statements = {key: self._statement(key, text) for key, text in _TEMPLATES.items()}
 
     def _statement(self, key: str, template: str) -> Statement:
-        sql = template.format(
-            table=self._quoted, columns=_COLUMNS, history=_ARRAY, id_field=MESSAGE_ID_FIELD, now=_NOW
-        )
+        sql = template.format(table=self._quoted, columns=_COLUMNS, history=_ARRAY, id_field=MESSAGE_ID_FIELD, now=_NOW)
         return Statement(f"legacy_{key}", lambda: sa.text(sql))
 
     def __getitem__(self, key: str) -> Statement:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from contract_engine.memory._effects import Statement
 from contract_engine.memory._log import NEW_EPOCH, insert, session_id, tenant, this_session
 from contract_engine.memory._log_outbox import renumber
+from contract_engine.memory._log_retention import ERASED_AT
 from contract_engine.memory._tables import messages, recall, sessions, summaries
 from contract_engine.memory.models import IMPORTED, REBUILT
 
@@ -136,7 +137,10 @@ def insert_history(
                 updated_at=_time(updated_ms))
         .on_conflict_do_update(
             index_elements=["tenant", "session_id"],
-            set_={"created_at": sa.func.least(sessions.c.created_at, _time(created_ms))},
+            set_={
+                "created_at": sa.func.least(sessions.c.created_at, _time(created_ms)),
+                "updated_at": _touched(updated_ms),
+            },
         )
         .returning(
             sessions.c.last_seq, sessions.c.watermark, sessions.c.summary_version, sessions.c.indexed_seq
@@ -182,6 +186,27 @@ def insert_history(
         key,
     )
     return True
+
+
+def insert_context(
+    connection: sa.Connection, key: Mapping[str, str], body: bytes, *, created_ms: int, updated_ms: int
+) -> bool:
+    """Give a session its context object unless it has one; False where it has. It begins here if there is none."""
+    begun = insert(sessions).values(
+        tenant=tenant, session_id=session_id, epoch=NEW_EPOCH, context=body, created_at=_time(created_ms),
+        updated_at=_time(updated_ms),
+    )  # fmt: skip
+    done = begun.on_conflict_do_update(
+        index_elements=["tenant", "session_id"],
+        set_={"context": body, "updated_at": _touched(updated_ms)},
+        where=sessions.c.context.is_(None),
+    )
+    return connection.execute(done.returning(sessions.c.epoch), key).first() is not None
+
+
+def _touched(updated_ms: int) -> sa.ColumnElement[Any]:
+    """An import is no touch; but a row that a purge has yet to delete would be deleted with what comes in now."""
+    return sa.case((sessions.c.updated_at == ERASED_AT, _time(updated_ms)), else_=sessions.c.updated_at)
 
 
 def _move(connection: sa.Connection, key: Mapping[str, str], place: int, by: int) -> None:

@@ -18,7 +18,7 @@ from contract_engine.memory.errors import ContentionError, InvalidInputError
 from contract_engine.memory.exchange import exchange_groups
 from contract_engine.memory.history_alignment import Told, is_contained, untold_anchors
 from contract_engine.memory.keys import check_session_id
-from contract_engine.memory.legacy_messages import content_digest, imported_id, imported_place
+from contract_engine.memory.legacy_messages import content_digest, imported_id, imported_place, parse_legacy
 from contract_engine.memory.legacy_source import Element, History
 from contract_engine.memory.log_writer import LogWriter
 
@@ -51,7 +51,9 @@ class Outcome:
 
     ``older``: messages of the older history, of which ``imported`` came into the log now (or would, in a dry run) and
     ``refused`` never can. ``left``: why the session was left as it is, None where it was not. ``elsewhere``: messages
-    that the log has at another place than the older history. ``summaries``: texts that came along.
+    that the log has at another place than the older history. ``summaries``: texts that came along. ``context``: whether
+    the context object did; ``other_context``: the log has another one, which was left. ``has_more``: the older store
+    has something of the session for which the log has no place.
     """
 
     session_id: str
@@ -61,12 +63,21 @@ class Outcome:
     summaries: int = 0
     refused: list[Refused] = field(default_factory=list)
     refused_summaries: list[Refused] = field(default_factory=list)
+    refused_context: str | None = None
+    context: bool = False
+    other_context: bool = False
+    has_more: bool = False
     left: str | None = None
 
     @property
     def is_whole(self) -> bool:
         """Whether the log has all there is."""
-        return self.left is None and not self.refused and not self.refused_summaries
+        return self.left is None and not self.refused and not self.refused_summaries and not self.refused_context
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether anything came into the log."""
+        return bool(self.imported or self.summaries or self.context)
 
 
 class _Left(Exception):  # noqa: N818  # ends a session, and is told of as its outcome
@@ -123,6 +134,7 @@ class Backfill:
             # What waits in Redis is numbered behind what the log holds; it goes first, so that nothing else moves.
             self.log.drain(history.session_id)
         self._supply(history, outcome)
+        self._bring_context(history, outcome)
         if history.is_trimmed and self._has_all(history):
             return 0
         for _ in range(ATTEMPTS):
@@ -156,6 +168,24 @@ class Backfill:
                 metadata = key | {"timestamp": summary.timestamp}
                 if self.dry_run or self.log.add_summary_once(history.session_id, summary.text, metadata, key=key):
                     outcome.summaries += 1
+
+    def _bring_context(self, history: History, outcome: Outcome) -> None:
+        """Import the context object, unless the log has one: then programs keep it there already."""
+        outcome.has_more = history.has_more
+        if history.context is None:
+            return
+        try:
+            context = parse_legacy(history.context).message
+            known = self.log.context(history.session_id)
+            if known is None and not self.dry_run:
+                outcome.context = self.log.add_context(
+                    history.session_id, context, created_ms=history.created_ms, updated_ms=history.updated_ms
+                )
+            else:
+                outcome.context = known is None
+            outcome.other_context = known is not None and content_digest(known) != content_digest(context)
+        except InvalidInputError as exc:
+            outcome.refused_context = str(exc)
 
 
 class _Attempt:
@@ -301,7 +331,7 @@ class _Attempt:
         position, history, log = self._position, self._history, self._backfill.log
         if position.last_seq <= position.seq:
             return {}
-        # A store that knows ids gets what it is owed under its id; of one that does not, nobody can say that it has not.
+        # A store that knows ids has what it is owed under its id or not at all.
         owed = log.in_flight(self._session_id)[1] if history.has_ids else set()
         newer = [Told(name, digest) for _, name, digest in log.digests(self._session_id, after=position.seq)]
         places: list[int] = []

@@ -41,7 +41,8 @@ class History(NamedTuple):
 
     ``read(n)`` gives the elements behind the first n, in pages, so that any length is read in bounded memory.
     ``summaries`` are texts of which no message is left. ``problem``: why none of it can be read. ``is_trimmed``: the
-    store drops the oldest, so that places change.
+    store drops the oldest, so that places change. ``context`` is the context object as JSON text. ``has_more``: there
+    is something for which the log has no place.
     """
 
     session_id: str
@@ -55,6 +56,8 @@ class History(NamedTuple):
     refused_summaries: Sequence[tuple[int, str]] = ()
     problem: str | None = None
     is_trimmed: bool = False
+    context: str | None = None
+    has_more: bool = False
 
 
 def table_history(store: LegacySwisperStore, session_id: str) -> History | None:
@@ -80,8 +83,9 @@ def table_history(store: LegacySwisperStore, session_id: str) -> History | None:
     text = outline.short_summary
     alone = [LegacySummary(1, text, updated / 1000)] if text and text.strip() and outline.length == 0 else []
     return History(
-        session_id, outline.length, outline.has_ids, created, updated, read, alone, SHORT_SUMMARY, (), problem
-    )
+        session_id, outline.length, outline.has_ids, created, updated, read, alone, SHORT_SUMMARY, (), problem,
+        context=outline.context, has_more=outline.has_more,
+    )  # fmt: skip
 
 
 def redis_history(redis: LegacyRedis, session_id: str) -> History:

@@ -345,22 +345,6 @@ class AsyncLegacySwisperStore(AsyncClosing):
         """See :meth:`LegacySwisperStore.has_message`."""
         return await self._runtime.run(self._flows.has_message(session_id, message_id))
 
-    async def outline(self, session_id: str) -> Outline | None:
-        """See :meth:`LegacySwisperStore.outline`."""
-        return await self._runtime.run(self._flows.outline(session_id))
-
-    async def read_page(self, session_id: str, *, after: int, count: int) -> list[str]:
-        """See :meth:`LegacySwisperStore.read_page`."""
-        return await self._runtime.run(self._flows.read_page(session_id, after, count))
-
-    async def session_names(self, *, after: str = "", most: int = 1000) -> list[str]:
-        """See :meth:`LegacySwisperStore.session_names`."""
-        return await self._runtime.run(self._flows.session_names(after, most))
-
-    async def totals(self) -> tuple[int, int]:
-        """See :meth:`LegacySwisperStore.totals`."""
-        return await self._runtime.run(self._flows.totals())
-
     async def aclose(self) -> None:
         """Close the connections."""
         await self._runtime.close()

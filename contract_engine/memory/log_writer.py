@@ -6,7 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from contract_engine.memory._effects import Flow, query, transaction
-from contract_engine.memory._log_backfill import NAMES, PAGE, PLACES, POSITION, HistoryRow, Position, insert_history
+from contract_engine.memory._log_backfill import (
+    NAMES,
+    PAGE,
+    PLACES,
+    POSITION,
+    HistoryRow,
+    Position,
+    insert_context,
+    insert_history,
+)
 from contract_engine.memory._log_outbox import IN_FLIGHT
 from contract_engine.memory._runtime import Runtime, breaker_for
 from contract_engine.memory.closing import Closing
@@ -16,7 +25,7 @@ from contract_engine.memory.intake import Intake
 from contract_engine.memory.legacy_messages import content_digest
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.models import Message
-from contract_engine.memory.serializer import decode_value
+from contract_engine.memory.serializer import decode_value, encode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.sessions import Sessions
 from contract_engine.memory.summary_store import EVERY, SummaryFlows
@@ -34,6 +43,8 @@ class LogWriter(Closing):
         counter = TokenCounter(config.model)
         log = LogFlows(config)
         self._tenant = config.tenant
+        self._max_bytes = config.max_message_bytes
+        self._log = log
         self._sessions = Sessions(config, counter, log=log)
         self._summaries = SummaryFlows(config, counter, self._sessions, log=log)
         self._runtime = Runtime(config, breaker=breaker_for(config, is_shared=False))
@@ -152,6 +163,21 @@ class LogWriter(Closing):
         False where a version has all of ``key`` in its metadata: somebody else has added it, maybe right now.
         """
         return self._runtime.run(self._summaries.add_summary_once(session_id, text, metadata, key=key))
+
+    def context(self, session_id: str) -> dict[str, Any] | None:
+        """Return the context object of a session; None where it has none."""
+        body = self._runtime.run(self._log.load_context(session_id))
+        return None if body is None else decode_value(body)
+
+    def add_context(self, session_id: str, context: Mapping[str, Any], *, created_ms: int, updated_ms: int) -> bool:
+        """Give a session its context object; False where it has one. :class:`InvalidInputError` for one too large."""
+        body = encode_value(dict(context), field="context", max_bytes=self._max_bytes)
+        key = self._key(session_id)
+        return self._runtime.run(
+            transaction(
+                lambda connection: insert_context(connection, key, body, created_ms=created_ms, updated_ms=updated_ms)
+            )
+        )
 
     def close(self) -> None:
         """Close the connections."""

@@ -129,9 +129,10 @@ class Retention:
 
         ``lines`` with their line feeds, as a file opened for bytes gives them. ``session_id``: another name, where the
         archive holds one session. ``existing``: ``refuse`` (raises :class:`SessionExistsError`; those before it stay
-        imported), ``replace`` or ``skip``. A dry run checks all lines and asks the log alone. Answers ``sessions``, ``messages``, ``summaries``, ``replaced`` and ``skipped`` (ids). What was cut
-        off, edited or written by a newer format raises :class:`InvalidInputError`, which names the line and not what it
-        says. Times are those of the archive, the last touch too. A writer to the same session waits meanwhile.
+        imported), ``replace`` or ``skip``. A dry run checks all lines and asks the log alone. Answers ``sessions``,
+        ``messages``, ``summaries``, ``replaced`` and ``skipped`` (ids). What was cut off, edited or written by a newer
+        format raises :class:`InvalidInputError`, which names the line and not what it says. Times are
+        those of the archive, the last touch too. A writer to the same session waits meanwhile.
         """
         return self._runtime.run(self._flows.import_sessions(lines, session_id, existing, dry_run, progress))
 

@@ -1,0 +1,69 @@
+"""Sessions of a legacy store that is any object of the program: read whole, as an import and a comparison need them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from contract_engine.memory._effects import call_legacy
+from contract_engine.memory._runtime import Runtime, breaker_for
+from contract_engine.memory.closing import Closing
+from contract_engine.memory.config import MemoryConfig
+from contract_engine.memory.errors import ConfigurationError, InvalidInputError, SerializationError
+from contract_engine.memory.legacy import Legacy
+from contract_engine.memory.legacy_messages import legacy_message
+from contract_engine.memory.legacy_source import Element, History, message_time_ms
+
+
+class LegacyObject(Closing):
+    """Reads a legacy object that can list its sessions; raises :class:`LegacyUnavailableError` where that raises.
+
+    Besides what the adapter needs (see :class:`contract_engine.memory.legacy.Legacy`) it has ``session_ids()``, which
+    answers the ids of all its sessions, as a list or by and by. ``get_chat_history`` is called without a limit, so a
+    history is held in memory while its session is at work. A message may hold the id it has in the log in the field
+    ``memory_message_id``; without that, content tells.
+    """
+
+    def __init__(self, store: Any) -> None:
+        self._legacy = Legacy(store, takes_coroutines=False)
+        if not callable(getattr(store, "session_ids", None)):
+            problem = f"{type(store).__name__} has no method session_ids(), which has to answer the ids of its sessions"
+            raise ConfigurationError("legacy", f"{problem}; add one")
+        config = MemoryConfig()
+        self._runtime = Runtime(config, breaker=breaker_for(config, is_shared=False))
+
+    def session_names(self) -> list[str]:
+        """Return its session ids, each once, in the order in which it lists them."""
+        store = self._legacy.store
+        found = self._runtime.run(call_legacy(lambda: list(store.session_ids()), self._legacy.breaker))
+        if not all(isinstance(name, str) for name in found):
+            raise InvalidInputError("legacy", f"session_ids() of {type(store).__name__} answers other than texts")
+        return list(dict.fromkeys(found))
+
+    def history(self, session_id: str) -> History | None:
+        """Return a session as it is now; None where there is no message, and it is not listed."""
+        found = self._runtime.run(self._legacy.history(session_id))
+        if not found and session_id not in self.session_names():
+            return None
+        now_ms = int(time.time() * 1000)
+        elements = [_element(place, value, now_ms) for place, value in enumerate(found, start=1)]
+
+        def read(after: int) -> Iterator[Element]:
+            yield from elements[after:]
+
+        has_ids = any(item.message_id is not None for item in elements)
+        return History(session_id, len(elements), has_ids, now_ms, now_ms, read)
+
+    def close(self) -> None:
+        """Close nothing of the store: whoever made it does that."""
+        self._runtime.close()
+
+
+def _element(place: int, value: object, now_ms: int) -> Element:
+    try:
+        message, message_id = legacy_message(value)
+    except SerializationError as exc:
+        return Element(place, None, None, 0, str(exc))
+    at_ms = message_time_ms(message, default_ms=now_ms, latest_ms=now_ms)
+    return Element(place, message, message_id, at_ms)
