@@ -239,6 +239,61 @@ def test_the_command_names_exports_and_counts_every_kind(stores: Stores, tmp_pat
     assert json.loads(stores.parity("--json", "--sample", "3")[1])["sessions"] == 3
 
 
+def test_a_sample_finds_what_is_planted_in_it_and_nothing_else(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = [said(number) for number in range(8)]
+    names = [f"s{number}" for number in range(10)]
+    planted = dict(zip(names[::2], PLANTED, strict=False))
+    for name in names:
+        stores.write(name, history, PLANTED[planted[name]](history, 3) if name in planted else history)
+    picked: list[list[str]] = []
+
+    class Recorded(random.Random):
+        def sample(self, *given: Any, **named: Any) -> Any:
+            picked.append(super().sample(*given, **named))
+            return picked[-1]
+
+    monkeypatch.setattr("contract_engine.cli.parity.random", Recorded(6))
+    for _ in range(4):
+        code, text = stores.parity("--json", "--sample", "4")
+        answer = json.loads(text)
+        sample = picked[-1]
+        expected = {name: str(planted[name]) for name in sample if name in planted}
+        assert (answer["sessions"], len(set(sample)), set(sample) <= set(names)) == (4, 4, True)
+        assert {item["session_id"]: item["kind"] for item in answer["differences"]} == expected
+        assert (answer["sessions_with_differences"], code) == (len(expected), int(bool(expected)))
+    assert len(picked) == 4
+    assert len(set(map(frozenset, picked))) > 1, "always the same sample"
+    assert any(set(sample) - set(planted) for sample in picked)
+    assert json.loads(stores.parity("--json", "--sample", "10")[1])["sessions_with_differences"] == len(planted)
+
+
+def test_what_is_exported_leads_to_the_messages(stores: Stores, tmp_path: Path) -> None:
+    """Each line says where in which store to look, also behind elements that are no messages."""
+    history = [said(number) for number in range(12)]
+    legacy: list[Any] = ["no message", *history]
+    new = [*history[:4], other_words(history[4]), *history[5:7], other_role(history[7]), *history[9:], said(99)]
+    stores.write("s", legacy, new)
+    export = tmp_path / "differences.jsonl"
+    assert stores.parity("--export", str(export))[0] == 1
+    found = {line["kind"]: line for line in map(json.loads, export.read_text("utf-8").splitlines())}
+    logged = stores.older.logged("s")
+    assert {line["session_id"] for line in found.values()} == {"s"}
+    looked_at = {
+        kind: tuple(
+            None if place is None else side[place - 1]
+            for side, place in ((legacy, line["legacy_place"]), (logged, line["new_place"]))
+        )
+        for kind, line in found.items()
+    }
+    assert looked_at == {
+        "unreadable_in_legacy": ("no message", None),
+        "content_changed": (history[4], other_words(history[4])),
+        "role_changed": (history[7], other_role(history[7])),
+        "missing_in_new": (history[8], None),
+        "missing_in_legacy": (None, said(99)),
+    }
+
+
 def test_what_cannot_be_compared_is_no_parity(stores: Stores, tmp_path: Path) -> None:
     older = stores.older
     code, text = stores.parity("--export", str(tmp_path / "none" / "file"))

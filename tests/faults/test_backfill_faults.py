@@ -210,6 +210,16 @@ def wait_for(older: Older, least: int) -> None:
         time.sleep(0.02)
 
 
+def wait_until_at_rest(older: Older) -> None:
+    """Wait until the server has ended what a process asked of it that is no more."""
+    deadline = time.monotonic() + 60
+    while older.execute(
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'contract-memory' AND state <> 'idle'"
+    ):
+        assert time.monotonic() < deadline, "the server is still at work"
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_the_command_is_stopped_and_run_again(
     older: Older, command: Callable[..., subprocess.Popen[str]], number: int, code: int
@@ -220,12 +230,19 @@ def test_the_command_is_stopped_and_run_again(
     os.kill(process.pid, number)
     process.communicate(timeout=60)
     assert process.returncode == code
-    assert BOTH < count(older) < len(EXPECTED), "it was not stopped on its way"
+    wait_until_at_rest(older)
+    before = count(older)
+    assert BOTH < before < len(EXPECTED), "it was not stopped on its way"
     is_in_order(older)
     again = command()
     out, err = again.communicate(timeout=100)
     assert again.returncode == 0, err
-    assert json.loads(out)["not_imported"] == []
+    answer = json.loads(out)
+    assert answer["not_imported"] == []
+    assert (answer["sessions"], answer["messages"], answer["unchanged"]) == (1, len(EXPECTED), 0)
+    assert answer["imported"] == len(EXPECTED) - before, (
+        "what the first run had imported was counted, or not gone on from"
+    )
     is_whole(older)
 
 
