@@ -76,8 +76,8 @@ class Tally:
 
     def as_json(self) -> dict[str, Any]:
         """Return the same for machines."""
-        names = ("dry_run", "sessions", "messages", "imported", "unchanged", "elsewhere", "summaries", "contexts")
-        names += ("other_contexts", "more")
+        counts = ("sessions", "messages", "imported", "unchanged", "elsewhere", "summaries", "contexts")
+        names = ("dry_run", *counts, "other_contexts", "more")
         troubles = [{"session_id": name, "place": place, "problem": text} for name, place, text in self.troubles()]
         return {name: getattr(self, name) for name in names} | {"not_imported": troubles}
 
