@@ -151,6 +151,7 @@ class DualFlows:
         for attempt in range(ATTEMPTS):
             # Before the legacy store: what is relayed in between is in both then, and in neither the other way round.
             owed = yield from self.outbox.pending(session_id)
+            known = (yield from legacy.count_known(session_id, owed.pending)) if owed.in_doubt else 0
             wanted = None if limit is None else limit if not owed.pending else max(limit, len(owed.pending) + WINDOW)
             held = yield from legacy.history(session_id, wanted)
             if not owed.pending:
@@ -160,17 +161,17 @@ class DualFlows:
             if is_settled or attempt == ATTEMPTS - 1:
                 written = 0
                 if owed.in_doubt or now.in_doubt or not is_settled:
-                    written = yield from self._count_written(legacy, session_id, held, owed)
+                    written = yield from self._count_written(legacy, session_id, held, owed, known)
                 found = [*held, *(one.message for one in owed.pending[written:])]
                 return found if limit is None else found[max(0, len(found) - limit) :]
             yield from pause(FIRST_PAUSE_SECONDS * 2**attempt)
         raise AssertionError("the last attempt answers")
 
     def _count_written(
-        self, legacy: Legacy, session_id: str, held: Sequence[Message], owed: PendingSession
+        self, legacy: Legacy, session_id: str, held: Sequence[Message], owed: PendingSession, known: int
     ) -> Flow[int]:
         preceding = yield from self.outbox.preceding(session_id, owed.pending[0].seq, WINDOW)
-        return (yield from legacy.count_in(held, session_id, owed.pending, preceding))
+        return (yield from legacy.count_in(held, session_id, owed.pending, preceding, at_least=known))
 
     def _compare(self, session_id: str, old: Sequence[Message], limit: int | None) -> Flow[None]:
         """Look whether the new store would have answered the same; what came since is no difference."""

@@ -23,8 +23,10 @@ class Legacy:
     It needs ``add_chat_message(session_id, message)`` and ``get_chat_history(session_id)``, blocking or coroutines. It
     may offer more: a ``limit`` of ``get_chat_history``; ``add_chat_messages(session_id, messages)``, which is called
     for what has gathered and should be atomic; a keyword ``message_id`` (``message_ids``) of the two that add, together
-    with ``has_message(session_id, message_id)``: then nothing is ever written twice. An answer of False is a failure,
-    but where such a store turns out to have what it was given.
+    with ``has_message(session_id, message_id)``: then it is asked before anything is written again. That alone writes
+    nothing twice as long as no call outlasts the lease of its relay, nor goes on after it has failed; a store that keeps
+    an id once, as :class:`LegacySwisperStore` does, never has a message twice. An answer of False is a failure, but
+    where such a store turns out to have what it was given.
     """
 
     def __init__(self, store: Any, *, takes_coroutines: bool, breaker: CircuitBreaker | None = None) -> None:
@@ -89,15 +91,35 @@ class Legacy:
         held = yield from self.history(session_id, len(pending) + WINDOW)
         return overlap(held, (yield from preceding()), [one.message for one in pending])
 
+    def count_known(self, session_id: str, pending: Sequence[Pending]) -> Flow[int]:
+        """Answer how many of the first pending messages it says to have; 0 where it knows no ids."""
+        return (yield from self._count_known(session_id, pending)) if self._knows_ids else 0
+
     def count_in(
-        self, held: Sequence[Message], session_id: str, pending: Sequence[Pending], preceding: Sequence[Message]
+        self,
+        held: Sequence[Message],
+        session_id: str,
+        pending: Sequence[Pending],
+        preceding: Sequence[Message],
+        *,
+        at_least: int,
     ) -> Flow[int]:
-        """Answer how many of the first pending messages a history shows that has just been read."""
+        """Answer how many of the first pending messages a history shows that has just been read.
+
+        ``at_least``: :meth:`count_known` of before that.
+        """
         if self._knows_ids:
-            # It may have got more since; of these only the end of what was read can show any.
+            # It may have got more while it was read; of these only the end of what was read can show any.
             pending = pending[: (yield from self._count_known(session_id, pending))]
+        if len(pending) <= at_least:
+            return at_least
+        messages = [one.message for one in pending]
+        if not preceding and len(held) <= len(messages) and all(map(is_same, held, messages)):
+            # A session that begins with what is being relayed. It could be an older history that was the same and was
+            # not imported; so whoever writes does not go by this, but most readers would see their session twice.
+            return max(at_least, len(held))
         recent = held[max(0, len(held) - len(pending) - WINDOW) :]
-        return overlap(recent, preceding, [one.message for one in pending])
+        return max(at_least, overlap(recent, preceding, messages))
 
     def _has_all(self, session_id: str, pending: Sequence[Pending]) -> Flow[bool]:
         """Whether False meant that they were there already, as a store that knows ids may say."""
@@ -112,26 +134,26 @@ class Legacy:
 
 
 def overlap(held: Sequence[Message], preceding: Sequence[Message], pending: Sequence[Message]) -> int:
-    """Return how many of ``pending`` the end of ``held`` shows already.
+    """Return how many of ``pending`` the end of ``held`` shows already, as far as that is sure.
 
-    A message is the same if it has every field of ours: a store may add some of its own. Where several answers fit,
-    because the same things were said again and again, it is the smallest: to write twice is better than not at all.
+    A message is the same if it has every field of ours: a store may add some of its own. What was written stands right
+    behind what precedes it in the log; an end that does not go on from there is somebody else's, or from before the
+    log, however much it looks like ours, and counts as none. So does the very beginning of a log, which has nothing to
+    stand behind. Where several answers fit, because the same things were said again and again, it is the smallest: to
+    write twice is better than not at all. Never more than was written, if nobody else writes there.
     """
     for count in range(len(pending) + 1):
         expected = [*preceding, *pending[:count]]
         compared = min(len(expected), len(held))
-        if compared < count or (compared == 0 and held):
+        if compared <= count:
             continue
-        if all(map(_is_same, held[len(held) - compared :], expected[len(expected) - compared :])):
-            return count
-    # Others write there too, or it never had what precedes: then the messages themselves have to do.
-    for count in range(min(len(pending), len(held)), 0, -1):
-        if all(map(_is_same, held[len(held) - count :], pending[:count])):
+        if all(map(is_same, held[len(held) - compared :], expected[len(expected) - compared :])):
             return count
     return 0
 
 
-def _is_same(theirs: Any, ours: Message) -> bool:
+def is_same(theirs: Any, ours: Message) -> bool:
+    """Whether the legacy store holds our message: with every field of ours, and any of its own besides."""
     return isinstance(theirs, dict) and all(name in theirs and theirs[name] == value for name, value in ours.items())
 
 

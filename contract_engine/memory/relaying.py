@@ -71,8 +71,9 @@ class Relay:
 
     One holds a session at a time, by a lease. A row of the outbox is removed after the legacy store has taken its
     message; one that dies in between leaves the session in doubt, and the next one looks first what is there. By id
-    where the legacy object knows ids (see :class:`Legacy`): exactly once. Else by comparing the end of its history: a
-    message can be written twice then, if what was said repeats itself or others write there too.
+    where the legacy object knows ids and keeps each once (see :class:`Legacy`): exactly once. Else by comparing the end
+    of its history: a message can be written twice then, if it is the first of its session, if what was said repeats
+    itself, or if others write there too. None is left out, unless another writer has just said the very same there.
     """
 
     def __init__(self, legacy: Legacy, outbox: Outbox, settings: RelaySettings) -> None:

@@ -1,0 +1,106 @@
+"""A relay has died, or its answer was lost: what the legacy store shows decides, and it is never believed too much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from dual_stores import contents, open_store, say, talk
+from hypothesis import given
+from hypothesis import strategies as st
+from legacy_stores import KnowingStore, ListStore
+from memory_contract import Backend
+
+from contract_engine.memory.legacy import overlap
+from contract_engine.memory.migration import EnhancedSessionStore, RelaySettings
+
+pytest_plugins = ("memory_fixtures",)
+
+SHORT = RelaySettings(lease_seconds=0.3, first_delay_seconds=0.01, max_delay_seconds=0.1, poll_seconds=0.05)
+WORDS = st.text("ab", max_size=6)
+
+
+@pytest.fixture
+def legacy() -> ListStore:
+    return ListStore()
+
+
+@pytest.fixture
+def store(blocking: Backend, legacy: ListStore) -> Iterator[EnhancedSessionStore]:
+    with open_store(blocking, legacy, relay=SHORT) as found:
+        yield found
+
+
+def messages(text: str) -> list[dict[str, Any]]:
+    return [{"content": one} for one in text]
+
+
+def die_before_writing(store: EnhancedSessionStore) -> None:
+    """Take every lease that is due, as a relay that is dead before it has written anything."""
+    claimed = store._flows.outbox.claim("the dead", sessions=5, lease_seconds=0.3)
+    assert store.memory_manager._runtime.run(claimed)
+
+
+@given(older=WORDS, imported=st.booleans(), relayed=WORDS, pending=WORDS, data=st.data())
+def test_never_more_is_believed_than_was_written(
+    older: str, imported: bool, relayed: str, pending: str, data: st.DataObject
+) -> None:
+    written = data.draw(st.integers(0, len(pending)))
+    held = older + relayed + pending[:written]
+    log = (older if imported else "") + relayed
+    assert overlap(messages(held), messages(log), messages(pending)) <= written
+
+
+@given(relayed=st.text("ab", min_size=1, max_size=6), number=st.integers(0, 4))
+def test_what_repeats_nothing_is_placed_exactly(relayed: str, number: int) -> None:
+    pending = "vwxy"
+    assert overlap(messages(relayed + pending[:number]), messages(relayed), messages(pending)) == number
+
+
+@pytest.mark.parametrize(("older", "before"), [((7,), ()), ((5, 7), ()), ((5,), (6,))])
+def test_a_message_that_was_not_written_is_not_taken_for_an_older_one(
+    store: EnhancedSessionStore, legacy: ListStore, older: tuple[int, ...], before: tuple[int, ...]
+) -> None:
+    legacy.sessions["s"] = [say(number) for number in older]
+    for number in before:
+        store.add_chat_message("s", say(number))
+    assert store.settle()
+    if before:
+        legacy.sessions["s"] += [say(8), say(7)]  # by a program that has no adapter yet
+    held = legacy.contents("s")
+    store.add_chat_message("s", say(7))
+    die_before_writing(store)
+    found = contents(store.get_chat_history("s"))
+    if (older, before) != ((7,), ()):  # that one looks like a session which is just being relayed
+        assert found == [*held, "message 7"]
+    assert store.settle()
+    assert legacy.contents("s") == [*held, "message 7"]
+    assert contents(store.get_chat_history("s")) == [*held, "message 7"]
+
+
+@pytest.mark.parametrize("make", [ListStore, KnowingStore])
+def test_a_session_that_begins_while_it_is_relayed_is_read_once(blocking: Backend, make: type[ListStore]) -> None:
+    legacy = make()
+    with open_store(blocking, legacy) as store:
+        sent = [store.append("s", say(number)).message_id for number in range(3)]
+        claimed = store._flows.outbox.claim("somebody slow", sessions=5, lease_seconds=30)
+        assert store.memory_manager._runtime.run(claimed)
+        for number in range(3):
+            keywords = {"message_id": sent[number]} if make is KnowingStore else {}
+            legacy.add_chat_message("s", say(number), **keywords)
+            assert contents(store.get_chat_history("s")) == talk(0, 1, 2)
+            assert contents(store.get_chat_history("s", 2)) == talk(1, 2)
+
+
+def test_ids_tell_what_is_there_behind_a_history_that_was_not_imported(blocking: Backend) -> None:
+    legacy = KnowingStore()
+    legacy.sessions["s"] = [say(5), say(7)]
+    with open_store(blocking, legacy, relay=SHORT) as store:
+        sent = store.append("s", say(7)).message_id
+        die_before_writing(store)
+        assert contents(store.get_chat_history("s")) == talk(5, 7, 7)
+        legacy.add_chat_message("s", say(7), message_id=sent)
+        assert contents(store.get_chat_history("s")) == talk(5, 7, 7)
+        assert store.settle()
+        assert legacy.contents("s") == talk(5, 7, 7)
