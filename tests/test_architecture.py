@@ -263,7 +263,8 @@ def test_each_script_is_called_with_the_arguments_its_header_states() -> None:
             lease_ms=1, messages=(),
         ),
         "append_unlogged": _scripts.append_unlogged_call(
-            keys, buffer_ttl=1, summary_ttl=1, limits="1,1,1", expected_seq=0, message_id=b"", messages=()
+            keys, buffer_ttl=1, summary_ttl=1, limits="1,1,1", expected_seq=0, message_id=b"", is_relayed=False,
+            messages=(),
         ),
         "assign": _scripts.assign_call(
             keys, at_ms=1, ttl=1, ticket=1, settings="fold,1,1,1,1", message_id=b"", messages=()

@@ -172,11 +172,14 @@ def parse_unlogged_head(head: bytes) -> tuple[int, int]:
 
 
 def parse_unlogged(element: bytes) -> Entry:
-    """Return a message of the unlogged list; :class:`CorruptDataError` where it is none."""
+    """Return a message of the unlogged list; :class:`CorruptDataError` where it is none.
+
+    Behind the message stands 1 where it is to reach the legacy store too, else 0; in older lists there is nothing.
+    """
     row = decode_value(element)
-    if type(row) is not list or [type(item) for item in row] != [int, int, int, str, dict]:
+    if type(row) is not list or [type(item) for item in row] not in (_ROW, [*_ROW, int]):
         raise CorruptDataError("an element of the unlogged list that is not a message")
-    return Entry._make(row)
+    return Entry(*row[:5], is_relayed=bool(row[5]) if len(row) > 5 else None)
 
 
 def summary_bytes(summary: Summary) -> bytes:

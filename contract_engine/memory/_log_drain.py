@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from contract_engine.memory._effects import Statement
 from contract_engine.memory._log import NEW_EPOCH, insert, milliseconds, session_id, tenant, this_session
-from contract_engine.memory._log_outbox import relay_drained
+from contract_engine.memory._log_outbox import is_relayed, relay_drained
 from contract_engine.memory._log_transactions import stored_messages
 from contract_engine.memory._tables import messages, sessions
 from contract_engine.memory.config import SessionLimits
@@ -19,12 +19,16 @@ from contract_engine.memory.serializer import decode_value
 
 
 class Waiting(NamedTuple):
-    """A message that waited, with the time at which Redis took it."""
+    """A message that waited, with the time at which Redis took it.
+
+    ``is_relayed``: whether it is to reach the legacy store; None where nobody noted it, as in lists of older versions.
+    """
 
     message_id: str
     tokens: int
     at_ms: int
     body: bytes
+    is_relayed: bool | None = None
 
 
 def _begin_session() -> Any:
@@ -101,7 +105,7 @@ def log_waiting(
         ),
         [
             {**key, "of_seq": seq, "of_id": name, "of_tokens": tokens, "of_ms": at_ms, "of_body": body}
-            for seq, (name, tokens, at_ms, body) in enumerate(rows, last_seq + 1)
+            for seq, (name, tokens, at_ms, body, _) in enumerate(rows, last_seq + 1)
         ],
     )
     connection.execute(
@@ -110,7 +114,12 @@ def log_waiting(
         .values(last_seq=last_seq + len(rows), revision=sessions.c.revision + 1, updated_at=sa.func.now()),
         key,
     )
-    relay_drained(connection, key, [item.message_id for item in new])
+    relayed = [item.message_id for item in new if item.is_relayed]
+    if not_noted := [item.message_id for item in new if item.is_relayed is None]:
+        # Then it goes by the tenant, as it did when nothing was noted: to relay too much does no harm that parity
+        # would not show, and what was sent to both stores is to reach both.
+        relayed += not_noted if is_relayed(connection, key) else []
+    relay_drained(connection, key, relayed)
     return int(last_seq) + count
 
 

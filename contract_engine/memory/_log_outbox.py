@@ -13,26 +13,31 @@ from typing import Any
 import sqlalchemy as sa
 
 from contract_engine.memory._effects import Statement
-from contract_engine.memory._log import append_many, append_one, insert, session_id, tenant, this_session
+from contract_engine.memory._log import append_many, append_one, insert, tenant, this_session
 from contract_engine.memory._tables import messages, outbox, phases, relays
+
+NAMES = ["tenant", "session_id", "message_id", "seq"]
 
 
 def _to_outbox(message: sa.CTE) -> Sequence[sa.CTE]:
     """Write a row of the outbox for each message, and have its session relayed."""
-    names = ["tenant", "session_id", "message_id", "seq"]
-    kept = insert(outbox).from_select(names, sa.select(*(message.c[name] for name in names))).cte("kept")
+    kept = insert(outbox).from_select(NAMES, sa.select(*(message.c[name] for name in NAMES))).cte("kept")
+    return kept, _made_due(message).cte("due")
+
+
+def _made_due(message: sa.FromClause) -> Any:
+    """Have the sessions of messages relayed, beside what is pending there already."""
     counted = sa.select(message.c.tenant, message.c.session_id, sa.func.count(), sa.func.now()).group_by(
         message.c.tenant, message.c.session_id
     )
     due = insert(relays).from_select(["tenant", "session_id", "pending", "due_at"], counted)
-    due_cte = due.on_conflict_do_update(
+    return due.on_conflict_do_update(
         index_elements=["tenant", "session_id"],
         set_={
             "pending": relays.c.pending + due.excluded.pending,
             "due_at": sa.func.coalesce(relays.c.due_at, due.excluded.due_at),
         },
-    ).cte("due")
-    return kept, due_cte
+    )
 
 
 APPEND_ONE_RELAYED = Statement("append_one_relayed", lambda: append_one(_to_outbox), is_hot=True)
@@ -193,30 +198,25 @@ READ_PHASE = Statement(
 )
 
 
-def _begin_phase() -> Any:
-    """Store the phase that a tenant begins with; where it has one, that stays."""
-    return (
-        insert(phases)
-        .values(
-            tenant=tenant,
-            phase=sa.bindparam("phase", type_=sa.Text),
-            percentage=sa.bindparam("percentage", type_=sa.Float),
-        )
-        .on_conflict_do_update(index_elements=["tenant"], set_={"phase": phases.c.phase})
-        .returning(phases.c.phase, phases.c.percentage)
-    )
-
-
-def _set_phase() -> Any:
-    stored = insert(phases).values(
+def _stored_phase() -> Any:
+    return insert(phases).values(
         tenant=tenant,
         phase=sa.bindparam("phase", type_=sa.Text),
         percentage=sa.bindparam("percentage", type_=sa.Float),
     )
+
+
+def _begin_phase() -> Any:
+    """Store the phase that a tenant begins with; where it has one, that stays."""
+    stays = _stored_phase().on_conflict_do_update(index_elements=["tenant"], set_={"phase": phases.c.phase})
+    return stays.returning(phases.c.phase, phases.c.percentage)
+
+
+def _set_phase() -> Any:
+    stored = _stored_phase()
     changed = {"phase": stored.excluded.phase, "percentage": stored.excluded.percentage, "changed_at": sa.func.now()}
-    return stored.on_conflict_do_update(index_elements=["tenant"], set_=changed).returning(
-        phases.c.phase, phases.c.percentage
-    )
+    changes = stored.on_conflict_do_update(index_elements=["tenant"], set_=changed)
+    return changes.returning(phases.c.phase, phases.c.percentage)
 
 
 BEGIN_PHASE = Statement("begin_phase", _begin_phase)
@@ -251,23 +251,13 @@ def relay_drained(connection: sa.Connection, key: Mapping[str, str], message_ids
 
     The caller holds the session's row. What was logged behind these messages before has moved up, and keeps its rows.
     """
-    added = 0
-    if message_ids and is_relayed(connection, key):
-        added = len(message_ids)
-        of_these = messages.c.message_id.in_(message_ids)
-        rows = sa.select(messages.c.tenant, messages.c.session_id, messages.c.message_id, messages.c.seq)
-        names = ["tenant", "session_id", "message_id", "seq"]
-        connection.execute(sa.insert(outbox).from_select(names, rows.where(this_session(messages), of_these)), key)
-    renumber(connection, key)
-    if added:
-        due = insert(relays).values(
-            tenant=tenant, session_id=session_id, pending=added, due_at=sa.func.clock_timestamp()
+    if message_ids:
+        these = sa.select(*(messages.c[name] for name in NAMES)).where(
+            this_session(messages), messages.c.message_id.in_(message_ids)
         )
-        changed = {
-            "pending": relays.c.pending + due.excluded.pending,
-            "due_at": sa.func.coalesce(relays.c.due_at, due.excluded.due_at),
-        }
-        connection.execute(due.on_conflict_do_update(index_elements=["tenant", "session_id"], set_=changed), key)
+        connection.execute(sa.insert(outbox).from_select(NAMES, these), key)
+        connection.execute(_made_due(these.subquery()), key)
+    renumber(connection, key)
 
 
 def recount(connection: sa.Connection, key: Mapping[str, str], lease: str) -> int:

@@ -250,6 +250,7 @@ def append_unlogged_call(
     limits: str,
     expected_seq: int,
     message_id: bytes,
+    is_relayed: bool,
     messages: Sequence[Any],
 ) -> Command:
     """Append messages that wait to be logged; ``messages`` is tokens, rest, tokens, rest, ..."""
@@ -264,6 +265,7 @@ def append_unlogged_call(
             limits,
             expected_seq,
             message_id,
+            int(is_relayed),
             *messages,
         ),
         APPEND_UNLOGGED,

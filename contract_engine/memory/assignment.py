@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from contract_engine.memory._effects import Command, Flow, RedisCall
 from contract_engine.memory._layout import element_rest, read_commands
@@ -18,12 +18,19 @@ from contract_engine.memory.session_cache import SessionCache, new_ticket
 _FULL, _APPENDED, _FOLD_DUE, _CONFLICT = 0, 1, 2, 4
 
 
+class Attempt(NamedTuple):
+    """What an append tells its script besides the messages; not every script asks for all of it."""
+
+    ticket: int
+    message_id: bytes
+    expected_seq: int
+    is_relayed: bool
+
+
 class AppendCommand(Protocol):
     """Makes the call of the script that appends; ``messages`` is tokens, rest of the element, tokens, rest, ..."""
 
-    def __call__(
-        self, keys: SessionKeys, messages: Sequence[Any], *, ticket: int, message_id: bytes, expected_seq: int
-    ) -> Command: ...
+    def __call__(self, keys: SessionKeys, messages: Sequence[Any], attempt: Attempt) -> Command: ...
 
 
 class Assignment:
@@ -51,7 +58,8 @@ class Assignment:
             token = new_ticket()
 
             def commands(message_id: bytes, token: int = token) -> tuple[Command, ...]:
-                call = self._command(keys, messages, ticket=token, message_id=message_id, expected_seq=expected_seq)
+                about = Attempt(token, message_id, expected_seq, outgoing[0].is_relayed)
+                call = self._command(keys, messages, about)
                 return (call, *reads)
 
             # A fresh id cannot be there yet, so the script need not look for it; after a lost reply it may be. They are

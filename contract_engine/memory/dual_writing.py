@@ -101,8 +101,8 @@ class DualFlows:
         return self._legacy is not None
 
     def append(self, session_id: object, message: object, message_id: str | None) -> Flow[Receipt]:
-        # The phase first, and before anything is written: while the tenant has one, what waits in Redis until the
-        # database is back gets its row of the outbox when it is logged.
+        # The phase first, and before anything is written: a tenant that writes to two stores is to have one, and where
+        # Redis has evicted what waits, all but the end of it, nothing else tells that it is to be relayed.
         if self._legacy is not None:
             yield from self._phase()
         flow = self._manager.append(session_id, message, message_id, is_relayed=self._legacy is not None)
@@ -210,12 +210,17 @@ class DualFlows:
         asked_at = self._clock()
         found = yield from self.outbox.read_phase()
         if found is None:
-            found = yield from self.outbox.begin_phase(self._first_phase)
+            # A tenant has a phase where it has a legacy store: this adapter would only pretend to be one that has.
+            found = (
+                self._first_phase if self._legacy is None else (yield from self.outbox.begin_phase(self._first_phase))
+            )
         self._known = found, asked_at
         return found
 
     def set_phase(self, phase: object, percentage: object) -> Flow[PhaseSetting]:
         setting = check_phase(phase, percentage)
+        if self._legacy is None:
+            return (yield from self.read_phase())
         yield from self.outbox.set_phase(setting)
         self._known = setting, self._clock()
         return setting

@@ -24,9 +24,9 @@ class Legacy:
     may offer more: a ``limit`` of ``get_chat_history``; ``add_chat_messages(session_id, messages)``, which is called
     for what has gathered and should be atomic; a keyword ``message_id`` (``message_ids``) of the two that add, together
     with ``has_message(session_id, message_id)``: then it is asked before anything is written again. That alone writes
-    nothing twice as long as no call outlasts the lease of its relay, nor goes on after it has failed; a store that keeps
-    an id once, as :class:`LegacySwisperStore` does, never has a message twice. An answer of False is a failure, but
-    where such a store turns out to have what it was given.
+    nothing twice as long as no call outlasts the lease of its relay (30 s), nor takes effect after it has failed; a
+    store that keeps an id once, as :class:`LegacySwisperStore` does, has no message twice whatever happens. An answer
+    of False is a failure, but where such a store turns out to have what it was given.
     """
 
     def __init__(self, store: Any, *, takes_coroutines: bool, breaker: CircuitBreaker | None = None) -> None:

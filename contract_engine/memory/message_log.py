@@ -143,6 +143,7 @@ class LogFlows:
                 entry.tokens,
                 entry.at_ms,
                 encode_value(entry.message, field="message", max_bytes=NO_LIMIT),
+                entry.is_relayed,
             )
             for entry in waiting
         ]

@@ -104,14 +104,18 @@ class EnhancedSessionStore(MigrationBase[MemoryManager], Closing):
         return self.memory_manager._runtime.run(self._flows.get_chat_history(session_id, limit))
 
     def get_phase(self) -> PhaseSetting:
-        """Read the phase from the database; a tenant that has none begins with the one given to this adapter."""
+        """Read the phase from the database; a tenant that has none begins with the one given to this adapter.
+
+        Where the log is both stores nothing is stored, and without a stored one the answer is the one given.
+        """
         return self.memory_manager._runtime.run(self._flows.read_phase())
 
     def set_phase(self, phase: Phase | str, percentage: float | None = None) -> PhaseSetting:
         """Change the phase for every process; the others follow within a second.
 
         ``percentage`` of the sessions (0 to 100, with phase gradual alone) are served by the new store: always the same
-        ones, and a larger percentage keeps them. Forward and back are both safe at any time.
+        ones, and a larger percentage keeps them. Forward and back are both safe at any time. Where the log is both
+        stores nothing is changed, and the answer is that of :meth:`get_phase`.
         """
         return self.memory_manager._runtime.run(self._flows.set_phase(phase, percentage))
 

@@ -51,13 +51,18 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 class Entry(NamedTuple):
-    """One message as the stores keep it; ``at_ms`` is when the store took it, in milliseconds since 1970."""
+    """One message as the stores keep it; ``at_ms`` is when the store took it, in milliseconds since 1970.
+
+    ``is_relayed`` is known of those alone that wait to be logged: whether the legacy store is to be given it too, None
+    where that was not noted.
+    """
 
     seq: int
     tokens: int
     at_ms: int
     message_id: str
     message: Message
+    is_relayed: bool | None = None
 
 
 class Outgoing(NamedTuple):
@@ -168,7 +173,7 @@ class SessionState(msgspec.Struct, frozen=True):
     @property
     def entries(self) -> list[Entry]:
         """The messages with their numbers, tokens, times and ids."""
-        return [Entry._make(row) for row in self.rows]
+        return [Entry(*row) for row in self.rows]
 
     @property
     def is_complete(self) -> bool:

@@ -262,7 +262,13 @@ class SessionCache:
         yield from redis_call(_scripts.release_call(self.keys(session_id).fold, lease_token=lease_token))
 
     def append_unlogged_command(
-        self, keys: SessionKeys, messages: Sequence[object], *, expected_seq: int, message_id: bytes
+        self,
+        keys: SessionKeys,
+        messages: Sequence[object],
+        *,
+        expected_seq: int,
+        message_id: bytes,
+        is_relayed: bool,
     ) -> Command:
         """Return the call that appends while the log is away; ``messages``: tokens, rest, tokens, ..."""
         return _scripts.append_unlogged_call(
@@ -272,6 +278,7 @@ class SessionCache:
             limits=self._limits,
             expected_seq=expected_seq,
             message_id=message_id,
+            is_relayed=is_relayed,
             messages=messages,
         )
 

@@ -15,7 +15,7 @@ import msgspec
 
 from contract_engine.memory._effects import Command, Flow, pause, redis_call_and_run, spawn
 from contract_engine.memory._layout import read_commands
-from contract_engine.memory.assignment import Assignment
+from contract_engine.memory.assignment import Assignment, Attempt
 from contract_engine.memory.config import MemoryConfig, SessionLimits
 from contract_engine.memory.errors import ContentionError, MemoryServiceError, StoreUnavailableError
 from contract_engine.memory.folding import ATTEMPTS, Folding
@@ -96,11 +96,9 @@ class Sessions:
         if self.refining is not None and self.refines:
             yield from self.refining.spawn(session_id)
 
-    def _assign_command(
-        self, keys: SessionKeys, messages: Sequence[Any], *, ticket: int, message_id: bytes, expected_seq: int
-    ) -> Command:
+    def _assign_command(self, keys: SessionKeys, messages: Sequence[Any], attempt: Attempt) -> Command:
         return self.cache.assign_command(
-            keys, messages, ticket=ticket, settings=self._assign_settings, message_id=message_id
+            keys, messages, ticket=attempt.ticket, settings=self._assign_settings, message_id=attempt.message_id
         )
 
     def append(self, session_id: str, outgoing: Sequence[Outgoing], *, read: bool = False) -> Flow[Appended]:

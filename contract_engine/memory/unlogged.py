@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from contract_engine.memory._effects import Command, Flow, scan, spawn
 from contract_engine.memory._layout import parse_unlogged, parse_unlogged_head
-from contract_engine.memory.assignment import Assignment
+from contract_engine.memory.assignment import Assignment, Attempt
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import CorruptDataError, MemoryServiceError
 from contract_engine.memory.folding import Folding
@@ -70,10 +70,14 @@ class Unlogged:
         self._last_attempt: dict[str, float] = {}
         self._begun: dict[str, float] = {}
 
-    def _append_command(
-        self, keys: SessionKeys, messages: Sequence[Any], *, ticket: int, message_id: bytes, expected_seq: int
-    ) -> Command:
-        return self._cache.append_unlogged_command(keys, messages, expected_seq=expected_seq, message_id=message_id)
+    def _append_command(self, keys: SessionKeys, messages: Sequence[Any], attempt: Attempt) -> Command:
+        return self._cache.append_unlogged_command(
+            keys,
+            messages,
+            expected_seq=attempt.expected_seq,
+            message_id=attempt.message_id,
+            is_relayed=attempt.is_relayed,
+        )
 
     def append(
         self, session_id: str, outgoing: Sequence[Outgoing], *, read: bool, expected_seq: float
@@ -178,8 +182,10 @@ class Unlogged:
             # The buffer has the end of what waits, too; what is logged already is not logged twice.
             state = (yield from self._cache.read(session_id)).state
             if state is not None and state.is_unlogged:
-                held = {entry.message_id for entry in state.entries}
-                entries = [*(entry for entry in entries if entry.message_id not in held), *state.entries]
+                noted = {entry.message_id: entry.is_relayed for entry in entries}
+                ends = [entry._replace(is_relayed=noted.get(entry.message_id)) for entry in state.entries]
+                held = {entry.message_id for entry in ends}
+                entries = [*(entry for entry in entries if entry.message_id not in held), *ends]
         elements = found.elements
         if len(entries) == len(elements) < found.length:
             # The messages of a batch have one time: it is left to the next round as a whole.

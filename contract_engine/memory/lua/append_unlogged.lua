@@ -7,13 +7,14 @@
 --       4 the last message the caller knows to be in the log, or 0: a buffer that lacks it is not believed, unless it
 --         begins in the middle anyway
 --       5 the id of the first message as JSON, where an earlier attempt may have stored them all; else ''
+--       6 1 where they are to reach the legacy store too, else 0: the last item of their elements in the unlogged list
 --       then for each message: tokens, the rest of the element from the id on
 -- Answer {status, seq, time (ms)}: 0 full, nothing was appended; 1 appended; 3 already there; 4 the id is there with
 --       other content.
 
 -- include _header
 
-local FIRST = 6
+local FIRST = 7
 local buffer, unlogged = KEYS[1], KEYS[3]
 local id = ARGV[5]
 local n = (#ARGV - FIRST + 1) / 2
@@ -23,7 +24,8 @@ if id ~= '' then
     for _, element in ipairs(redis.pcall('LRANGE', key, 0, -1)) do
       local seq, at, rest = string.match(element, '^%[(%d+),%d+,(%d+),(.*)$')
       if rest and string.sub(rest, 1, #id + 1) == id .. ',' then
-        return { rest == ARGV[FIRST + 1] and 3 or 4, tonumber(seq), tonumber(at) }
+        local is_same = rest == ARGV[FIRST + 1] or string.gsub(rest, ',[01]%]$', ']') == ARGV[FIRST + 1]
+        return { is_same and 3 or 4, tonumber(seq), tonumber(at) }
       end
     end
   end
@@ -57,7 +59,7 @@ for i = FIRST, #ARGV, 2 do
   h.last = h.last + 1
   local element = string.format('[%d,%s,%s,', h.last, ARGV[i], now) .. ARGV[i + 1]
   redis.call('RPUSH', buffer, element)
-  redis.call('RPUSH', unlogged, element)
+  redis.call('RPUSH', unlogged, string.sub(element, 1, -2) .. ',' .. ARGV[6] .. ']')
 end
 h.format, h.tokens, h.updated = '2', h.tokens + added, now
 redis.call('LSET', buffer, 0, header_text(h))
