@@ -66,7 +66,7 @@ LAYERS = (
     "_manager_base",
     "watched metrics tracing",
     "manager async_manager",
-    "phases outbox legacy relaying dual_writing _migration_base migration migration_control legacy_object",
+    "phases outbox legacy relaying shadow_reads dual_writing _migration_base migration migration_control legacy_object",
 )
 HEIGHT = {name: height for height, line in enumerate(LAYERS) for name in line.split()}
 

@@ -179,7 +179,7 @@ def parse_unlogged(element: bytes) -> Entry:
     row = decode_value(element)
     if type(row) is not list or [type(item) for item in row] not in (_ROW, [*_ROW, int]):
         raise CorruptDataError("an element of the unlogged list that is not a message")
-    return Entry(*row[:5], is_relayed=bool(row[5]) if len(row) > 5 else None)
+    return Entry(*row[:5], bool(row[5]) if len(row) > 5 else None)
 
 
 def summary_bytes(summary: Summary) -> bytes:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from contract_engine.memory._effects import Statement
 from contract_engine.memory._log import append_many, append_one, insert, tenant, this_session
-from contract_engine.memory._tables import messages, outbox, phases, relays
+from contract_engine.memory._tables import messages, outbox, phases, relays, sessions
 
 NAMES = ["tenant", "session_id", "message_id", "seq"]
 
@@ -141,6 +141,23 @@ PRECEDING = Statement(
         SELECT body FROM memory_messages
         WHERE tenant = :of_tenant AND session_id = :of_session AND seq < CAST(:seq AS bigint)
         ORDER BY seq DESC LIMIT CAST(:most AS integer)"""),
+)
+
+LOG_END = Statement(
+    "log_end",
+    lambda: sa.select(sessions.c.epoch, sessions.c.revision, sessions.c.last_seq).where(this_session(sessions)),
+)
+
+# What the log holds behind a number, and which life and revision of the session that is, in one view.
+LOGGED_BEHIND = Statement(
+    "logged_behind",
+    lambda: sa.text("""
+        SELECT session.epoch, session.revision, session.last_seq, message.body
+        FROM memory_sessions AS session
+        LEFT JOIN memory_messages AS message ON message.tenant = session.tenant
+            AND message.session_id = session.session_id AND message.seq > CAST(:seq AS bigint)
+        WHERE session.tenant = :of_tenant AND session.session_id = :of_session
+        ORDER BY message.seq"""),
 )
 
 BACKLOG = Statement(

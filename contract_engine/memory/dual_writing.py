@@ -14,20 +14,19 @@ from contract_engine.memory.errors import (
     ConfigurationError,
     ContentionError,
     InvalidInputError,
-    MemoryServiceError,
     StoreUnavailableError,
 )
-from contract_engine.memory.hooks import DualWriteMismatch, observers
+from contract_engine.memory.hooks import observers
 from contract_engine.memory.keys import check_limit, check_session_id
 from contract_engine.memory.legacy import WINDOW, Legacy
 from contract_engine.memory.message_log import LOG_TROUBLE, LogFlows
 from contract_engine.memory.models import Message, Receipt
 from contract_engine.memory.outbox import Backlog, Outbox, PendingSession, WaitingSession
-from contract_engine.memory.parity import Kind
 from contract_engine.memory.phases import Phase, PhaseSetting, check_phase
 from contract_engine.memory.relaying import Relay, RelaySettings, Round
 from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.session_store import AsyncPostgresSessionStore, PostgresSessionStore
+from contract_engine.memory.shadow_reads import ShadowReads
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +38,6 @@ BACKLOG_SECONDS = 5.0
 
 FIRST_PAUSE_SECONDS, ATTEMPTS = 0.005, 6
 """How a reader waits for a relay of the same session that is under way, each time twice as long."""
-
-SHADOW_SLACK = 50
-"""Messages that may have come between the two reads of a comparison."""
-
-DIFFERS = "differs"
-"""What hooks are told of two reads of which neither lacks messages at a glance."""
 
 
 class DualWriteStats(NamedTuple):
@@ -84,16 +77,15 @@ class DualFlows:
         self._manager = manager
         self._legacy = legacy
         self._first_phase = phase or PhaseSetting(Phase.COEXISTENCE, 0.0)
-        self._shadow_rate = shadow_rate
         self._clock = clock
-        self._rng = rng or random.Random()
         self._log = LogFlows(manager.config)
         self.outbox = Outbox(manager.config)
+        self._shadow = ShadowReads(self.outbox, rate=shadow_rate, rng=rng or random.Random())
         self._relay = None if legacy is None else Relay(legacy, self.outbox, settings or RelaySettings())
         self._known: tuple[PhaseSetting, float] | None = None
         self.last_backlog: Backlog | None = None
         self._looked_at = -BACKLOG_SECONDS
-        self._written = self._relayed = self._failed = self._compared = self._mismatches = 0
+        self._written = self._relayed = self._failed = 0
 
     @property
     def is_dual(self) -> bool:
@@ -126,9 +118,12 @@ class DualFlows:
         setting = yield from self._phase()
         if setting.serves_new(checked):
             return (yield from self._new_history(checked, most))
+        if setting.phase is not Phase.GRADUAL or not self._shadow.is_drawn():
+            return (yield from self._old_history(self._legacy, checked, most))
+        yield from self._log_waiting(checked)
+        end = yield from self.outbox.log_end(checked)
         found = yield from self._old_history(self._legacy, checked, most)
-        if setting.phase is Phase.GRADUAL and self._rng.random() < self._shadow_rate:
-            yield from spawn(lambda: self._compare(checked, found, most), f"comparison of session {checked}")
+        yield from spawn(lambda: self._shadow.compare(checked, found, end, most), f"comparison of session {checked}")
         return found
 
     def _new_history(self, session_id: str, limit: int | None) -> Flow[list[Message]]:
@@ -172,27 +167,6 @@ class DualFlows:
     ) -> Flow[int]:
         preceding = yield from self.outbox.preceding(session_id, owed.pending[0].seq, WINDOW)
         return (yield from legacy.count_in(held, session_id, owed.pending, preceding, at_least=known))
-
-    def _compare(self, session_id: str, old: Sequence[Message], limit: int | None) -> Flow[None]:
-        """Look whether the new store would have answered the same; what came since is no difference."""
-        try:
-            new = yield from self._new_history(session_id, None if limit is None else limit + SHADOW_SLACK)
-        except MemoryServiceError as exc:
-            logger.info("session %s: not compared: %s", session_id, exc)
-            return
-        self._compared += 1
-        most_since = min(SHADOW_SLACK, max(0, len(new) - len(old)))
-        lacks_many = limit is None and len(old) < len(new) - SHADOW_SLACK
-        if lacks_many:
-            most_since = -1  # it lacks more than can have come since
-        ends = range(len(new), len(new) - most_since - 1, -1)
-        if not any(list(new[max(0, end - len(old)) : end]) == list(old) for end in ends):
-            self._mismatches += 1
-            logger.warning("session %s: the stores differ: %d and %d messages read", session_id, len(old), len(new))
-            if observers.is_active:
-                more_than_new = len(new) < len(old)
-                kind = Kind.MISSING_IN_NEW if more_than_new else Kind.MISSING_IN_LEGACY if lacks_many else DIFFERS
-                observers.tell(DualWriteMismatch(kind))
 
     def _phase(self) -> Flow[PhaseSetting]:
         """Answer the phase in force, read at most once a second; where the database is away, the one known last."""
@@ -262,7 +236,9 @@ class DualFlows:
         return (yield from self.outbox.retry(None if session_id is None else check_session_id(session_id)))
 
     def stats(self) -> DualWriteStats:
-        return DualWriteStats(self._written, self._relayed, self._failed, self._compared, self._mismatches)
+        return DualWriteStats(
+            self._written, self._relayed, self._failed, self._shadow.compared, self._shadow.mismatches
+        )
 
 
 def _begins_with(now: PendingSession, before: PendingSession) -> bool:

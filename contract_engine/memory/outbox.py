@@ -65,6 +65,14 @@ class WaitingSession(NamedTuple):
     due_seconds: float
 
 
+class LogEnd(NamedTuple):
+    """Where the log of a session ends, in this life of it; an append changes ``last_seq`` alone."""
+
+    epoch: int
+    revision: int
+    last_seq: int
+
+
 class Outbox:
     """One tenant's outbox."""
 
@@ -117,6 +125,17 @@ class Outbox:
         """Read the messages of the log before a number, oldest first."""
         rows = yield from query(_log_outbox.PRECEDING, {**self._key(session_id), "seq": seq, "most": most})
         return [decode_value(bytes(row[0])) for row in reversed(rows)]
+
+    def log_end(self, session_id: str) -> Flow[LogEnd | None]:
+        """Read where the log of a session ends; None where there is no such session."""
+        rows = yield from query(_log_outbox.LOG_END, self._key(session_id))
+        return LogEnd._make(rows[0]) if rows else None
+
+    def logged_behind(self, session_id: str, seq: int) -> Flow[tuple[LogEnd | None, list[Message]]]:
+        """Read the messages of the log behind a number, oldest first, and where it ends."""
+        rows = yield from query(_log_outbox.LOGGED_BEHIND, {**self._key(session_id), "seq": seq})
+        end = LogEnd._make(rows[0][:3]) if rows else None
+        return end, [decode_value(bytes(row[3])) for row in rows if row[3] is not None]
 
     def backlog(self) -> Flow[Backlog]:
         """Count what is pending."""
