@@ -75,8 +75,14 @@ def test_a_phase_is_shown_set_and_ended(command: Command, store: EnhancedSession
     changed = json.loads(command("phase", "set", "coexistence", "--json").stdout)
     assert (changed["phase"], changed["before"]["phase"]) == ("coexistence", "gradual")
     assert command("phase", "end").exit_code == 1, "nobody there to ask"
-    assert json.loads(command("phase", "end", "--yes", "--json").stdout) == {"ended": True, "not_relayed": 1}
+    ended = command("phase", "end", "--yes", "--json")
+    assert json.loads(ended.stdout) == {"ended": True, "not_relayed": 1}
+    assert ended.exit_code == 1, "not all"
     assert command("phase", "show").exit_code == 1
+    again = command("phase", "end", "--yes")
+    assert (again.exit_code, "1 messages were not relayed" in again.stdout) == (1, True)
+    assert store.settle()
+    assert command("phase", "end", "--yes").exit_code == 0
 
 
 @pytest.mark.parametrize("arguments", [("later",), ("gradual",), ("full", "--percentage", "5")])
@@ -159,3 +165,21 @@ def test_relay_says_that_it_needs_a_legacy_store(command: Command) -> None:
     answer = command("relay")
     assert answer.exit_code == 2
     assert "LEGACY_STORE" in answer.stderr
+
+
+def test_what_would_be_ignored_is_refused(
+    command: Command, store: EnhancedSessionStore, older: Older, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add_chat_message("s", say(1))
+    table = ("--legacy-url", older.url, "--table", older.table)
+    for field, arguments in {
+        "session": ("--session", "s", *table),
+        "legacy": ("--legacy", place("ListStore"), *table),
+    }.items():
+        answer = command("relay", *arguments)
+        assert answer.exit_code == 2, arguments
+        assert field in answer.stderr
+    assert store.backlog().messages == 1, "nothing was relayed"
+    monkeypatch.setenv("LEGACY_STORE", "no.such.module:store")
+    assert command("relay", *table).exit_code == 0, "what is said goes before what is set"
+    assert older.store.get_chat_history("s") == [say(1)]

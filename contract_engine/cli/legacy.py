@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from contract_engine.cli.legacy_stores import find_legacy_store
-from contract_engine.memory.errors import ConfigurationError
+from contract_engine.memory.errors import ConfigurationError, InvalidInputError
 from contract_engine.memory.legacy_messages import readable_text
 from contract_engine.memory.legacy_object import LegacyObject
 from contract_engine.memory.legacy_redis import LegacyRedis
@@ -27,8 +28,8 @@ Legacy = Annotated[
     typer.Option(
         "--legacy",
         metavar="MODULE:NAME",
-        envvar="LEGACY_STORE",
-        help="The legacy store of the program: an object, or what makes one when it is called.",
+        help="The legacy store of the program: an object, or what makes one when it is called. Instead of "
+        "LEGACY_STORE.",
         rich_help_panel=PANEL,
     ),
 ]
@@ -103,11 +104,21 @@ class OlderStore:
         return table_history(self._table, session_id)
 
 
+def named_object(place: str | None, *addresses: str | None) -> str | None:
+    """Return where the object is that --legacy names, or else LEGACY_STORE; None where there is an address instead."""
+    if all(address is None for address in addresses):
+        return place or os.environ.get("LEGACY_STORE")
+    if place is not None:
+        raise InvalidInputError("legacy", "give --legacy or the address of a store, not both")
+    return None
+
+
 @contextmanager
 def older_store(
     url: str | None, table: str, redis_url: str | None = None, place: str | None = None
 ) -> Iterator[OlderStore]:
     """Open what the options name: the object at ``place`` where no address is given; refuses to do without any."""
+    place = named_object(place, url, redis_url)
     if url is None and redis_url is None and place is None:
         raise ConfigurationError(
             "legacy",

@@ -14,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from contract_engine.cli import display
-from contract_engine.cli.legacy import PATIENCE_SECONDS, Legacy, LegacyTable, LegacyUrl
+from contract_engine.cli.legacy import PATIENCE_SECONDS, Legacy, LegacyTable, LegacyUrl, named_object
 from contract_engine.cli.legacy_stores import find_legacy_store
 from contract_engine.cli.options import AsJson, DatabaseUrl, DryRun, RedisUrl, Tenant, Yes
 from contract_engine.cli.outcome import NO, confirm, say
 from contract_engine.cli.servers import Choice, chosen_manager
-from contract_engine.memory import ConfigurationError, MemoryServiceError
+from contract_engine.memory import ConfigurationError, InvalidInputError, MemoryServiceError
 from contract_engine.memory.legacy_store import DEFAULT_TABLE, LegacySwisperStore
 from contract_engine.memory.migration import EnhancedSessionStore
 from contract_engine.memory.migration_control import MigrationControl
@@ -100,7 +100,10 @@ def end_phase(
     tenant: Tenant = None,
     as_json: AsJson = False,
 ) -> None:
-    """End the migration: the tenant has no legacy store from now on. For when no program uses an adapter any more."""
+    """End the migration: the tenant has no legacy store from now on. For when no program uses an adapter any more.
+
+    Exit code 1 where messages were left that the legacy store does not have: ``relay`` still brings them over.
+    """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
     with chosen_manager(choice, display.notices()) as manager:
         control = MigrationControl(manager)
@@ -111,6 +114,10 @@ def end_phase(
         display.print_json({"ended": had_one, "not_relayed": left})
     else:
         say("The migration has ended." if had_one else "There was no phase to end.")
+        if left:
+            say(f"{left:,} messages were not relayed; `contract-memory relay` still brings them over.")
+    if left:
+        raise typer.Exit(NO)
 
 
 @dataclass
@@ -147,6 +154,9 @@ def relay(
     store goes on refusing parks its session: what comes after it waits, so that the order is kept. Exit code 0 if
     nothing is left, 1 if something still waits, 2 if a server is away.
     """
+    if session is not None and not retry:
+        raise InvalidInputError("session", "goes with --retry; a relay takes whatever is due")
+    legacy = named_object(legacy, legacy_url)
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
     with chosen_manager(choice, display.notices()) as manager:
         control = MigrationControl(manager)

@@ -58,6 +58,8 @@ class MigrationBase(Generic[M]):
             self._owned.append(legacy_store)
         self.memory_manager: M = memory_manager
         self.legacy_store = legacy_store
+        if phase is None and percentage is not None:
+            raise InvalidInputError("percentage", "goes with phase gradual, and no phase was given")
         self._first_phase: PhaseSetting | None = None if phase is None else check_phase(phase, percentage)
         self._shadow_rate = shadow_rate
         self._is_relaying = is_relaying

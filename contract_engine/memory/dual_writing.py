@@ -247,8 +247,20 @@ def _begins_with(now: PendingSession, before: PendingSession) -> bool:
 
 
 def shares_log(manager: ManagerFlows, legacy: object) -> bool:
-    """Whether a legacy store is the very log of the manager: then one write is both."""
+    """Whether a legacy store is the very log of the manager: then one write is both.
+
+    Another URL may lead there too, by way of a pooler or with the port spelled out, and each message would be logged
+    twice then: with the same tenant it is refused.
+    """
     if not isinstance(legacy, PostgresSessionStore | AsyncPostgresSessionStore):
         return False
     theirs, mine = legacy.config, manager.config
-    return (theirs.database_url, theirs.tenant) == (mine.database_url, mine.tenant)
+    if theirs.tenant != mine.tenant:
+        return False
+    if theirs.database_url != mine.database_url:
+        raise ConfigurationError(
+            "legacy_store",
+            f"{type(legacy).__name__} has the tenant of the manager under another database_url, which may be the same "
+            "log: give both the same URL, so that one write is both, or the legacy store a tenant of its own",
+        )
+    return True

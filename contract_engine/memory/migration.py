@@ -17,7 +17,7 @@ from contract_engine.memory.closing import AsyncClosing, Closing
 from contract_engine.memory.dual_writing import DualWriteStats
 from contract_engine.memory.manager import MemoryManager
 from contract_engine.memory.models import Message, Receipt
-from contract_engine.memory.outbox import Backlog, Outbox, WaitingSession
+from contract_engine.memory.outbox import Backlog, WaitingSession
 from contract_engine.memory.phases import Phase, PhaseSetting
 from contract_engine.memory.relaying import RelaySettings
 from contract_engine.memory.session_store import AsyncPostgresSessionStore, PostgresSessionStore
@@ -31,8 +31,6 @@ __all__ = [
     "PhaseSetting",
     "RelaySettings",
     "WaitingSession",
-    "async_outbox_backlog",
-    "outbox_backlog",
 ]
 
 
@@ -214,13 +212,3 @@ class AsyncEnhancedSessionStore(MigrationBase[AsyncMemoryManager], AsyncClosing)
         """See :meth:`EnhancedSessionStore.close`."""
         await self._worker.close()
         await asyncio.gather(*(one.aclose() for one in self._owned))
-
-
-def outbox_backlog(manager: MemoryManager) -> Backlog:
-    """Return what the legacy store of the manager's tenant does not have yet, without an adapter; for monitoring."""
-    return manager._runtime.run(Outbox(manager.config).backlog())
-
-
-async def async_outbox_backlog(manager: AsyncMemoryManager) -> Backlog:
-    """See :func:`outbox_backlog`."""
-    return await manager._runtime.run(Outbox(manager.config).backlog())
