@@ -33,7 +33,8 @@ _MEANING = {
     Phase.GRADUAL: "both stores are written, the new one is read for {percentage:g} % of the sessions",
     Phase.FULL: "the new store is read, the legacy store is a backup that is still written",
 }
-POLL_SECONDS = 0.1
+POLL_SECONDS, LOOK_SECONDS = 0.1, 0.5
+"""How often a thread looks for more to relay, and how often the progress is shown."""
 
 
 @phase_app.command("show")
@@ -219,7 +220,7 @@ def _relay_all(
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
     with display.progress(display.notices()) as bar:
-        backlog = control.backlog()
+        backlog = control.counts()
         task = bar.add_task("relaying", total=backlog.messages)
         for thread in threads:
             thread.start()
@@ -230,8 +231,8 @@ def _relay_all(
                     seen, moved_at = progress.relayed, time.monotonic()
                 elif time.monotonic() - moved_at > patience_seconds:
                     break
-                time.sleep(POLL_SECONDS)
-                backlog = control.backlog()
+                time.sleep(LOOK_SECONDS)
+                backlog = control.counts()
                 bar.update(task, completed=progress.relayed, total=progress.relayed + backlog.messages)
         finally:
             stop.set()

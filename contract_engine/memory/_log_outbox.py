@@ -64,17 +64,30 @@ CLAIM = Statement(
 READ_CLAIMED = Statement(
     "read_claimed",
     lambda: sa.text("""
-        SELECT claimed.session_id, item.message_id, item.seq, message.body
-        FROM unnest(CAST(:sessions AS text[])) AS claimed(session_id)
-        CROSS JOIN LATERAL (
-            SELECT message_id, seq FROM memory_outbox
-            WHERE tenant = :of_tenant AND session_id = claimed.session_id
-            ORDER BY seq LIMIT CAST(:messages AS integer)) AS item
-        LEFT JOIN LATERAL (
-            SELECT body FROM memory_messages
-            WHERE tenant = :of_tenant AND session_id = claimed.session_id
-              AND seq = item.seq AND message_id = item.message_id OFFSET 0) AS message ON true
-        ORDER BY claimed.session_id, item.seq"""),
+        SELECT session_id, message_id, seq, body FROM (
+            SELECT claimed.place, claimed.session_id, item.message_id, item.seq, message.body,
+                   sum(octet_length(message.body)) OVER (
+                       ORDER BY claimed.place, item.seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+            FROM unnest(CAST(:sessions AS text[])) WITH ORDINALITY AS claimed(session_id, place)
+            CROSS JOIN LATERAL (
+                SELECT message_id, seq FROM memory_outbox
+                WHERE tenant = :of_tenant AND session_id = claimed.session_id
+                ORDER BY seq LIMIT CAST(:messages AS integer)) AS item
+            LEFT JOIN LATERAL (
+                SELECT body FROM memory_messages
+                WHERE tenant = :of_tenant AND session_id = claimed.session_id
+                  AND seq = item.seq AND message_id = item.message_id OFFSET 0) AS message ON true) AS read
+        WHERE coalesce(before, 0) < CAST(:most_bytes AS bigint)
+        ORDER BY place, seq"""),
+)
+
+GIVE_BACK = Statement(
+    "give_back_relays",
+    lambda: sa.text("""
+        UPDATE memory_relays
+        SET lease = NULL, leased_until = NULL, in_doubt = session_id = ANY(CAST(:doubtful AS text[]))
+        WHERE tenant = :of_tenant AND session_id = ANY(CAST(:sessions AS text[])) AND lease = :lease
+        RETURNING session_id"""),
 )
 
 # Those of ``kept`` go on being leased and in doubt: the one behind what is finished has failed.
@@ -127,6 +140,16 @@ PENDING = Statement(
         ORDER BY item.seq"""),
 )
 
+PENDING_IDS = Statement(
+    "pending_ids",
+    lambda: sa.text("""
+        SELECT relay.in_doubt, relay.leased_until > clock_timestamp(), item.message_id, item.seq
+        FROM memory_relays AS relay
+        JOIN memory_outbox AS item ON item.tenant = relay.tenant AND item.session_id = relay.session_id
+        WHERE relay.tenant = :of_tenant AND relay.session_id = :of_session
+        ORDER BY item.seq"""),
+)
+
 IN_FLIGHT = Statement(
     "messages_in_flight",
     lambda: sa.text("""
@@ -160,6 +183,14 @@ LOGGED_BEHIND = Statement(
         ORDER BY message.seq"""),
 )
 
+COUNTS = Statement(
+    "outbox_counts",
+    lambda: sa.text("""
+        SELECT coalesce(sum(pending), 0)::bigint, count(*), count(parked_at)
+        FROM memory_relays WHERE tenant = :of_tenant AND due_at IS NOT NULL"""),
+)
+
+# The age looks through the outbox, so this is not for every second.
 BACKLOG = Statement(
     "outbox_backlog",
     lambda: sa.text("""

@@ -21,7 +21,7 @@ from contract_engine.memory.keys import check_limit, check_session_id
 from contract_engine.memory.legacy import WINDOW, Legacy
 from contract_engine.memory.message_log import LOG_TROUBLE, LogFlows
 from contract_engine.memory.models import Message, Receipt
-from contract_engine.memory.outbox import Backlog, Outbox, PendingSession, WaitingSession
+from contract_engine.memory.outbox import Backlog, Outbox, PendingIds, PendingSession, WaitingSession
 from contract_engine.memory.phases import Phase, PhaseSetting, check_phase
 from contract_engine.memory.relaying import Relay, RelaySettings, Round
 from contract_engine.memory.session_cache import REDIS_TROUBLE
@@ -143,15 +143,19 @@ class DualFlows:
     def _old_history(self, legacy: Legacy, session_id: str, limit: int | None) -> Flow[list[Message]]:
         """Read the legacy store and what it is still to be given, in order and each once."""
         yield from self._log_waiting(session_id)
+        owed: PendingSession | None = None
         for attempt in range(ATTEMPTS):
             # Before the legacy store: what is relayed in between is in both then, and in neither the other way round.
-            owed = yield from self.outbox.pending(session_id)
+            owed = yield from self._owed(session_id, owed)
+            if owed.is_leased and attempt < ATTEMPTS - 1:
+                yield from pause(FIRST_PAUSE_SECONDS * 2**attempt)
+                continue
             known = (yield from legacy.count_known(session_id, owed.pending)) if owed.in_doubt else 0
             wanted = None if limit is None else limit if not owed.pending else max(limit, len(owed.pending) + WINDOW)
             held = yield from legacy.history(session_id, wanted)
             if not owed.pending:
                 return held
-            now = yield from self.outbox.pending(session_id)
+            now = yield from self.outbox.pending_ids(session_id)
             is_settled = not (owed.is_leased or now.is_leased) and _begins_with(now, owed)
             if is_settled or attempt == ATTEMPTS - 1:
                 written = 0
@@ -161,6 +165,16 @@ class DualFlows:
                 return found if limit is None else found[max(0, len(found) - limit) :]
             yield from pause(FIRST_PAUSE_SECONDS * 2**attempt)
         raise AssertionError("the last attempt answers")
+
+    def _owed(self, session_id: str, before: PendingSession | None) -> Flow[PendingSession]:
+        """Read what is owed; of what was read before the messages are not read again."""
+        if before is not None:
+            now = yield from self.outbox.pending_ids(session_id)
+            known = {one.message_id: one for one in before.pending}
+            if all(name in known for name in now.places):
+                pending = [known[name]._replace(seq=seq) for name, seq in now.places.items()]
+                return PendingSession(pending, now.in_doubt, now.is_leased)
+        return (yield from self.outbox.pending(session_id))
 
     def _count_written(
         self, legacy: Legacy, session_id: str, held: Sequence[Message], owed: PendingSession, known: int
@@ -214,8 +228,7 @@ class DualFlows:
             raise InvalidInputError("timeout_seconds", f"expected a number of seconds, got {timeout_seconds!r}")
         until = self._clock() + timeout_seconds
         while True:
-            backlog = yield from self.backlog()
-            if not backlog.messages:
+            if not (yield from self.outbox.counts()).messages:
                 return True
             left = until - self._clock()
             if left <= 0:
@@ -241,9 +254,9 @@ class DualFlows:
         )
 
 
-def _begins_with(now: PendingSession, before: PendingSession) -> bool:
+def _begins_with(now: PendingIds, before: PendingSession) -> bool:
     """Whether nothing of what was pending has been relayed since."""
-    return [one.message_id for one in now.pending[: len(before.pending)]] == [one.message_id for one in before.pending]
+    return list(now.places)[: len(before.pending)] == [one.message_id for one in before.pending]
 
 
 def shares_log(manager: ManagerFlows, legacy: object) -> bool:

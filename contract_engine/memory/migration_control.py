@@ -5,7 +5,7 @@ from __future__ import annotations
 from contract_engine.memory.errors import ConfigurationError
 from contract_engine.memory.keys import check_limit, check_session_id
 from contract_engine.memory.manager import MemoryManager
-from contract_engine.memory.outbox import Backlog, Outbox, WaitingSession
+from contract_engine.memory.outbox import Backlog, Counts, Outbox, WaitingSession
 from contract_engine.memory.phases import Phase, PhaseSetting, check_phase
 
 
@@ -35,6 +35,10 @@ class MigrationControl:
     def backlog(self) -> Backlog:
         """Count what the legacy store does not have yet."""
         return self._runtime.run(self._outbox.backlog())
+
+    def counts(self) -> Counts:
+        """Count it by the sessions alone: cheap enough to be asked again and again."""
+        return self._runtime.run(self._outbox.counts())
 
     def waiting_sessions(self, limit: int = 100) -> list[WaitingSession]:
         """Return the sessions of the backlog: parked ones first, then those that have failed most."""

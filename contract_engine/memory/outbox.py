@@ -37,6 +37,21 @@ class Claim(NamedTuple):
     attempts: int
 
 
+class ClaimedSession(NamedTuple):
+    """The first pending messages of a session; and the ids of those that are not in the log any more."""
+
+    pending: list[Pending]
+    gone: list[str]
+
+
+class PendingIds(NamedTuple):
+    """:class:`PendingSession` without the messages: their numbers by id, in order."""
+
+    places: Mapping[str, int]
+    in_doubt: bool
+    is_leased: bool
+
+
 class Backlog(NamedTuple):
     """What the legacy store of a tenant does not have yet.
 
@@ -51,6 +66,14 @@ class Backlog(NamedTuple):
     in_doubt: int
     oldest_seconds: float | None
     parked_messages: int
+
+
+class Counts(NamedTuple):
+    """Of a :class:`Backlog` what is counted at once."""
+
+    messages: int
+    sessions: int
+    parked: int
 
 
 class WaitingSession(NamedTuple):
@@ -88,17 +111,26 @@ class Outbox:
         return [Claim._make(row) for row in (yield from query_once(_log_outbox.CLAIM, parameters))]
 
     def read_claimed(
-        self, sessions: Sequence[str], *, messages: int
-    ) -> Flow[tuple[dict[str, list[Pending]], list[tuple[str, str]]]]:
-        """Read the first pending messages of each; and the ids of those that are not in the log any more."""
-        parameters = {**self._of_tenant, "sessions": list(sessions), "messages": messages}
+        self, sessions: Sequence[str], *, messages: int, most_bytes: int
+    ) -> Flow[dict[str, ClaimedSession]]:
+        """Read the first pending messages of each, about so many bytes in all; what does not fit is not in the answer.
+
+        That is the last sessions as a whole, and the end of the one before them.
+        """
+        parameters = {**self._of_tenant, "sessions": list(sessions), "messages": messages, "most_bytes": most_bytes}
         rows = yield from query(_log_outbox.READ_CLAIMED, parameters)
-        found: dict[str, list[Pending]] = {session_id: [] for session_id in sessions}
-        gone = [(row[0], row[1]) for row in rows if row[3] is None]
+        found = {session_id: ClaimedSession([], []) for session_id in sessions}
+        size = 0
         for session_id, message_id, seq, body in rows:
-            if body is not None:
-                found[session_id].append(Pending(message_id, seq, decode_value(bytes(body))))
-        return found, gone
+            if body is None:
+                found[session_id].gone.append(message_id)
+            else:
+                size += len(body)
+                found[session_id].pending.append(Pending(message_id, seq, decode_value(bytes(body))))
+        if size < most_bytes:
+            return found
+        read = sessions.index(rows[-1][0]) + 1
+        return {session_id: found[session_id] for session_id in sessions[:read]}
 
     def finish(self, lease: str, done: Sequence[tuple[str, str]], *, kept: Sequence[str]) -> Flow[None]:
         """Take note that messages are in the legacy store, and give the leases back but those of ``kept``."""
@@ -111,6 +143,15 @@ class Outbox:
         """Give a lease back and say when to try again; see ``PUT_OFF`` for what else is noted."""
         yield from query_once(_log_outbox.PUT_OFF, {**self._key(session_id), "lease": lease, **how})
 
+    def give_back(self, lease: str, claims: Sequence[Claim]) -> Flow[None]:
+        """Give leases back of sessions to which nothing was done: they are as they were claimed, and due."""
+        parameters = {
+            "lease": lease,
+            "sessions": [one.session_id for one in claims],
+            "doubtful": [one.session_id for one in claims if one.in_doubt],
+        }
+        yield from query(_log_outbox.GIVE_BACK, self._of_tenant | parameters)
+
     def recount(self, lease: str, session_id: str) -> Flow[int]:
         """Count what is pending anew, for a session that turned out to have nothing, and give its lease back."""
         return (yield from transaction(lambda found: _log_outbox.recount(found, self._key(session_id), lease)))
@@ -120,6 +161,13 @@ class Outbox:
         rows = yield from query(_log_outbox.PENDING, self._key(session_id))
         pending = [Pending(row[2], row[3], decode_value(bytes(row[4]))) for row in rows]
         return PendingSession(pending, bool(rows) and bool(rows[0][0]), bool(rows) and bool(rows[0][1]))
+
+    def pending_ids(self, session_id: str) -> Flow[PendingIds]:
+        """Read which messages a session still owes the legacy store, and not what they say."""
+        rows = yield from query(_log_outbox.PENDING_IDS, self._key(session_id))
+        return PendingIds(
+            {row[2]: row[3] for row in rows}, bool(rows) and bool(rows[0][0]), bool(rows) and bool(rows[0][1])
+        )
 
     def preceding(self, session_id: str, seq: int, most: int) -> Flow[list[Message]]:
         """Read the messages of the log before a number, oldest first."""
@@ -137,8 +185,12 @@ class Outbox:
         end = LogEnd._make(rows[0][:3]) if rows else None
         return end, [decode_value(bytes(row[3])) for row in rows if row[3] is not None]
 
+    def counts(self) -> Flow[Counts]:
+        """Count what is pending by the sessions alone, at once however much it is: for whoever asks again and again."""
+        return Counts._make((yield from query(_log_outbox.COUNTS, self._of_tenant))[0])
+
     def backlog(self) -> Flow[Backlog]:
-        """Count what is pending."""
+        """Count what is pending. How long the oldest waits is told by looking through all of it."""
         return Backlog._make((yield from query(_log_outbox.BACKLOG, self._of_tenant))[0])
 
     def waiting(self, limit: int) -> Flow[list[WaitingSession]]:

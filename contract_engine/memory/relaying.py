@@ -6,7 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from contract_engine.memory._effects import Flow
@@ -14,12 +14,17 @@ from contract_engine.memory.errors import InvalidInputError, LegacyUnavailableEr
 from contract_engine.memory.intake import new_message_id
 from contract_engine.memory.keys import check_limit
 from contract_engine.memory.legacy import WINDOW, Legacy
-from contract_engine.memory.outbox import Claim, Outbox, Pending
+from contract_engine.memory.outbox import Claim, ClaimedSession, Outbox, Pending
 
 logger = logging.getLogger(__name__)
 
-SESSIONS, MESSAGES = 25, 500
-"""Sessions claimed at once, and messages of each that are read. Several relays at work share a backlog by claims."""
+SESSIONS, MESSAGES, BYTES = 25, 500, 4 * 1024 * 1024
+"""Sessions claimed at once at most, messages of each that are read, and about how much of all of them together. Several
+relays at work share a backlog by claims."""
+
+GROUP_SECONDS = 0.1
+"""How long sessions wait for those that were claimed with them. Then what is done is noted, and the others are given
+back: whoever reads a session has to wait for its relay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +59,21 @@ class Round(NamedTuple):
     is_more: bool
 
 
+@dataclass(slots=True)
+class _Group:
+    """What one round has claimed: sessions not begun, what was done and is not noted, and how it went so far."""
+
+    lease: str
+    waiting: list[Claim]
+    notes_at: float
+    ends_at: float
+    done: list[tuple[str, str]] = field(default_factory=list)
+    relayed: int = 0
+    failed: int = 0
+    is_cut: bool = False
+    has_progress: bool = False
+
+
 class _Failure(NamedTuple):
     """Why a session is put off.
 
@@ -69,50 +89,77 @@ class _Failure(NamedTuple):
 class Relay:
     """Gives one legacy store what one tenant owes it. Any number of relays may be at work, in any number of processes.
 
-    One holds a session at a time, by a lease. A row of the outbox is removed after the legacy store has taken its
-    message; one that dies in between leaves the session in doubt, and the next one looks first what is there. By id
-    where the legacy object knows ids and keeps each once (see :class:`Legacy`): exactly once. Else by comparing the end
-    of its history: a message can be written twice then, if it is the first of its session, if what was said repeats
-    itself, or if others write there too. None is left out, unless another writer has just said the very same there.
+    One holds a session at a time, by a lease, and no longer than it takes to relay that session and, for a moment,
+    those claimed with it. What there is no time for is given back; that is no failure. A row of the outbox is removed
+    after the legacy store has taken its message; one that dies in between leaves the session in doubt, and the next one
+    looks first what is there. By id where the legacy object knows ids and keeps each once (see :class:`Legacy`):
+    exactly once. Else by comparing the end of its history: a message can be written twice then, if it is the first of
+    its session, if what was said repeats itself, or if others write there too. None is left out, unless another writer
+    has just said the very same there.
     """
 
     def __init__(self, legacy: Legacy, outbox: Outbox, settings: RelaySettings) -> None:
         self.legacy = legacy
         self.settings = settings
         self._outbox = outbox
+        self._sessions = SESSIONS
 
     def round(self) -> Flow[Round]:
         """Relay what is due of some sessions. Raises where the database is away."""
         if self.legacy.breaker.turns_away():
             return Round(0, 0, False)
-        lease = new_message_id()
-        seconds = self.settings.lease_seconds
-        until = time.monotonic() + seconds / 2
-        claims = yield from self._outbox.claim(lease, sessions=SESSIONS, lease_seconds=seconds)
+        lease, seconds = new_message_id(), self.settings.lease_seconds
+        ends_at = time.monotonic() + seconds / 2
+        claims = yield from self._outbox.claim(lease, sessions=self._sessions, lease_seconds=seconds)
         if not claims:
             return Round(0, 0, False)
-        found, gone = yield from self._outbox.read_claimed([one.session_id for one in claims], messages=MESSAGES)
-        done = list(gone)
-        failures: list[tuple[Claim, _Failure]] = []
-        for claim in claims:
-            written, failure = yield from self._relay(claim, found[claim.session_id], until)
-            done += [(claim.session_id, one.message_id) for one in written]
-            if failure is not None:
-                failures.append((claim, failure))
-        finished = {session_id for session_id, _ in done}
-        yield from self._outbox.finish(lease, done, kept=[claim.session_id for claim, _ in failures])
-        for claim, failure in failures:
-            yield from self._put_off(lease, claim, failure, has_progress=claim.session_id in finished)
-        put_off = {claim.session_id for claim, _ in failures}
-        for claim in claims:
-            if claim.session_id not in finished and claim.session_id not in put_off:
-                yield from self._outbox.recount(lease, claim.session_id)
-        return Round(len(done) - len(gone), len(failures), not failures or len(finished) > len(failures))
+        found = yield from self._outbox.read_claimed(
+            [one.session_id for one in claims], messages=MESSAGES, most_bytes=BYTES
+        )
+        group = _Group(lease, claims, min(time.monotonic() + GROUP_SECONDS, ends_at), ends_at)
+        while group.waiting:
+            claim = group.waiting.pop(0)
+            read = found.get(claim.session_id)
+            if read is None:  # it did not fit in with those before
+                group.waiting.append(claim)
+                yield from self._note(group)
+                break
+            yield from self._relay_session(group, claim, read)
+        yield from self._note(group)
+        self._sessions = max(1, self._sessions // 2) if group.is_cut else min(SESSIONS, self._sessions * 2)
+        is_more = group.is_cut or group.has_progress or not group.failed
+        return Round(group.relayed, group.failed, is_more)
 
-    def _relay(
-        self, claim: Claim, pending: Sequence[Pending], until: float
+    def _note(self, group: _Group) -> Flow[None]:
+        """Take note of what is done, and give back the sessions that were not begun."""
+        done, group.done = group.done, []
+        yield from self._outbox.finish(group.lease, done, kept=())
+        if group.waiting:
+            waiting, group.waiting, group.is_cut = group.waiting, [], True
+            yield from self._outbox.give_back(group.lease, waiting)
+
+    def _relay_session(self, group: _Group, claim: Claim, read: ClaimedSession) -> Flow[None]:
+        written, failure = yield from self._write(group, claim, read.pending)
+        done = [(claim.session_id, message_id) for message_id in read.gone]
+        done += [(claim.session_id, one.message_id) for one in written]
+        group.relayed += len(written)
+        group.has_progress |= bool(done)
+        if failure is not None:
+            group.failed += 1
+            yield from self._outbox.finish(group.lease, done, kept=[claim.session_id])
+            yield from self._put_off(group.lease, claim, failure, has_progress=bool(done))
+        elif done:
+            group.done += done
+        elif read.pending:  # the time was up before the first of them
+            group.is_cut = True
+            yield from self._outbox.give_back(group.lease, [claim])
+        else:
+            yield from self._outbox.recount(group.lease, claim.session_id)
+
+    def _write(
+        self, group: _Group, claim: Claim, pending: Sequence[Pending]
     ) -> Flow[tuple[Sequence[Pending], _Failure | None]]:
-        """Write the messages of a session; answers those that are there, and what kept it from going on."""
+        """Write the messages of a session, while there is time; answers those that are there, and what has failed."""
         written = 0
         if claim.in_doubt and pending:
             session_id, seq = claim.session_id, pending[0].seq
@@ -124,8 +171,11 @@ class Relay:
                 # It does not even answer that: no message is to blame.
                 return (), _Failure(exc.reason, in_doubt=True, counts=False)
         while written < len(pending):
-            if time.monotonic() >= until:
-                return pending[:written], _Failure("out of time", in_doubt=False, counts=False)
+            now = time.monotonic()
+            if now >= group.ends_at:
+                break
+            if now >= group.notes_at and (group.waiting or group.done):
+                yield from self._note(group)
             # After a failure one by one, so that only what is behind the message at fault waits.
             most = 1 if claim.attempts else self.legacy.most_at_once
             some = pending[written : written + most]
@@ -134,16 +184,14 @@ class Relay:
             except LegacyUnavailableError as exc:
                 return pending[:written], _Failure(exc.reason, in_doubt=exc.is_tried, counts=exc.is_tried)
             written += len(some)
-        return pending, None
+        return pending[:written], None
 
     def _put_off(self, lease: str, claim: Claim, failure: _Failure, *, has_progress: bool) -> Flow[None]:
         settings = self.settings
         attempts = (0 if has_progress else claim.attempts) + failure.counts
         delay = min(settings.first_delay_seconds * 2 ** min(max(attempts - 1, 0), 30), settings.max_delay_seconds)
         parks = failure.counts and attempts >= settings.park_after
-        if failure.reason == "out of time":
-            delay = 0.0
-        elif parks:
+        if parks:
             logger.error("session %s: parked after %d attempts: %s", claim.session_id, attempts, failure.reason)
         else:
             logger.warning("session %s: not relayed, tried again later: %s", claim.session_id, failure.reason)
