@@ -48,8 +48,8 @@ class EnhancedSessionStore(MigrationBase[MemoryManager], Closing):
 
     ``phase`` (with ``percentage`` where it is gradual) is what a tenant begins with; what is stored in the database
     counts from then on, for every process, within a second. ``shadow_rate`` is the share of legacy reads that are
-    compared with the new store while gradual. ``is_relaying=False``: leave it to other processes to relay, or to
-    ``contract-memory relay``.
+    compared with the new store while gradual. An adapter relays from its first write on; one that only reads does not.
+    ``is_relaying=False``: leave it to other processes to relay, or to ``contract-memory relay``.
 
     **Acknowledged** means committed in the log with its row of the outbox (or, while PostgreSQL is away, kept in Redis
     to be logged, and given its row then): such a message reaches both stores. One that is not acknowledged is in

@@ -22,7 +22,7 @@ SESSIONS, MESSAGES, BYTES = 25, 500, 4 * 1024 * 1024
 """Sessions claimed at once at most, messages of each that are read, and about how much of all of them together. Several
 relays at work share a backlog by claims."""
 
-GROUP_SECONDS = 0.1
+GROUP_SECONDS = 0.15
 """How long sessions wait for those that were claimed with them. Then what is done is noted, and the others are given
 back: whoever reads a session has to wait for its relay."""
 
@@ -68,6 +68,7 @@ class _Group:
     notes_at: float
     ends_at: float
     done: list[tuple[str, str]] = field(default_factory=list)
+    begun: int = 0
     relayed: int = 0
     failed: int = 0
     is_cut: bool = False
@@ -126,9 +127,16 @@ class Relay:
                 break
             yield from self._relay_session(group, claim, read)
         yield from self._note(group)
-        self._sessions = max(1, self._sessions // 2) if group.is_cut else min(SESSIONS, self._sessions * 2)
+        self._adapt(group)
         is_more = group.is_cut or group.has_progress or not group.failed
         return Round(group.relayed, group.failed, is_more)
+
+    def _adapt(self, group: _Group) -> None:
+        """Claim as many sessions the next time as there was time for, and more where much of it was left."""
+        if group.is_cut:
+            self._sessions = max(1, group.begun)
+        elif time.monotonic() < group.notes_at - GROUP_SECONDS / 2:
+            self._sessions = min(SESSIONS, self._sessions * 2)
 
     def _note(self, group: _Group) -> Flow[None]:
         """Take note of what is done, and give back the sessions that were not begun."""
@@ -139,6 +147,7 @@ class Relay:
             yield from self._outbox.give_back(group.lease, waiting)
 
     def _relay_session(self, group: _Group, claim: Claim, read: ClaimedSession) -> Flow[None]:
+        group.begun += 1
         written, failure = yield from self._write(group, claim, read.pending)
         done = [(claim.session_id, message_id) for message_id in read.gone]
         done += [(claim.session_id, one.message_id) for one in written]

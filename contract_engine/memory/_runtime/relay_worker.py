@@ -20,6 +20,22 @@ LINGER_SECONDS = 0.02
 """What comes within this time is relayed together: a round costs the same for one message and for many."""
 
 
+class _Standing:
+    """Whether there was anything to keep a relay from its work; each change is told once."""
+
+    def __init__(self) -> None:
+        self._was_away = False
+
+    def is_away(self, exc: MemoryServiceError) -> None:
+        logger.log(logging.DEBUG if self._was_away else logging.WARNING, "nothing is relayed now: %s", exc)
+        self._was_away = True
+
+    def is_well(self) -> None:
+        if self._was_away:
+            logger.warning("relaying again")
+        self._was_away = False
+
+
 class RelayWorker:
     """A daemon thread. What it has not relayed when the program ends is relayed by the next one.
 
@@ -56,6 +72,7 @@ class RelayWorker:
                 self._thread.start()
 
     def _run(self, stop: threading.Event) -> None:
+        standing = _Standing()
         while not stop.is_set():
             if self._is_awake.wait(self._poll_seconds):
                 self._is_awake.clear()
@@ -63,8 +80,9 @@ class RelayWorker:
             try:
                 while self._work() and not stop.is_set():
                     pass
+                standing.is_well()
             except MemoryServiceError as exc:
-                logger.info("nothing is relayed now: %s", exc)
+                standing.is_away(exc)
 
     def close(self) -> None:
         """Finish the round under way and end the thread; a later message starts it again."""
@@ -95,6 +113,7 @@ class AsyncRelayWorker:
         self._is_awake.set()
 
     async def _run(self, is_awake: asyncio.Event, stop: asyncio.Event) -> None:
+        standing = _Standing()
         while not stop.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_seconds):
@@ -105,8 +124,9 @@ class AsyncRelayWorker:
             try:
                 while await self._work() and not stop.is_set():
                     pass
+                standing.is_well()
             except MemoryServiceError as exc:
-                logger.info("nothing is relayed now: %s", exc)
+                standing.is_away(exc)
 
     async def close(self) -> None:
         """See :meth:`RelayWorker.close`."""
