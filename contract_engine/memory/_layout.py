@@ -179,7 +179,8 @@ def parse_unlogged(element: bytes) -> Entry:
     row = decode_value(element)
     if type(row) is not list or [type(item) for item in row] not in (_ROW, [*_ROW, int]):
         raise CorruptDataError("an element of the unlogged list that is not a message")
-    return Entry(*row[:5], bool(row[5]) if len(row) > 5 else None)
+    seq, tokens, at_ms, message_id, message = row[:5]
+    return Entry(seq, tokens, at_ms, message_id, message, bool(row[5]) if len(row) > 5 else None)
 
 
 def summary_bytes(summary: Summary) -> bytes:

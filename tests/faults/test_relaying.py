@@ -16,6 +16,7 @@ from dual_stores import contents, open_store, say, talk
 from legacy_stores import ListStore, Messages
 from memory_contract import Backend
 
+from contract_engine.memory._log_outbox import COUNTS
 from contract_engine.memory.intake import Intake
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.migration import EnhancedSessionStore, RelaySettings
@@ -199,3 +200,17 @@ def test_what_an_hour_of_outage_leaves_drains_in_order_while_reads_go_on(blockin
         assert store.stats.relayed == sessions * each + 1
         assert len(during) > 20
         assert statistics.median(during) < 10 * statistics.median(before)
+
+
+def test_waiting_for_a_relay_does_not_look_through_the_outbox(blocking: Backend) -> None:
+    with open_store(blocking, ListStore()) as store:
+        for number in range(3):
+            store.append(f"s{number}", say(number))
+        effects = Interposition(store.memory_manager)
+        assert store.settle()
+        effects.remove()
+        asked = Counter(name_of(effect) for effect in effects.effects)
+        assert asked["outbox_counts"] >= 2
+        assert asked["outbox_backlog"] == 0
+        plans = rows(blocking, "EXPLAIN " + COUNTS.sql.replace("%(of_tenant)s", "%(tenant)s"))
+        assert "memory_outbox" not in str(plans)
