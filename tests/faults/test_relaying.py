@@ -73,7 +73,7 @@ def test_a_session_waits_for_its_own_relay_and_for_no_other(blocking: Backend) -
     held: list[set[str]] = []
     legacy = Slow(0.02, lambda _: held.append(leased(blocking)))
     names = {f"s{number}" for number in range(8)}
-    with open_store(blocking, legacy) as store:
+    with open_store(blocking, legacy, relay=RelaySettings(lease_seconds=60.0)) as store:
         for name in names:
             for number in range(15):
                 store.append(name, say(number))
