@@ -1,8 +1,8 @@
 """Rounds of health checks: side by side, with one hard end, and for everybody who asks within a second.
 
-A check goes through the runtime as any call does, breaker included. One that is still under way at the end of its round
-is waited for by the next round, and not begun again: a server that hangs costs one connection, however often it is
-asked about.
+A check goes through the runtime as any call does, breaker included; but it is no operation of anybody, and no hook is
+told of it. One that is still under way at the end of its round is waited for by the next round, and not begun again: a
+server that hangs costs one connection, however often it is asked about.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ R = TypeVar("R")
 
 ROUND_SECONDS = 0.9
 """The end of a round, however many checks there are; what is left of a second is for the machine's own delays."""
+
+WAITED_SECONDS = 1.0
+"""How long after the beginning of a round others wait for its report, before they make one of what is known by then."""
 
 HELD_SECONDS = 1.0
 """How long a report is given to others who ask."""
@@ -54,6 +57,19 @@ def _late() -> CheckResult:
     return CheckResult("", f"no answer within {ROUND_SECONDS:g} s", ROUND_SECONDS)
 
 
+class _Round(Generic[R]):
+    """A round under way: whoever sees it sees its checks, and need not rely on the thread that is at it."""
+
+    def __init__(self, checks: Mapping[str, Future[CheckResult]]) -> None:
+        self.checks = checks
+        self.report: Future[R] = Future()
+        self.began = time.monotonic()
+
+    def results(self) -> dict[str, CheckResult]:
+        """Return what has been found by now; a check that is still under way is late."""
+        return {name: check.result() if check.done() else _late() for name, check in self.checks.items()}
+
+
 class Checkup(Generic[R]):
     """Rounds in threads of their own, which the end of the program does not wait for."""
 
@@ -64,7 +80,7 @@ class Checkup(Generic[R]):
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
-        self._round: Future[R] | None = None
+        self._round: _Round[R] | None = None
         self._held: tuple[R, float] | None = None
         self._under_way: dict[str, Future[CheckResult]] = {}
 
@@ -74,36 +90,36 @@ class Checkup(Generic[R]):
             with self._lock:
                 if self._held is not None and time.monotonic() < self._held[1]:
                     return self._held[0]
-                others, mine = self._round, Future[R]()
+                others = self._round
                 if others is None:
-                    self._round = mine
+                    mine = self._round = self._begin(checks.flows())
             if others is None:
-                return self._look(checks, mine)
+                return self._finish(checks, mine)
             try:
-                return others.result(ROUND_SECONDS)
+                return others.report.result(others.began + WAITED_SECONDS - time.monotonic())
             except CancelledError:  # whoever was at it has been interrupted
                 continue
-            except TimeoutError:
-                return checks.report({name: _late() for name in checks.flows()})
+            except TimeoutError:  # whoever is at it gets no time; what the servers have answered is known all the same
+                return checks.report(others.results())
 
-    def _look(self, checks: Checks[R], round_: Future[R]) -> R:
-        try:
-            report = checks.report(self._results(checks.flows()))
-            self._held = (report, time.monotonic() + HELD_SECONDS)
-            round_.set_result(report)
-            return report
-        finally:
-            with self._lock:
-                self._round = None
-            round_.cancel()
-
-    def _results(self, flows: Mapping[str, Callable[[], Flow[str]]]) -> dict[str, CheckResult]:
+    def _begin(self, flows: Mapping[str, Callable[[], Flow[str]]]) -> _Round[R]:
         for name, flow in flows.items():
             if name not in self._under_way:
                 self._under_way[name] = start_daemon(self._timed(flow), f"contract-memory-check-{name}")
-        wait(self._under_way.values(), ROUND_SECONDS)
-        done = {name: self._under_way.pop(name) for name in flows if self._under_way[name].done()}
-        return {name: done[name].result() if name in done else _late() for name in flows}
+        return _Round({name: self._under_way[name] for name in flows})
+
+    def _finish(self, checks: Checks[R], mine: _Round[R]) -> R:
+        try:
+            wait(mine.checks.values(), ROUND_SECONDS)
+            report = checks.report(mine.results())
+            self._held = (report, time.monotonic() + HELD_SECONDS)
+            mine.report.set_result(report)
+            return report
+        finally:
+            with self._lock:
+                self._under_way = {name: check for name, check in self._under_way.items() if not check.done()}
+                self._round = None
+            mine.report.cancel()
 
     def _timed(self, flow: Callable[[], Flow[str]]) -> Callable[[], CheckResult]:
         def check() -> CheckResult:
