@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextvars import copy_context
+from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -86,17 +87,20 @@ class Runtime:
             else None
         )
         self.background = Background()
-        self._checkup: Checkup[Any] = Checkup(self.run)
+        self._checkup: Checkup[Any] = Checkup(partial(self.run, is_told=False))
 
     def check(self, checks: Checks[T]) -> T:
         """Return the report of a round of health checks; see :class:`Checkup`."""
         report: T = self._checkup.look(checks)
         return report
 
-    def run(self, flow: Flow[T]) -> T:
-        """Run a flow to its end and return its answer."""
+    def run(self, flow: Flow[T], *, is_told: bool = True) -> T:
+        """Run a flow to its end and return its answer.
+
+        ``is_told``: whoever listens hears of it; a check of the servers' health is no operation of anybody.
+        """
         observed = None
-        if observers.is_active:
+        if observers.is_active and is_told:
             observed = observed_flow(flow)
             ends = observers.begin(observed.operation, observed.backend) if observers.has_spans else None
             started = perf_counter()
@@ -196,7 +200,7 @@ class AsyncRuntime:
         self._redis = self._new_redis()
         self._database = self._new_database()
         self.background = AsyncBackground()
-        self._checkup: AsyncCheckup[Any] = AsyncCheckup(self.run)
+        self._checkup: AsyncCheckup[Any] = AsyncCheckup(partial(self.run, is_told=False))
 
     async def check(self, checks: Checks[T]) -> T:
         """Return the report of a round of health checks; see :class:`AsyncCheckup`."""
@@ -226,13 +230,13 @@ class AsyncRuntime:
             breaker=self.database_breaker,
         )
 
-    async def run(self, flow: Flow[T]) -> T:
-        """Run a flow to its end and return its answer."""
+    async def run(self, flow: Flow[T], *, is_told: bool = True) -> T:
+        """See :meth:`Runtime.run`."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._adopt(loop)
         observed = None
-        if observers.is_active:
+        if observers.is_active and is_told:
             observed = observed_flow(flow)
             ends = observers.begin(observed.operation, observed.backend) if observers.has_spans else None
             started = perf_counter()
@@ -279,7 +283,7 @@ class AsyncRuntime:
                     "event loop", "this manager is in use on another one; make one manager per loop"
                 )
             self._redis, self._database, self.background = self._new_redis(), self._new_database(), AsyncBackground()
-            self._checkup = AsyncCheckup(self.run)
+            self._checkup = AsyncCheckup(partial(self.run, is_told=False))
         self._loop = loop
 
     async def _perform(self, effect: Any) -> Any:
