@@ -1,4 +1,4 @@
-"""What it costs to be watched: ``add_message`` with hooks and metrics against the same call without.
+"""What it costs to be watched: ``add_message`` with metrics, or a hook, against the same call without.
 
 The two take turns in pieces of a few milliseconds, so that a slow moment of the machine meets both.
 """
@@ -18,27 +18,37 @@ from contract_engine.memory.metrics import MemoryMetrics
 
 PIECES = 10
 
+METRICS, HOOK, NOBODY = "metrics", "hook", "nobody"
 
-def watched(manager_of: Callable[[Bench], MemoryManager], *, is_watched: bool = True) -> Callable[[Bench], Any]:
-    """Make the scenario; with ``is_watched`` False nobody listens on either side, which shows how exact it is."""
+
+def _nothing(_: object) -> None:
+    """Be told, and do nothing: what a hook does itself is its own affair."""
+
+
+def watched(manager_of: Callable[[Bench], MemoryManager], who: str = METRICS) -> Callable[[Bench], Any]:
+    """Make the scenario; with NOBODY nobody listens on either side, which shows how exact it is."""
 
     @contextmanager
     def prepare(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
         manager = manager_of(bench)
         metrics = MemoryMetrics()
         metrics.close()  # it is told in turns, below
+        begin: dict[str, Callable[[], Callable[[], object]]] = {
+            METRICS: lambda: observers.add_recorder(metrics.take),
+            HOOK: lambda: observers.add(_nothing),
+            NOBODY: lambda: lambda: None,
+        }
         name = bench.session(manager)
         taken: dict[bool, float] = {}
 
         def piece(*, is_told: bool) -> float:
             messages = bench.fresh(CALLS)
-            stop = observers.add(metrics.take) if is_told and is_watched else None
+            stop = begin[who if is_told else NOBODY]()
             started = time.perf_counter()
             for one in messages:
                 manager.add_message(name, one)
             seconds = time.perf_counter() - started
-            if stop is not None:
-                stop()
+            stop()
             return seconds / (PIECES * CALLS)
 
         def timer(*, is_told: bool) -> Timer:

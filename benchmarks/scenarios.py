@@ -15,7 +15,7 @@ from breaker_scenarios import breaker_closed, breaker_open, redis_away
 from compression_scenario import compressed_size, compressed_time
 from dual_write_scenario import SCENARIOS as DUAL_WRITE
 from fold_scenarios import fold_of_2000_tokens, usable_summary
-from observe_scenario import watched
+from observe_scenario import HOOK, NOBODY, watched
 from recall_scenario import recall
 from scenario import CALLS, WIDE, Bench, Scenario, Timer, fixed_loop, message, per_call, repeated
 from working_memory_scenario import WORKING_MEMORY
@@ -285,8 +285,10 @@ SCENARIOS = (
     Scenario("get_context with a query, 3,000 folded", "10,000 multiplications", 30, recall),
     *DUAL_WRITE,
     Scenario("add_message, durable, with metrics", "without", 1.03, watched(lambda bench: bench.durable)),
-    Scenario("add_message, ephemeral, with metrics", "without", None, watched(lambda bench: bench.ephemeral)),
-    Scenario("add_message, durable, nobody listens", "the same", None, watched(lambda b: b.durable, is_watched=False)),
+    Scenario("add_message, ephemeral, with metrics", "without", 1.03, watched(lambda bench: bench.ephemeral)),
+    Scenario("add_message, durable, with a hook", "without", 1.03, watched(lambda bench: bench.durable, HOOK)),
+    Scenario("add_message, ephemeral, with a hook", "without", 1.03, watched(lambda bench: bench.ephemeral, HOOK)),
+    Scenario("add_message, durable, nobody listens", "the same", None, watched(lambda bench: bench.durable, NOBODY)),
     *WORKING_MEMORY,
     Scenario("memory of 200 characters, dictionary (bytes)", "as it is", 0.45, compressed_size(with_dictionary=True)),
     Scenario(

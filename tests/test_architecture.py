@@ -20,7 +20,8 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "migrations" not in p
 # From the ground up. A module may import from its own line and the lines above it.
 LAYERS = (
     "errors",
-    "hooks closing",
+    "hooks closing durations",
+    "_observed",
     "daemon config keys untold call_window circuit_state circuit_settings circuit_listeners circuit_timer"
     " circuit_probes",
     "encodings encodings.measurement token_counter exchange mending swisper_context circuit_guard circuit_control"

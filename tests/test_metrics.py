@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Any
 
 import pytest
 from memory_contract import DURABLE, SYNC, Backend, say, talk
@@ -18,12 +18,12 @@ from server_faults import SETTINGS, Outage, waited_for
 from servers import PrivateServers
 
 from contract_engine.memory import ConfigurationError, MemoryManager
-from contract_engine.memory.hooks import DualWriteMismatch, Ending, OperationEnded, observers
+from contract_engine.memory._effects import Flow
+from contract_engine.memory.durations import MOST_PENDING, Distribution, Totals, durations_of
+from contract_engine.memory.hooks import DualWriteMismatch, observers
 from contract_engine.memory.metrics import (
     CONTENT_TYPE,
-    MOST_PENDING,
     Backlog,
-    Distribution,
     MemoryMetrics,
     metrics_of_process,
     metrics_text,
@@ -83,14 +83,14 @@ def test_every_operation_layer_and_outcome_is_counted(
 
 
 def test_counts_are_exact_under_threads(metrics: MemoryMetrics) -> None:
-    ending = Ending("work", "manager", "ok")
+    durations = durations_of("work", "manager", "ok")
     rounds = 2 * MOST_PENDING // 8 + 17
     begin = threading.Barrier(9)
 
     def work() -> None:
         begin.wait()
         for _ in range(rounds):
-            observers.tell(OperationEnded(ending, 0.001))
+            durations.add(0.001)
 
     with ThreadPoolExecutor(9) as pool:
         looking = pool.submit(lambda: (begin.wait(), [metrics.text() for _ in range(20)]))
@@ -100,12 +100,66 @@ def test_counts_are_exact_under_threads(metrics: MemoryMetrics) -> None:
     assert counted(metrics, "work") == 8 * rounds
 
 
-def test_buckets_hold_what_lies_at_or_below_their_bound() -> None:
+def test_buckets_hold_what_lies_at_or_below_their_bound(metrics: MemoryMetrics) -> None:
     distribution = Distribution((1.0, 2.0, 5.0))
     for one in (0.5, 1.0, 1.5, 5.0, 7.0):
         distribution.add(one)
-    assert distribution.buckets() == ([("1.0", 2), ("2.0", 3), ("5.0", 4), ("+Inf", 5)], 15.0)
-    assert distribution.buckets()[1] == 15.0, "what was sorted in stays"
+    assert distribution.totals() == Totals((2, 1, 1, 1), 15.0)
+    assert distribution.totals() == Totals((2, 1, 1, 1), 15.0), "what was sorted in stays"
+    durations_of("bounds", "manager", "ok").add(0.25)
+    name, labels = "memory_operation_duration_seconds_bucket", {"operation": "bounds", "backend": "manager"}
+    assert [value(metrics, name, **labels, outcome="ok", le=le) for le in ("0.1", "0.25", "+Inf")] == [0, 1, 1]
+
+
+def test_metrics_show_what_has_happened_since_they_were_made(manager: MemoryManager) -> None:
+    """Times are noted once for all who want them, in what may be older than any of these."""
+    with closing(MemoryMetrics()) as older:
+        manager.add_message("s", say(1))
+        with closing(MemoryMetrics()) as newer:
+            assert b'operation="add_message"' not in newer.text(), "no figure is not the figure 0"
+            manager.add_message("s", say(2))
+            assert (counted(older, "add_message"), counted(newer, "add_message")) == (2, 1)
+            name = "memory_operation_duration_seconds_sum"
+            labels = {"operation": "add_message", "backend": "manager", "outcome": "ok"}
+            assert 0 < value(newer, name, **labels) < value(older, name, **labels)
+
+
+def test_operations_of_one_name_are_one_series(
+    manager: MemoryManager, backend: Backend, metrics: MemoryMetrics
+) -> None:
+    """Two of one name and the same labels are an exposition that Prometheus refuses as a whole."""
+
+    def named_alike() -> Flow[bool]:
+        yield from ()
+        return True
+
+    first = named_alike()
+
+    def _named_alike() -> Flow[bool]:
+        yield from ()
+        return True
+
+    for flow in (first, _named_alike()):
+        assert backend.run(manager, flow)
+    lines = metrics.text().decode().splitlines()
+    found = [line for line in lines if line.startswith("memory_operation_duration_seconds_count") and "named" in line]
+    assert [line.rsplit(" ", 1)[1] for line in found] == ["2.0"]
+
+
+def test_where_times_are_noted_nobody_is_told(
+    manager: MemoryManager, metrics: MemoryMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To tell somebody costs several times as much, and every message has to bear it."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("something was prepared for nobody")
+
+    manager.add_message("s", say(1))
+    for name in ("OperationEnded", "tell_all"):
+        monkeypatch.setattr(f"contract_engine.memory._observed.{name}", refuse)
+    monkeypatch.setattr(observers, "begin", refuse)
+    manager.add_message("s", say(2))
+    assert counted(metrics, "add_message") == 2
 
 
 def test_folds_and_what_they_save(manager: MemoryManager, metrics: MemoryMetrics) -> None:
@@ -233,17 +287,12 @@ def test_without_the_extra_the_error_names_it() -> None:
 
 
 def test_a_child_goes_on_counting(metrics: MemoryMetrics) -> None:
-    import os
-
-    series: Any = metrics.take
-    ending = Ending("before", "manager", "ok")
-    series(OperationEnded(ending, 0.1))
-    metrics._lock.acquire()  # as a thread of the parent might hold it
-    try:
+    # As threads of the parent might hold them.
+    with metrics._lock, Distribution.lock:
         pid = os.fork()
         if pid == 0:
             observers.tell(DualWriteMismatch("in the child"))
-            os._exit(0 if b'kind="in the child"' in metrics.text() else 1)
-    finally:
-        metrics._lock.release()
+            durations_of("in the child", "manager", "ok").add(0.1)
+            text = metrics.text()
+            os._exit(0 if b'kind="in the child"' in text and b'operation="in the child"' in text else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -8,27 +8,31 @@ already translated to the classes of :mod:`contract_engine.memory.errors`.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import msgspec
 import sqlalchemy as sa
 
+from contract_engine.memory._observed import Observed
 from contract_engine.memory.circuit_guard import CallGuard
 from contract_engine.memory.errors import ConfigurationError
+from contract_engine.memory.hooks import POSTGRES, REDIS
 from contract_engine.memory.summarizers import Facts, FactsRequest, SummaryRequest
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
 class Script:
     """One Lua file; ``sha`` is how Redis knows it."""
 
-    name: str
-    source: str
-    sha: str
+    __slots__ = ("name", "observed", "sha", "source")
+
+    def __init__(self, name: str, source: str, sha: str) -> None:
+        self.name = name
+        self.source = source
+        self.sha = sha
+        self.observed = Observed(name, REDIS)
 
 
 class Command(msgspec.Struct):
@@ -68,6 +72,7 @@ class Statement:
     def __init__(self, name: str, compose: Callable[[], sa.ClauseElement], *, is_hot: bool = False) -> None:
         self.name = name
         self.is_hot = is_hot
+        self.observed = Observed(name, POSTGRES)
         self._compose = compose
 
     @cached_property

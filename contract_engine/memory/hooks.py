@@ -30,7 +30,7 @@ OK = "ok"
 
 
 class Ending(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """What ended, and how; there is one object of each, so that it can be looked up by itself.
+    """What ended, and how.
 
     ``backend``: ``manager`` for a whole operation, background work included; ``redis``, a round trip; ``postgres``, a
     statement or transaction; ``model``, one write of a language model; ``summarizer``, the built-in one. ``outcome``:
@@ -158,7 +158,12 @@ class Observers:
         """Whether anybody is to be told: nothing need be prepared otherwise."""
         self.has_spans = False
         """Whether anybody wants to know of beginnings."""
+        self.records = False
+        """Whether anybody wants to know how long everything took; nobody is told of that, it is noted."""
+        self.tells = False
+        """Whether anybody is told of beginnings or endings, each at its time."""
         self.hooks: tuple[Hook, ...] = ()
+        self._recorders: tuple[Hook, ...] = ()
         self._spans: tuple[Spans, ...] = ()
         self._failed_before: set[str] = set()
         self.failed = self._log_failure
@@ -174,27 +179,43 @@ class Observers:
             raise InvalidInputError("hook", f"expected a function of one detail, got {type(hook).__name__}")
         with self._lock:
             self.hooks = (*self.hooks, hook)
-            self.is_active = True
+            self._look_around()
+        return lambda: self._remove(hook)
+
+    def add_recorder(self, hook: Hook) -> Callable[[], None]:
+        """Tell this hook of everything but what has ended, which is timed for it; returns what ends that.
+
+        The times are found in :func:`contract_engine.memory.durations.all_durations`: to note one costs a fraction of
+        telling somebody.
+        """
+        with self._lock:
+            self._recorders = (*self._recorders, hook)
+            self._look_around()
         return lambda: self._remove(hook)
 
     def add_spans(self, spans: Spans) -> Callable[[], None]:
         """Have spans begun and ended here too from now on; returns what ends that."""
         with self._lock:
             self._spans = (*self._spans, spans)
-            self.is_active = self.has_spans = True
+            self._look_around()
         return lambda: self._remove(spans)
 
     def _remove(self, one: Hook | Spans) -> None:
         with self._lock:
             self.hooks = tuple(hook for hook in self.hooks if hook is not one)
+            self._recorders = tuple(hook for hook in self._recorders if hook is not one)
             self._spans = tuple(spans for spans in self._spans if spans is not one)
-            self.has_spans = bool(self._spans)
-            self.is_active = bool(self.hooks or self._spans)
+            self._look_around()
             self._failed_before.discard(_name_of(one))
 
+    def _look_around(self) -> None:
+        self.records, self.has_spans = bool(self._recorders), bool(self._spans)
+        self.tells = bool(self.hooks) or self.has_spans
+        self.is_active = self.records or self.tells
+
     def tell(self, detail: Detail) -> None:
-        """Give a detail to every hook."""
-        tell_all(self.hooks, detail, self.failed)
+        """Give a detail to every hook; what has ended is told where it is timed."""
+        tell_all((*self._recorders, *self.hooks), detail, self.failed)
 
     def begin(self, operation: str, backend: str) -> list[SpanEnd] | None:
         """Begin a span wherever one is wanted; None where none is."""

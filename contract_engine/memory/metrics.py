@@ -1,8 +1,4 @@
-"""Metrics for Prometheus (extra ``metrics``): what goes on in this process, without any session or tenant.
-
-Calls only note their time: they are sorted into buckets when somebody looks, since a histogram of the client costs more
-than a whole step of a call may.
-"""
+"""Metrics for Prometheus (extra ``metrics``): what goes on in this process, without any session or tenant."""
 
 from __future__ import annotations
 
@@ -11,29 +7,27 @@ import os
 import threading
 import time
 import weakref
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator
-from itertools import accumulate, pairwise
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from contract_engine.memory.circuit_breaker import CircuitBreaker
+from contract_engine.memory.durations import SECONDS, Distribution, Totals, all_durations
 from contract_engine.memory.errors import ConfigurationError
 from contract_engine.memory.hooks import (
     BufferRead,
     Detail,
     DualWriteMismatch,
-    Ending,
     Fallback,
     FoldEnded,
     MessagesDrained,
     MessagesUnlogged,
-    OperationEnded,
     SummaryWritten,
     observers,
     tell_all,
 )
-from contract_engine.memory.watched import CountedOutbox, Watched, WatchedDualWrite, breaker_metrics
+from contract_engine.memory.watched import CountedOutbox, WatchedManager, WatchedDualWrite, breaker_metrics
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -41,16 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SECONDS = (
-    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-    30.0, 90.0,
-)  # fmt: skip
 MESSAGES = (0.0, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 50.0, 100.0, 250.0, 1000.0)
 TOKENS = (0.0, 100.0, 250.0, 500.0, 1000.0, 1500.0, 2000.0, 3000.0, 4000.0, 8000.0, 16000.0, 64000.0)
 TTL_SECONDS = (0.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0, 21600.0, 86400.0)
-
-MOST_PENDING = 2000
-"""So many times wait at most to be sorted into buckets, in each series."""
 
 
 class Backlog(NamedTuple):
@@ -84,49 +71,6 @@ BUFFER_HELP = {
 }
 
 
-class Distribution:
-    """How often something had which size; adding to it is an append, which threads need no lock for."""
-
-    __slots__ = ("_bounds", "_counts", "_lock", "_sum", "pending")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-        self.pending: list[float] = []
-        """Values to be sorted in; whoever adds the last that fits has them sorted."""
-        self.after_fork()
-
-    def after_fork(self) -> None:
-        """Begin with another lock in a child: the thread of the parent that held it does not exist there."""
-        self._lock = threading.Lock()
-
-    def add(self, value: float) -> None:
-        """Note one value."""
-        self.pending.append(value)
-        if len(self.pending) >= MOST_PENDING:
-            self.sort()
-
-    def sort(self) -> None:
-        """Sort what is pending into the buckets."""
-        with self._lock:
-            count = len(self.pending)
-            values = self.pending[:count]
-            del self.pending[:count]
-            values.sort()
-            ends = [*(bisect_right(values, bound) for bound in self._bounds), count]
-            for index, (start, end) in enumerate(pairwise((0, *ends))):
-                self._counts[index] += end - start
-            self._sum += sum(values)
-
-    def buckets(self) -> tuple[list[tuple[str, float]], float]:
-        """Return upper bounds with how many values lie at or below each, and the sum of all values."""
-        self.sort()
-        with self._lock:
-            totals, total = list(accumulate(self._counts)), self._sum
-        return [(str(bound), count) for bound, count in zip((*self._bounds, "+Inf"), totals, strict=True)], total
-
-
 class MemoryMetrics:
     """Collects from every operation of the process from its construction to :meth:`close`.
 
@@ -138,7 +82,7 @@ class MemoryMetrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self._client = prometheus()
         self.registry: CollectorRegistry = self._client.CollectorRegistry() if registry is None else registry
-        self._operations: dict[Ending, Distribution] = {}
+        self._before = all_durations()
         self._buffers = {
             "memory_buffer_messages": Distribution(MESSAGES),
             "memory_buffer_tokens": Distribution(TOKENS),
@@ -148,12 +92,12 @@ class MemoryMetrics:
         self._lock = threading.Lock()
         self._breakers: dict[int, CircuitBreaker] = {}
         self._backlogs: dict[str, Callable[[], Backlog | None]] = {}
-        self._managers: list[Watched] = []
+        self._managers: list[WatchedManager] = []
         self.registry.register(cast("Any", self))
-        self._stop = observers.add(self.take)
+        self._stop = observers.add_recorder(self.take)
         _all.add(self)
 
-    def watch(self, manager: Watched) -> None:
+    def watch(self, manager: WatchedManager) -> None:
         """Show the breakers and the backlog of this manager too, until :meth:`close`."""
         with self._lock:
             self._managers.append(manager)
@@ -195,25 +139,11 @@ class MemoryMetrics:
                 _own.remove(self)
 
     def after_fork(self) -> None:
-        """Begin with other locks in a child: the thread of the parent that held one does not exist there."""
+        """Begin with another lock in a child: the thread of the parent that held it does not exist there."""
         self._lock = threading.Lock()
-        for distribution in (*self._operations.values(), *self._buffers.values()):
-            distribution.after_fork()
 
     def take(self, detail: Detail) -> None:
         """Take one detail: the hook itself."""
-        if type(detail) is not OperationEnded:
-            self._take_other(detail)
-            return
-        series = self._operations.get(detail.ending)
-        if series is None:
-            series = self._operations.setdefault(detail.ending, Distribution(SECONDS))
-        pending = series.pending
-        pending.append(detail.seconds)
-        if len(pending) >= MOST_PENDING:
-            series.sort()
-
-    def _take_other(self, detail: Detail) -> None:
         if isinstance(detail, BufferRead):
             sizes = (detail.messages, detail.tokens, detail.ttl_seconds)
             for distribution, size in zip(self._buffers.values(), sizes, strict=True):
@@ -236,10 +166,11 @@ class MemoryMetrics:
             "memory_operation_duration_seconds",
             "Time of operations (backend manager) and of their steps (redis, postgres, model, summarizer).",
             ("operation", "backend", "outcome"),
-            [((at.operation, at.backend, at.outcome), times) for at, times in list(self._operations.items())],
+            SECONDS,
+            self._durations(),
         )
-        for name, distribution in self._buffers.items():
-            yield self._histogram(name, BUFFER_HELP[name], (), [((), distribution)])
+        for name, sizes in self._buffers.items():
+            yield self._histogram(name, BUFFER_HELP[name], (), sizes.bounds, [((), sizes.totals())])
         with self._lock:
             counts = dict(self._counts)
             breakers, backlogs, managers = list(self._breakers.values()), dict(self._backlogs), list(self._managers)
@@ -260,17 +191,28 @@ class MemoryMetrics:
                 if backlog is not None:
                     yield from backlog_metrics(core, name, backlog)
 
+    def _durations(self) -> Iterator[tuple[tuple[str, ...], Totals]]:
+        """Yield what has been timed since the beginning, by labels: the distributions are older, and of the process."""
+        for labels, totals in all_durations().items():
+            before = self._before.get(labels)
+            mine = totals if before is None else totals.since(before)
+            if any(mine.counts):
+                yield labels, mine
+
     def _histogram(
         self,
         name: str,
         text: str,
         labels: tuple[str, ...],
-        series: list[tuple[tuple[str, ...], Distribution]],
+        bounds: tuple[float, ...],
+        series: Iterable[tuple[tuple[str, ...], Totals]],
     ) -> Metric:
         family = self._client.core.HistogramMetricFamily(name, text, labels=labels)
-        for values, distribution in series:
-            buckets, total = distribution.buckets()
-            family.add_metric(values, buckets=buckets, sum_value=total)
+        ends = (*map(str, bounds), "+Inf")
+        for values, totals in series:
+            family.add_metric(
+                values, buckets=list(zip(ends, accumulate(totals.counts), strict=True)), sum_value=totals.sum
+            )
         return cast("Metric", family)
 
 
@@ -314,7 +256,7 @@ def _outbox(counted: CountedOutbox | None) -> Backlog | None:
     return Backlog(counted.messages, counted.oldest_seconds or 0.0, counted.parked_messages)
 
 
-def _unlogged(managers: list[Watched]) -> Backlog:
+def _unlogged(managers: list[WatchedManager]) -> Backlog:
     """Return how many sessions wait that managers of this process have written to, PostgreSQL being away."""
     found = [manager.unlogged_backlog for manager in managers]
     oldest = min((since for _, since in found if since is not None), default=None)

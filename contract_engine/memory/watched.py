@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 CALL_KINDS = ("successful", "failed", "slow", "rejected", "cancelled", "late")
 
 
-class Watched(Protocol):
+class WatchedManager(Protocol):
     """What a manager of either colour tells of itself."""
 
     @property

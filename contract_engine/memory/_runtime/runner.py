@@ -101,6 +101,8 @@ class Runtime:
         """
         observed = None
         if observers.is_active and is_told:
+            if not observers.tells:
+                return self._run_timed(flow)
             observed = observed_flow(flow)
             ends = observers.begin(observed.operation, observed.backend) if observers.has_spans else None
             started = perf_counter()
@@ -108,7 +110,7 @@ class Runtime:
             effect = next(flow)
             while True:
                 try:
-                    answer = self._perform(effect) if observed is None else self._perform_observed(effect)
+                    answer = self._perform(effect) if observed is None else self._perform_told(effect)
                 except MemoryServiceError as exc:
                     effect = flow.throw(exc)
                 else:
@@ -116,21 +118,58 @@ class Runtime:
         except StopIteration as stop:
             result: T = stop.value
             if observed is not None:
-                observed.ended(started, result, ends)
+                observed.tell_ended(started, result, ends)
                 observed = None
             return result
         finally:
             flow.close()  # one that was interrupted notes at once what it has begun
             if observed is not None:
-                observed.failed(started, ends)
+                observed.tell_failed(started, ends)
 
-    def _perform_observed(self, effect: Any) -> Any:
-        if type(effect) is Spawn:
-            # What it begins belongs to the operation that asked for it; a thread does not know that by itself.
-            run = copy_context().run
-            return self.background.start(lambda: run(self.run, effect.flow()), effect.name, is_slow=effect.is_slow)
+    def _run_timed(self, flow: Flow[T]) -> T:
+        """Run a flow where times are noted and nobody is told.
+
+        Every call of an application with metrics has to bear this, so it stands here in full: to tell of each step, as
+        :meth:`run` has it done, costs several times as much.
+        """
+        operation, step = observed_flow(flow), None
+        begun = started = perf_counter()
+        try:
+            effect = next(flow)
+            while True:
+                step = observed_effect(effect)
+                started = perf_counter()
+                try:
+                    answer = self._perform(effect)
+                except MemoryServiceError as exc:
+                    if step is not None:
+                        step.failed(started)
+                        step = None
+                    effect = flow.throw(exc)
+                else:
+                    if step is not None:
+                        step.ended(started, answer)
+                        step = None
+                    effect = flow.send(answer)
+        except StopIteration as stop:
+            operation.ended(begun, stop.value)
+            operation = None
+            result: T = stop.value
+            return result
+        finally:
+            flow.close()
+            if operation is not None:
+                if step is not None:  # it was interrupted in the middle of it
+                    step.failed(started)
+                operation.failed(begun)
+
+    def _perform_told(self, effect: Any) -> Any:
         observed = observed_effect(effect)
         if observed is None:
+            if type(effect) is Spawn:
+                # What it begins belongs to the operation that asked for it; a thread does not know that by itself.
+                run = copy_context().run
+                return self.background.start(lambda: run(self.run, effect.flow()), effect.name, is_slow=effect.is_slow)
             return self._perform(effect)
         ends = observers.begin(observed.operation, observed.backend) if observers.has_spans else None
         is_over = False
@@ -140,8 +179,8 @@ class Runtime:
             is_over = True
         finally:
             if not is_over:
-                observed.failed(started, ends)
-        observed.ended(started, answer, ends)
+                observed.tell_failed(started, ends)
+        observed.tell_ended(started, answer, ends)
         return answer
 
     def _perform(self, effect: Any) -> Any:
@@ -237,6 +276,8 @@ class AsyncRuntime:
             self._adopt(loop)
         observed = None
         if observers.is_active and is_told:
+            if not observers.tells:
+                return await self._run_timed(flow)
             observed = observed_flow(flow)
             ends = observers.begin(observed.operation, observed.backend) if observers.has_spans else None
             started = perf_counter()
@@ -244,7 +285,7 @@ class AsyncRuntime:
             effect = next(flow)
             while True:
                 try:
-                    answer = await (self._perform(effect) if observed is None else self._perform_observed(effect))
+                    answer = await (self._perform(effect) if observed is None else self._perform_told(effect))
                 except MemoryServiceError as exc:
                     effect = flow.throw(exc)
                 else:
@@ -252,15 +293,48 @@ class AsyncRuntime:
         except StopIteration as stop:
             result: T = stop.value
             if observed is not None:
-                observed.ended(started, result, ends)
+                observed.tell_ended(started, result, ends)
                 observed = None
             return result
         finally:
             flow.close()
             if observed is not None:
-                observed.failed(started, ends)
+                observed.tell_failed(started, ends)
 
-    async def _perform_observed(self, effect: Any) -> Any:
+    async def _run_timed(self, flow: Flow[T]) -> T:
+        """See :meth:`Runtime._run_timed`."""
+        operation, step = observed_flow(flow), None
+        begun = started = perf_counter()
+        try:
+            effect = next(flow)
+            while True:
+                step = observed_effect(effect)
+                started = perf_counter()
+                try:
+                    answer = await self._perform(effect)
+                except MemoryServiceError as exc:
+                    if step is not None:
+                        step.failed(started)
+                        step = None
+                    effect = flow.throw(exc)
+                else:
+                    if step is not None:
+                        step.ended(started, answer)
+                        step = None
+                    effect = flow.send(answer)
+        except StopIteration as stop:
+            operation.ended(begun, stop.value)
+            operation = None
+            result: T = stop.value
+            return result
+        finally:
+            flow.close()
+            if operation is not None:
+                if step is not None:  # it was interrupted in the middle of it
+                    step.failed(started)
+                operation.failed(begun)
+
+    async def _perform_told(self, effect: Any) -> Any:
         observed = observed_effect(effect)
         if observed is None:
             return await self._perform(effect)
@@ -272,8 +346,8 @@ class AsyncRuntime:
             is_over = True
         finally:
             if not is_over:
-                observed.failed(started, ends)
-        observed.ended(started, answer, ends)
+                observed.tell_failed(started, ends)
+        observed.tell_ended(started, answer, ends)
         return answer
 
     def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:

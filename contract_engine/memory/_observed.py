@@ -1,0 +1,113 @@
+"""What is timed and told of: an operation, or a step of one, under its name. Used only where somebody listens."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from time import perf_counter
+
+from contract_engine.memory.durations import Distribution, durations_of
+from contract_engine.memory.errors import (
+    CircuitOpenError,
+    ContentionError,
+    DatabaseCircuitOpenError,
+    DeadlineExceededError,
+    InvalidInputError,
+    ModelUnavailableError,
+    PoolExhaustedError,
+    StoreMisconfiguredError,
+    StoreUnavailableError,
+)
+from contract_engine.memory.hooks import MODEL, OK, Ending, OperationEnded, SpanEnd, observers, tell_all
+
+# The first that fits; subclasses stand before their parents.
+_OUTCOMES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
+    ((CircuitOpenError, DatabaseCircuitOpenError), "rejected"),
+    (DeadlineExceededError, "deadline"),
+    (PoolExhaustedError, "pool_exhausted"),
+    ((StoreUnavailableError, ModelUnavailableError), "unavailable"),
+    (StoreMisconfiguredError, "misconfigured"),
+    (InvalidInputError, "invalid"),
+    (ContentionError, "contention"),
+    ((asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit), "cancelled"),
+)
+
+_FALSE_IS_REFUSED = frozenset(
+    {
+        "add_message",
+        "save_context",
+        "clear_session_memory",
+        "add_summary",
+        "clear_summaries",
+        "clear_buffer",
+        "add_chat_message",
+        "save_session_context_atomic",
+    }
+)
+"""Operations that answer False where nothing was acknowledged, instead of raising."""
+
+
+class Observed:
+    """An operation or step of one name; its endings are made once."""
+
+    __slots__ = ("_durations", "_endings", "_ok", "backend", "operation")
+
+    def __init__(self, operation: str, backend: str) -> None:
+        self.operation = operation
+        self.backend = backend
+        self._endings: dict[str, tuple[Ending, Distribution]] = {}
+        self._ok = self._ending(OK)
+        self._durations = self._ok[1]
+
+    def ended(self, started: float, answer: object) -> None:
+        """Note how long it took, which ended well with this answer."""
+        if answer:
+            self._durations.add(perf_counter() - started)
+        else:
+            self._ending_of(answer)[1].add(perf_counter() - started)
+
+    def failed(self, started: float) -> None:
+        """Note how long it took, which raised; to be called while the error is on its way."""
+        self._ending(outcome_of(sys.exception()))[1].add(perf_counter() - started)
+
+    def tell_ended(self, started: float, answer: object, ends: list[SpanEnd] | None) -> None:
+        """:meth:`ended`, and tell of it."""
+        seconds = perf_counter() - started
+        ending, durations = self._ok if answer else self._ending_of(answer)
+        _tell(ending, durations, seconds, ends, None)
+
+    def tell_failed(self, started: float, ends: list[SpanEnd] | None) -> None:
+        """:meth:`failed`, and tell of it."""
+        seconds = perf_counter() - started
+        error = sys.exception()
+        ending, durations = self._ending(outcome_of(error))
+        _tell(ending, durations, seconds, ends, error)
+
+    def _ending_of(self, answer: object) -> tuple[Ending, Distribution]:
+        """Return how something ended that answered with nothing, or no."""
+        if answer is False and self.operation in _FALSE_IS_REFUSED:
+            return self._ending("refused")
+        return self._ending("nothing") if answer is None and self.backend is MODEL else self._ok
+
+    def _ending(self, outcome: str) -> tuple[Ending, Distribution]:
+        found = self._endings.get(outcome)
+        if found is None:
+            labels = self.operation, self.backend, outcome
+            found = self._endings.setdefault(outcome, (Ending(*labels), durations_of(*labels)))
+        return found
+
+
+def _tell(
+    ending: Ending, durations: Distribution, seconds: float, ends: list[SpanEnd] | None, error: BaseException | None
+) -> None:
+    if observers.records:
+        durations.add(seconds)
+    if ends is not None:
+        observers.end(ends, ending, error)
+    if observers.hooks:
+        tell_all(observers.hooks, OperationEnded(ending, seconds), observers.failed)
+
+
+def outcome_of(error: BaseException | None) -> str:
+    """Return the word for how something ended that raised ``error``."""
+    return next((word for kinds, word in _OUTCOMES if isinstance(error, kinds)), "error")
