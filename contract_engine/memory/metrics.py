@@ -27,7 +27,7 @@ from contract_engine.memory.hooks import (
     observers,
     tell_all,
 )
-from contract_engine.memory.watched import CountedOutbox, WatchedManager, WatchedDualWrite, breaker_metrics
+from contract_engine.memory.watched import CountedOutbox, WatchedDualWrite, WatchedManager, breaker_metrics
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from contract_engine.memory._effects import Query, RedisCall, Scan, Summarize, Transaction, WriteFacts
+from contract_engine.memory._effects import (
+    Command,
+    Query,
+    RedisCall,
+    Scan,
+    Statement,
+    Summarize,
+    Transaction,
+    WriteFacts,
+)
 from contract_engine.memory._observed import Observed
 from contract_engine.memory.hooks import MANAGER, MODEL, POSTGRES, REDIS, SUMMARIZER
 
@@ -19,10 +28,11 @@ def observed_effect(effect: Any) -> Observed | None:
     """Return what an effect is called; None where it is no step worth telling of."""
     kind = type(effect)
     if kind is RedisCall:
-        first = effect.commands[0]
+        first: Command = effect.commands[0]
         return _command(first.words[0]) if first.script is None else first.script.observed
     if kind is Query:
-        return effect.statement.observed
+        statement: Statement = effect.statement
+        return statement.observed
     if kind is Transaction:
         return _transaction(effect.body.__qualname__)
     return _STEPS.get(kind)
