@@ -7,6 +7,8 @@ AGAIN   ?=
 EVAL    ?=
 # AGAIN=1 runs those tests once more that failed the last time.
 LAST    := $(if $(AGAIN),--last-failed --last-failed-no-failures none)
+# Only a run that came to its end (status 1) knows what failed.
+FORGET  := { status=$$?; test $$status = 1 || rm -f .pytest_cache/v/cache/lastfailed; exit $$status; }
 VENV    := .venv
 RUN     := $(VENV)/bin
 
@@ -21,11 +23,11 @@ demo: $(VENV)/.ready  ## Replay real conversations on real servers and show what
 
 test: $(VENV)/.ready  ## Run the suite on a real Redis and PostgreSQL
 	@echo "-- tests, on $(WORKERS) workers, each with its own Redis and PostgreSQL"
-	@$(RUN)/pytest -n $(WORKERS) --dist loadfile $(LAST) --ignore tests/faults
+	@$(RUN)/pytest -n $(WORKERS) --dist loadfile $(LAST) --ignore tests/faults || $(FORGET)
 
 test-faults: $(VENV)/.ready  ## Run the fault tests: servers and processes killed, stopped and partitioned
 	@echo "-- fault tests, on $(WORKERS) workers; servers of their own are killed"
-	@$(RUN)/pytest -n $(WORKERS) --dist loadfile $(LAST) tests/faults
+	@$(RUN)/pytest -n $(WORKERS) --dist loadfile $(LAST) tests/faults || $(FORGET)
 
 lint: $(VENV)/.ready  ## Check style and types
 	@$(RUN)/ruff format --check . && $(RUN)/ruff check . && $(RUN)/mypy
