@@ -211,6 +211,10 @@ class AsyncInterposition(_Interposed):
         if kind == HANG:
             with self.hung(server):
                 return await self._original(effect)
+        if kind == ERROR_AFTER:
+            with suppress(MemoryServiceError):  # that answer is lost too
+                await self._original(effect)
+            raise outage_of(server)
         if kind == CANCEL_BEFORE:
             await _be_cancelled()
         if kind == CANCEL_IN_FLIGHT:

@@ -6,13 +6,15 @@ child per line of its input. A child runs one operation and kills itself where i
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 import traceback
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +24,7 @@ from crash_matrix import Fault, Interposition
 from memory_contract import say, talk
 
 from contract_engine.memory import InvalidInputError, MemoryConfig, MemoryManager, StoreUnavailableError
+from contract_engine.memory.archive import FORMAT, VERSION, ArchiveWriter, Counts
 from contract_engine.memory.config import SessionLimits
 from contract_engine.memory.token_counter import TokenCounter
 
@@ -48,6 +51,11 @@ class Does(StrEnum):
     PIN = "pin the last message"
     UNPIN = "unpin a message"
     SET_INSTRUCTIONS = "set instructions"
+    PURGE = "purge"
+    ERASE = "erase"
+    EXPORT = "export"
+    IMPORT = "import"
+    REPLACE = "import in its place"
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,8 @@ class Operation:
     note: str = ""
     is_repeat: bool = False
     """Appends the last message of the session once more, under the id it has."""
+    archive: io.BytesIO = field(default_factory=io.BytesIO, compare=False)
+    """What the last call has exported."""
 
     @property
     def refers_to_last(self) -> bool:
@@ -91,6 +101,15 @@ class Operation:
         arguments = (f"id{count}",) if self.refers_to_last else arguments
         message_id = f"id{count}" if self.is_repeat else self.message_id
         keywords = {} if message_id is None else {"message_id": message_id}
+        if self.does is Does.ERASE:
+            return target.erase([session_id])
+        if self.does is Does.EXPORT:
+            self.archive.seek(0)
+            self.archive.truncate()
+            arguments = (self.archive.write,)
+        if self.does in (Does.IMPORT, Does.REPLACE):
+            existing = "replace" if self.does is Does.REPLACE else "refuse"
+            return target.import_sessions(ARCHIVE.splitlines(keepends=True), session_id=session_id, existing=existing)
         return getattr(target, method)(*([session_id] if self.takes_session else []), *arguments, **keywords)
 
 
@@ -102,6 +121,31 @@ NEW_INSTRUCTIONS = "Keep the numbers."
 PINNED = "id2"
 """Pinned in one of the states, where it has been folded."""
 NEW_SUMMARY = "The caller adds a fact."
+
+OLD_AGE = timedelta(days=90)
+"""What a purge leaves is younger than this."""
+ARCHIVED = talk(5, start=NEW + 20)
+ARCHIVED_CONTEXT = {"session_id": "s", "note": "archived"}
+
+
+def _archive() -> bytes:
+    """Return a session as an export writes it."""
+    out = io.BytesIO()
+    writer = ArchiveWriter(out.write)
+    moment = datetime(2026, 1, 2, tzinfo=UTC)
+    numbers = {"last_seq": len(ARCHIVED), "watermark": 0, "summary_version": 0}
+    limits = dict.fromkeys(["summary_trigger_tokens", "max_buffer_tokens", "max_buffer_messages"])
+    head = {"kind": "session", "format": FORMAT, "version": VERSION, "session_id": "archived", **numbers, **limits}
+    wishes = {"context": ARCHIVED_CONTEXT, "pinned": None, "summary_instructions": None}
+    writer.add([{**head, **wishes, "created_at": moment, "updated_at": moment}])
+    for seq, message in enumerate(ARCHIVED, 1):
+        row = {"seq": seq, "message_id": f"archived{seq}", "tokens": 20, "message": message, "created_at": moment}
+        writer.add([{"kind": "message", **row}])
+    writer.end(Counts(len(ARCHIVED), 0))
+    return out.getvalue()
+
+
+ARCHIVE = _archive()
 
 _ONE = (say(NEW),)
 _BATCH = tuple(talk(3, start=NEW))
@@ -156,6 +200,12 @@ OPERATIONS = (
     Operation("session_store.clear_session", (), Does.CLEAR_LOG, needs_log=True),
     Operation("session_store.get_all_sessions", takes_session=False, needs_log=True),
     Operation("session_store.close", takes_session=False),
+    Operation("retention.purge", (OLD_AGE,), Does.PURGE, takes_session=False, needs_log=True),
+    Operation("retention.erase", does=Does.ERASE),
+    Operation("retention.export_session", does=Does.EXPORT, needs_log=True),
+    Operation("retention.import_sessions", does=Does.IMPORT, needs_log=True),
+    Operation("retention.import_sessions", does=Does.REPLACE, needs_log=True, note="replacing"),
+    Operation("retention.session_ids", takes_session=False, needs_log=True),
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 

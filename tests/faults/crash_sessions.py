@@ -16,11 +16,14 @@ import psycopg
 import redis
 from crash_matrix import DATABASE, REDIS, Interposition, stores_messages
 from crash_operations import (
+    ARCHIVED,
+    ARCHIVED_CONTEXT,
     LIMITS,
     NEW_CONTEXT,
     NEW_INSTRUCTIONS,
     NEW_LIMITS,
     NEW_SUMMARY,
+    OLD_AGE,
     PATIENT,
     PINNED,
     Does,
@@ -59,6 +62,11 @@ class Session:
     visible: int
     watermark: int
     knows_last: bool
+
+
+def _is_purged(session: Session) -> bool:
+    """Whether a purge erases it once it is old: what waits in Redis to be logged is a touch."""
+    return 0 < len(session.said) == session.logged
 
 
 State = Callable[["Stage", str], tuple[int, int]]
@@ -200,6 +208,16 @@ class Stage:
 
     # -- sessions
 
+    def session_for(self, operation: Operation, state: str) -> Session:
+        """Return a new session in this state, untouched for long if the operation is about such sessions."""
+        session = self.session(state)
+        if operation.does is Does.PURGE and self.table is not None:
+            self.table.execute(
+                "UPDATE memory_sessions SET updated_at = now() - %s * 2 WHERE tenant = %s AND session_id = %s",
+                (OLD_AGE, self.backend.tenant, session.id),
+            )
+        return session
+
     def session(self, state: str) -> Session:
         """Return a new session in this state."""
         if state not in self._templates:
@@ -331,6 +349,9 @@ class Stage:
             if operation.does is Does.REBUILD:
                 assert error.field == "version", repr(error)
                 assert session.watermark == 0, "there is a version to name"
+            elif operation.does is Does.IMPORT:
+                assert error.field == "session_id", repr(error)
+                assert session.said, "there is no such session"
             else:
                 assert operation.refers_to_last
                 assert not session.knows_last
@@ -348,12 +369,37 @@ class Stage:
                 is_hidden = REDIS in outcome.lost and session.logged < len(session.said)
                 assert DATABASE in outcome.lost or is_hidden, "something is not known"
                 assert any(value["buffer_messages"] == truth[len(truth) - count :] for truth in truths)
+        elif outcome.is_acknowledged(operation):
+            self._assert_report(session, operation, value)
+
+    def _assert_report(self, session: Session, operation: Operation, value: Any) -> None:
+        """Hold what retention says it has done against what there was to do."""
+        if operation.does is Does.PURGE:
+            count = len(session.said) if _is_purged(session) else 0
+            assert (value["sessions"], value["messages"]) == (int(_is_purged(session)), count)
+            assert value["kept"] == int(session.logged > 0 and not _is_purged(session))
+        elif operation.does is Does.ERASE:
+            (report,) = value
+            assert (report["left_rows"], report["left_keys"], report["begun_anew"]) == ({}, [], False)
+        elif operation.does is Does.EXPORT:
+            archived = [json.loads(line) for line in operation.archive.getvalue().splitlines()]
+            assert [line["message"] for line in archived if line["kind"] == "message"] == session.said
+            assert (value is None) == (archived == []) == (session.said == [])
+        elif operation.does in (Does.IMPORT, Does.REPLACE):
+            assert (value["sessions"], value["messages"]) == (1, len(ARCHIVED))
+            assert value["replaced"] == ([session.id] if session.said else [])
 
     def _truths(self, session: Session, operation: Operation, outcome: Outcome) -> list[Messages]:
         """Return what may be true now: one thing only, unless the operation is in doubt."""
         said, waiting = session.said, session.said[session.logged :]
         acknowledged = outcome.is_acknowledged(operation)
-        if operation.does is Does.CLEAR:
+        if isinstance(outcome.error, ConfigurationError | InvalidInputError):
+            return [said]
+        if operation.does is Does.PURGE:
+            return ([[]] if acknowledged else [said, []]) if _is_purged(session) else [said]
+        if operation.does is Does.REPLACE or (operation.does is Does.IMPORT and not said):
+            return [ARCHIVED] if acknowledged else [said, ARCHIVED]
+        if operation.does in (Does.CLEAR, Does.ERASE):
             # Of what waited and what was logged, one may be gone and the other not: then it is called again.
             return [[]] if acknowledged else [said, [], said[: session.logged], waiting]
         if operation.does is Does.CLEAR_LOG:
@@ -390,7 +436,12 @@ class Stage:
         return [seen, session.said, [*seen, *adds], *self._halves(seen, adds)]
 
     def _is_told(self, session: Session, operation: Operation, outcome: Outcome) -> bool:
-        """Whether every reader must see the truth at once: an append of the manager was acknowledged."""
+        """Whether every reader must see the truth at once.
+
+        An append of the manager was acknowledged, or what is true of both servers or of none.
+        """
+        if operation.does in (Does.PURGE, Does.ERASE, Does.IMPORT, Does.REPLACE):
+            return outcome.is_acknowledged(operation) and session.visible == len(session.said)
         is_append = operation.does is Does.APPEND and operation.store != "session_store"
         return is_append and outcome.is_acknowledged(operation) and session.visible == len(session.said)
 
@@ -406,7 +457,9 @@ class Stage:
         return next(truth for truth in truths if is_read(context, truth))
 
     def _retry(self, session: Session, operation: Operation, truth: Messages) -> Messages:
-        """Send an append with an id again, from another process: it has one effect in all."""
+        """Call what may be called again from another process: an append with an id has one effect in all."""
+        if operation.method.startswith("retention.") and (self.is_durable or not operation.needs_log):
+            return self._retry_retention(session, operation, truth)
         if operation.is_repeat:
             message, message_id = say(len(session.said)), f"id{len(session.said)}"
         elif operation.message_id is not None:
@@ -424,6 +477,20 @@ class Stage:
                 assert self.rows(session.id) == truth
         return truth
 
+    def _retry_retention(self, session: Session, operation: Operation, truth: Messages) -> Messages:
+        """Do again what was broken off: it is done then, once and wholly."""
+        try:
+            answer = operation.call(self.checker, session.id, len(session.said))
+        except InvalidInputError as exc:
+            assert (operation.does, exc.field) == (Does.IMPORT, "session_id")
+            assert truth, "there is no such session"
+            return truth
+        if operation.does is Does.ERASE:
+            assert (answer[0]["left_rows"], answer[0]["left_keys"]) == ({}, [])
+        if operation.does in (Does.IMPORT, Does.REPLACE):
+            return ARCHIVED
+        return [] if operation.does is Does.ERASE or (operation.does is Does.PURGE and _is_purged(session)) else truth
+
     def _assert_extras(self, session: Session, operation: Operation, outcome: Outcome) -> None:
         """Hold the context object and the summaries of callers against what was asked for."""
         acknowledged = outcome.is_acknowledged(operation)
@@ -432,8 +499,10 @@ class Stage:
         old = OLD_CONTEXT["note"] if session.said and "unlogged" not in session.state else None
         if operation.does is Does.SAVE_CONTEXT:
             assert note == NEW_CONTEXT["note"] or (not acknowledged and note == old)
-        elif operation.does in (Does.CLEAR, Does.CLEAR_LOG):
+        elif operation.does in (Does.CLEAR, Does.CLEAR_LOG, Does.ERASE, Does.PURGE):
             assert note is None or (not acknowledged and note == old)
+        elif operation.does is Does.REPLACE or (operation.does is Does.IMPORT and not session.said):
+            assert note == ARCHIVED_CONTEXT["note"] or (not acknowledged and note == old)
         else:
             assert note == old
         current = self.checker.summary_store.get_current_summary(session.id) or ""
@@ -464,7 +533,7 @@ class Stage:
             new_pinned = []
         elif operation.does is Does.SET_INSTRUCTIONS:
             new_wishes = NEW_INSTRUCTIONS
-        elif operation.does in (Does.CLEAR, Does.CLEAR_LOG):
+        elif operation.does in (Does.CLEAR, Does.CLEAR_LOG, Does.ERASE, Does.PURGE, Does.REPLACE):
             new_pinned, new_wishes = [], None
         assert pinned == new_pinned or (not acknowledged and pinned == old_pinned)
         assert wishes == new_wishes or (not acknowledged and wishes == old_wishes)

@@ -13,6 +13,8 @@ import sqlalchemy as sa
 from crash_matrix import (
     CANCEL_IN_FLIGHT,
     CANCELLATIONS,
+    ERROR_AFTER,
+    ERROR_BEFORE,
     HANG,
     KILL_AFTER,
     KILL_BEFORE,
@@ -28,6 +30,7 @@ from crash_outcomes import Outcome
 from crash_sessions import Session, Stage
 from crash_trials import (
     MOST_EFFECTS,
+    WHOLE,
     WRITING,
     backends,
     expects_effects,
@@ -45,6 +48,8 @@ from contract_engine.memory import AsyncMemoryManager, MemoryManager, StoreUnava
 from contract_engine.memory.errors import MemoryServiceError
 
 pytest_plugins = ("crash_fixtures",)
+
+ERRORS = (ERROR_BEFORE, ERROR_AFTER)
 
 # -- a process that is killed
 
@@ -78,7 +83,7 @@ def test_the_process_is_killed(stage: Stage, nursery: Nursery, operation: Operat
         deaths += outcome.has_fired
         return outcome, None
 
-    states = usual_states(stage) if operation in WRITING else [one_state_of(stage, operation)]
+    states = usual_states(stage, operation) if operation in WRITING else [one_state_of(stage, operation)]
     work_through(stage, operation, states, (KILL_BEFORE, KILL_AFTER), run)
     assert deaths >= 2 * len(states) or not expects_effects(stage, operation)
 
@@ -164,9 +169,20 @@ def tasks(stage: Stage) -> Iterator[Tasks]:
 
 @pytest.mark.parametrize("operation", named(WRITING))
 def test_the_task_is_cancelled(stage: Stage, tasks: Tasks, operation: Operation) -> None:
-    states = usual_states(stage)
+    states = usual_states(stage, operation)
     faults = work_through(stage, operation, states, CANCELLATIONS, tasks.run)
     assert faults >= len(CANCELLATIONS) * len(states) or not expects_effects(stage, operation)
+
+
+# -- effects that fail in a task
+
+
+@pytest.mark.parametrize("operation", named(OPERATIONS))
+def test_an_effect_of_a_task_fails(stage: Stage, tasks: Tasks, operation: Operation) -> None:
+    """What ``test_crash_matrix`` shows of threads in every state, in those with the longest paths."""
+    states = [state for state in WHOLE if state in stage.states]
+    faults = work_through(stage, operation, states, ERRORS, tasks.run)
+    assert faults >= len(ERRORS) * len(states) or not expects_effects(stage, operation)
 
 
 # -- a server that hangs
@@ -269,7 +285,7 @@ def hang_at_each_effect(hangs: Hangs, colour: str, operation: Operation, state: 
     """Stop the server of the first effect, of the second, ..., each in a session of its own; answers how many."""
     hangs.given_up.clear()
     for number in range(1, MOST_EFFECTS):
-        session = hangs.stage.session(state)
+        session = hangs.stage.session_for(operation, state)
         with hangs.backend(colour, number) as backend:
             try:
                 outcome, survivor = hung(backend, hangs, session, operation, Fault(HANG, number))

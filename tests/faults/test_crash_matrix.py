@@ -25,7 +25,7 @@ from crash_trials import (
 )
 from memory_contract import DURABLE
 
-from contract_engine.memory import BufferStore, MemoryManager, PostgresSessionStore, SummaryStore
+from contract_engine.memory import MemoryManager
 from contract_engine.memory.errors import MemoryServiceError
 
 pytest_plugins = ("crash_fixtures",)
@@ -37,13 +37,17 @@ def durable_stage(redis_url: str, database_url: str) -> Iterator[Stage]:
         yield found
 
 
-def test_every_public_method_is_in_the_matrix() -> None:
+def test_every_public_method_is_in_the_matrix(redis_url: str, database_url: str) -> None:
+    """Those of a manager, and those of whatever it hands out that can reach a server."""
     public = set()
-    stores = {"buffer_store.": BufferStore, "summary_store.": SummaryStore, "session_store.": PostgresSessionStore}
-    for prefix, kind in {"": MemoryManager, **stores}.items():
-        for name, _ in inspect.getmembers(kind, inspect.isfunction):
-            if not name.startswith("_"):
-                public.add(prefix + name)
+    with MemoryManager(redis_url=redis_url, database_url=database_url) as manager:
+        handed_out = {name: getattr(manager, name) for name in dir(manager) if not name.startswith("_")}
+        reaching = {f"{name}.": value for name, value in handed_out.items() if hasattr(value, "_runtime")}
+        assert set(reaching) >= {"buffer_store.", "summary_store.", "session_store.", "retention."}
+        for prefix, value in {"": manager, **reaching}.items():
+            for name, _ in inspect.getmembers(value, inspect.ismethod):
+                if not name.startswith("_") and name != "within":
+                    public.add(prefix + name)
     assert public == {operation.method for operation in OPERATIONS}
     assert len(BY_NAME) == len(OPERATIONS), "two of the same name"
 
@@ -86,7 +90,13 @@ def test_an_effect_fails(stage: Stage, operation: Operation) -> None:
 
 
 NEEDS = {
-    REDIS: ("drain", "buffer_store.clear_buffer"),
+    REDIS: (
+        "drain",
+        "buffer_store.clear_buffer",
+        "retention.erase",
+        "retention.export_session",
+        "retention.import_sessions",
+    ),
     DATABASE: (
         "save_context",
         "set_session_config",
@@ -96,6 +106,7 @@ NEEDS = {
         "summary_store.clear_summaries",
         "summary_store.quarantine",
         "summary_store.resummarize",
+        "retention.purge",
         *(operation.method for operation in WRITING if operation.store == "session_store"),
     ),
 }
@@ -106,6 +117,6 @@ NEEDS = {
 @pytest.mark.parametrize("operation", named(WRITING))
 def test_an_effect_fails_while_the_other_server_is_away(durable_stage: Stage, operation: Operation, away: str) -> None:
     kinds = (ERROR_BEFORE, ERROR_AFTER)
-    states = usual_states(durable_stage)
+    states = usual_states(durable_stage, operation)
     faults = work_through(durable_stage, operation, states, kinds, Trials(durable_stage, away=away).run)
     assert (faults == 0) == (operation.method in NEEDS[away]), f"{faults} faults with {away} away"
