@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from scenario import CALLS, WIDE, Bench, Timer, per_call, repeated
+from scenario import CALLS, WIDE, Bench, Timer, repeated, work_per_call
 
 from contract_engine.memory import CircuitBreaker, CircuitOpenError
 from contract_engine.memory._effects import Flow
@@ -59,11 +59,33 @@ def redis_away(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
     def call() -> float:
         breaker.force_open()
         try:
-            return per_call([lambda: manager.get_context(name)] * CALLS)
+            return work_per_call([lambda: manager.get_context(name)] * CALLS)
         finally:
             breaker.reset()
 
-    yield call, lambda: per_call([lambda: manager._runtime.run(plain())] * CALLS)
+    yield call, lambda: work_per_call([lambda: manager._runtime.run(plain())] * CALLS)
+
+
+@contextmanager
+def append_with_redis_away(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+    """An append with the breaker open, against the same statement with nothing around it."""
+    manager = bench.durable
+    name, plain = bench.session(manager, 1), bench.session(manager, 1)
+    breaker = manager.circuit_breaker
+    log = manager.session_store
+
+    def call() -> float:
+        messages = bench.fresh(CALLS)
+        breaker.force_open()
+        try:
+            return work_per_call([lambda item=item: manager.add_message(name, item) for item in messages])
+        finally:
+            breaker.reset()
+
+    def alone() -> float:
+        return work_per_call([lambda item=item: log.append(plain, item) for item in bench.fresh(CALLS)])
+
+    yield call, alone
 
 
 def _nothing() -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from breaker_scenarios import breaker_closed, breaker_open, redis_away
+from breaker_scenarios import append_with_redis_away, breaker_closed, breaker_open, redis_away
 from compression_scenario import compressed_size, compressed_time
 from dual_write_scenario import SCENARIOS as DUAL_WRITE
 from fold_scenarios import fold_of_2000_tokens, usable_summary
@@ -263,8 +263,8 @@ SCENARIOS = (
     Scenario("add_and_get_context, ephemeral, async", "PING", None, on_loop(_async_turn)),
     Scenario("add_message, durable", "bare SQL + bare EVALSHA", 1.25, add_durable),
     Scenario("add_message, durable, async", "PING", None, on_loop(lambda b: _async_add(b, b.async_durable))),
-    Scenario("growth: append at 30,000 messages", "at 30", 1.1, growth_append),
-    Scenario("growth: read at 30,000 messages", "at 30", 1.1, growth_read),
+    Scenario("growth: append to a long session", "at 30", 1.1, growth_append),
+    Scenario("growth: read of a long session", "at 30", 1.1, growth_read),
     Scenario("count a batch of 4,000 tokens", "plain tiktoken", 1.15, count_batch),
     Scenario("count a repeated text", "len()", None, count_repeated),
     Scenario("fold of 2,000 tokens into a summary of 800", "10,000 multiplications", 45, fold_of_2000_tokens),
@@ -273,15 +273,18 @@ SCENARIOS = (
         Scenario(f"to_messages, 30 messages, {provider}", "10,000 multiplications", 2.0, package(provider))
         for provider in ("openai", "anthropic", "gemini", "langchain-json")
     ),
-    Scenario("breaker, closed", "the call alone", None, breaker_closed(), most_added=1),
+    Scenario("breaker, closed", "the call alone", 20, breaker_closed(), most_added=1),
     Scenario(
         "breaker, closed, with a window",
         "the call alone",
         None,
         breaker_closed(window_size=100, failure_rate=0.5, slow_call_seconds=1, slow_call_rate=0.5),
     ),
-    Scenario("breaker, open: a rejection", "a call that fails at once", None, breaker_open, most_added=1),
-    Scenario("get_context with the breaker open", "the log alone", None, redis_away, most_added=10),
+    Scenario("breaker, open: a rejection", "a call that fails at once", 4, breaker_open, most_added=1),
+    Scenario("get_context with the breaker open", "the log alone", 1.1, redis_away, most_added=10),
+    Scenario(
+        "add_message with the breaker open", "the session store's append", 1.1, append_with_redis_away, most_added=10
+    ),
     Scenario("get_context with a query, 3,000 folded", "10,000 multiplications", 30, recall),
     *DUAL_WRITE,
     Scenario("add_message, durable, with metrics", "without", 1.03, watched(lambda bench: bench.durable)),

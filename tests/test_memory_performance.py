@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import cProfile
+import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from memory_contract import Backend, say, talk
 
+from contract_engine.memory._effects import Flow
+from contract_engine.memory.models import Loaded, empty_session
+
+pytest_plugins = ("memory_fixtures",)
 pytestmark = pytest.mark.timeout(300)  # the first test waits for all measurements
 
 BENCH = Path(__file__).resolve().parents[1] / "benchmarks" / "bench.py"
@@ -23,12 +31,21 @@ OPERATIONS = (
     "get_context, 30 messages",
     "add_and_get_context, ephemeral",
     "add_message, durable",
-    "growth: append at 30,000 messages",
-    "growth: read at 30,000 messages",
+    "growth: append to a long session",
+    "growth: read of a long session",
     "count a batch of 4,000 tokens",
+    "breaker, closed",
+    "breaker, open: a rejection",
+    "get_context with the breaker open",
+    "add_message with the breaker open",
     "import contract_engine.memory",
 )
 REPEATED = "count a repeated text"
+
+WITH_BREAKER_OPEN = 40
+"""Function calls that may be added to a call with the breaker open. Ten microseconds are some fifty of them, and
+unlike a time their number is the same on a machine that is busy.
+"""
 
 
 def measured(rounds: int, *names: str) -> dict[str, dict[str, Any]]:
@@ -64,3 +81,35 @@ def test_a_call_stays_within_its_reach(results: dict[str, dict[str, Any]], opera
 
 def test_a_repeated_text_is_counted_in_the_time_of_a_few_lookups(results: dict[str, dict[str, Any]]) -> None:
     assert results[REPEATED]["ratio"] < 30
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """Return how many functions of Python and of C are called, the least of several times."""
+    counts = []
+    for _ in range(20):
+        profile = cProfile.Profile()
+        profile.runcall(work)
+        counts.append(sum(entry.callcount for entry in profile.getstats()))
+    return min(counts)
+
+
+def test_with_the_breaker_open_a_call_does_next_to_nothing_more(blocking: Backend) -> None:
+    """Against the statement and the read of the log that it comes down to then."""
+    manager = blocking.open()
+    manager.add_messages("s", talk(3))
+    sessions, numbers = manager._flows._sessions, itertools.count(10)
+
+    def read() -> Flow[object]:
+        state = yield from sessions.folding.read_within_caps("s")
+        return Loaded(state or empty_session(manager.config.limits), "postgres", True).as_context("s")
+
+    def log() -> object:
+        return manager.session_store.append(f"plain {next(numbers)}", say(next(numbers)))
+
+    alone, read_alone = calls_of(log), calls_of(lambda: manager._runtime.run(read()))
+    manager.circuit_breaker.force_open()
+    assert manager.append("t", say(1)).degraded is True
+    added = calls_of(lambda: manager.append(f"new {next(numbers)}", say(next(numbers)))) - alone
+    read_added = calls_of(lambda: manager.get_context("s")) - read_alone
+    print(f"with the breaker open: {added} function calls more to append, {read_added} to read")
+    assert max(added, read_added) <= WITH_BREAKER_OPEN
