@@ -287,11 +287,14 @@ def test_writers_go_on_while_a_long_history_comes_in(older: Older, manager: Memo
     writer = threading.Thread(target=write)
     writer.start()
     try:
+        before = len(written)
         outcome = older.backfill("s", batch=100)
+        during = len(written) - before
     finally:
         stop.set()
         writer.join()
     assert (outcome.imported, outcome.is_whole) == (1500, True)
+    assert during >= 2, "nobody wrote while it came in"
     manager.wait_for_folds()
     contains(manager, "s", history(1500) + written)
     assert older.backfill("s").imported == 0

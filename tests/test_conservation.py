@@ -19,6 +19,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 from contract_engine.memory import MemoryManager, MessageConflictError, SessionLimits
 from contract_engine.memory.keys import session_keys
 
+pytest_plugins = ("memory_fixtures",)
+
 TEXTS = st.text(max_size=60) | st.sampled_from(["", "\x00", "\ud800", "an order for 3 May", "x" * 400])
 MESSAGES = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "tool"]), "content": TEXTS},
@@ -32,6 +34,8 @@ class Conservation(RuleBasedStateMachine):
 
     redis_url: str
     database_url: str | None
+    redis: Any
+    """Redis as anybody else reaches it."""
     ids: Bundle[tuple[str, dict[str, Any]]] = Bundle("ids")
 
     def __init__(self) -> None:
@@ -46,7 +50,6 @@ class Conservation(RuleBasedStateMachine):
             redis_timeout_seconds=10,
             database_timeout_seconds=30,
         )
-        self.redis = redis.Redis.from_url(self.redis_url)
         self.keys = session_keys("contract", self.tenant, "s")
         self.acknowledged: list[dict[str, Any]] = []
         self.by_id: dict[str, int] = {}
@@ -56,7 +59,6 @@ class Conservation(RuleBasedStateMachine):
         self.manager.wait_for_folds()
         self.manager.clear_session_memory("s")
         self.manager.close()
-        self.redis.close()
 
     def tokens(self, message: dict[str, Any]) -> int:
         return self.manager.token_counter.count_message_tokens(message)
@@ -171,16 +173,21 @@ class Conservation(RuleBasedStateMachine):
         assert self.manager.session_store.get_chat_history("s") == self.acknowledged
 
 
-@pytest.mark.parametrize("mode", ["durable", "ephemeral"])
-def test_nothing_is_lost_doubled_or_reordered(redis_url: str, database_url: str, mode: str) -> None:
+def hold(redis_url: str, database_url: str | None, raw: redis.Redis, *, histories: int) -> None:
+    """Hold so many histories of 30 steps against the law."""
+
     class Machine(Conservation):
         pass
 
-    Machine.redis_url = redis_url
-    Machine.database_url = database_url if mode == "durable" else None
+    Machine.redis_url, Machine.database_url, Machine.redis = redis_url, database_url, raw
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=histories, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
+
+
+@pytest.mark.parametrize("mode", ["durable", "ephemeral"])
+def test_nothing_is_lost_doubled_or_reordered(redis_url: str, database_url: str, mode: str, raw: redis.Redis) -> None:
+    hold(redis_url, database_url if mode == "durable" else None, raw, histories=60)

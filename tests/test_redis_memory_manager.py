@@ -13,7 +13,7 @@ from unittest.mock import Mock, patch
 
 import pytest
 import redis
-from server_faults import ServerFaults
+from server_faults import ServerFaults, waited_for
 from servers import PrivateServers
 from working_memory_contract import (
     ASYNC,
@@ -261,17 +261,18 @@ def test_a_stopped_redis_costs_the_deadline(harmed: MemoryBackend, private: Embe
     faults, manager = ServerFaults(redis_server=private), harmed.open(timeout_seconds=0.3)
     manager.store(say("c1", "text"))
     faults.stop_redis()
-    started = time.monotonic()
-    with pytest.raises(RedisUnavailableError) as caught:
-        manager.store(say("c1", "x"))
-    assert isinstance(caught.value, redis.ConnectionError)
+    seconds: list[float] = []
+    for _ in range(5):
+        started = time.monotonic()
+        with pytest.raises(RedisUnavailableError) as caught:
+            manager.store(say("c1", "x"))
+        seconds.append(time.monotonic() - started)
+        assert isinstance(caught.value, redis.ConnectionError)
     assert manager.retrieve_safe(ask("c1")) == []
-    assert time.monotonic() - started < PATIENCE_SECONDS
+    # The quickest of them: the machine may stand still for any other.
+    assert 0.5 * 0.3 < min(seconds) < 4 * 0.3, seconds
     faults.go_on()
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not manager.retrieve_safe(ask("c1")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert waited_for(lambda: bool(manager.retrieve_safe(ask("c1"))), PATIENCE_SECONDS)
 
 
 def test_a_connection_that_was_cut_is_opened_again(harmed: MemoryBackend, private: EmbeddedServers) -> None:

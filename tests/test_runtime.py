@@ -18,6 +18,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 from memory_contract import DURABLE, SYNC, Backend, run_threads
+from server_faults import waited_for
 
 from contract_engine.memory import (
     AsyncMemoryManager,
@@ -406,9 +407,10 @@ def test_work_that_fails_in_the_background_is_logged_and_reaches_nobody(
 
         async def scenario() -> None:
             memory._runtime.background.start(fails_async, "a fold")  # type: ignore[arg-type]  # of the async twin
-            await asyncio.sleep(0.05)
+            async with asyncio.timeout(30):
+                while "a fold failed" not in caplog.text:
+                    await asyncio.sleep(0.01)
 
         ephemeral.loop.run_until_complete(scenario())
-    time.sleep(0.1)
-    assert "a fold failed" in caplog.text
+    assert waited_for(lambda: "a fold failed" in caplog.text, 30)
     assert memory.add_message("s", user("goes on")) is True

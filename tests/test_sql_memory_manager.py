@@ -14,7 +14,7 @@ from typing import Any, cast
 import psycopg
 import pytest
 import sqlalchemy as sa
-from server_faults import ServerFaults
+from server_faults import ServerFaults, waited_for
 from servers import PrivateServers
 from working_memory_contract import (
     ASYNC,
@@ -273,15 +273,16 @@ def test_a_stopped_postgres_costs_the_deadline(harmed: tuple[MemoryBackend, Serv
     manager = backend.open(timeout_seconds=0.5)
     manager.store(say("c1", "text"))
     assert faults.stop_database() >= 1
-    started = time.monotonic()
-    with pytest.raises(DatabaseUnavailableError):
-        manager.store(say("c1", "x"))
-    assert time.monotonic() - started < PATIENCE_SECONDS
+    seconds: list[float] = []
+    for _ in range(4):
+        started = time.monotonic()
+        with pytest.raises(DatabaseUnavailableError):
+            manager.store(say("c1", "x"))
+        seconds.append(time.monotonic() - started)
+    # The quickest of them: the machine may stand still for any other, and a connection is given up after two seconds.
+    assert 0.5 * 0.5 < min(seconds) < 4 * 0.5, seconds
     faults.go_on()
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not manager.retrieve_safe(ask("c1")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert waited_for(lambda: bool(manager.retrieve_safe(ask("c1"))), PATIENCE_SECONDS)
 
 
 @both_colours

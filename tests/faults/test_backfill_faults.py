@@ -155,6 +155,8 @@ def test_the_process_is_killed_at_every_effect_and_started_again(another_older: 
         assert older.backfill("s", batch=BATCH).left is None
         is_whole(older)
         older.rest()
+    else:
+        raise AssertionError("it never passes untouched")
     assert deaths > OLD // BATCH + 5
 
 

@@ -296,6 +296,8 @@ def hang_at_each_effect(hangs: Hangs, colour: str, operation: Operation, state: 
             break
         assert len(hangs.given_up) == number, "it did not hang"
         assert outcome.lost == {hangs.given_up[-1]}, "another server than the effect's"
+    else:
+        raise AssertionError(f"{operation.name}, {state}: does not end")
     print(f"{operation.name:42}", f"{state}: {hangs.given_up}", sep="  ")
     return len(hangs.given_up)
 

@@ -144,6 +144,8 @@ def test_a_process_dies_at_an_effect(blocking: Backend, table: TableStore, opera
             if not has_met_it:
                 break
             deaths += 1
+        else:
+            raise AssertionError(f"{operation}: does not end")
     assert deaths >= {"write": 2, "relay": 6, "forward": 1}[operation]
 
 

@@ -158,7 +158,8 @@ def test_a_store_without_ids_is_compared_while_messages_are_on_their_way(blockin
 
 
 def test_parity_raises_no_alarm_while_writers_are_at_work(blocking: Backend, older: Older) -> None:
-    stop, looks = threading.Event(), 0
+    stop, looks, on_their_way = threading.Event(), 0, 0
+    until = time.monotonic() + 60
     with open_store(blocking, older.store, is_relaying=True) as store:
 
         def write() -> None:
@@ -170,8 +171,11 @@ def test_parity_raises_no_alarm_while_writers_are_at_work(blocking: Backend, old
         writer = threading.Thread(target=write)
         writer.start()
         try:
-            while looks < 6:
-                assert parity(older)["differences"] == []
+            while looks < 6 or not on_their_way:
+                assert time.monotonic() < until, "nothing was ever on its way during a look"
+                answer = parity(older)
+                assert answer["differences"] == []
+                on_their_way += answer["pending"]
                 looks += 1
         finally:
             stop.set()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
-import random
 import signal
 import socket
 import threading
@@ -202,16 +202,17 @@ def test_a_writer_killed_in_the_middle_leaves_a_whole_conversation(
     faults: ServerFaults, manager: MemoryManager
 ) -> None:
     """A process is killed while it stores over and over: what is there is one of its conversations, never a part."""
-    for _ in range(3):
+    for seconds in (0.0, 0.011, 0.037):
         child = os.fork()
         if child == 0:
-            number = 0
-            while True:
-                manager.store_memory("c", {"n": number, "text": str(number % 10) * 50_000})
-                number += 1
+            try:
+                for number in itertools.count():
+                    manager.store_memory("c", {"n": number, "text": str(number % 10) * 50_000})
+            finally:
+                os._exit(1)  # a child never goes on as its parent
         with faults.redis() as client:
             assert waited_for(lambda client=client: bool(client.exists("riker:memory:c")), 30)  # type: ignore[misc]
-            time.sleep(random.uniform(0, 0.05))
+            time.sleep(seconds)
             os.kill(child, signal.SIGKILL)
             assert os.waitpid(child, 0)[1] == signal.SIGKILL
             found: Any = json.loads(client.get("riker:memory:c") or b"")
