@@ -36,7 +36,7 @@ pytest_plugins = ("memory_fixtures",)
 
 @pytest.mark.parametrize("mode", [DURABLE, EPHEMERAL])
 def test_sixteen_threads_on_one_session(redis_url: str, database_url: str, tenant: str, mode: str) -> None:
-    writers, each = 16, 50
+    writers, each = 16, 25
     seqs: list[list[int]] = [[] for _ in range(writers)]
     acknowledged = Acknowledged()
     with sync_backend(redis_url, database_url, tenant, mode) as backend:

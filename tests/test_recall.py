@@ -360,8 +360,8 @@ def test_a_long_session_ranks_as_a_short_one_does(blocking: Backend) -> None:
         for number in range(1500)
     ]
     said[700]["content"] = "The beekeeper came."
-    for start in range(0, len(said), 10):
-        manager.add_messages("s", said[start : start + 10])
+    for start in range(0, len(said), 50):
+        manager.add_messages("s", said[start : start + 50])
     manager.wait_for_folds()
     assert manager.get_context("s")["watermark"] > 1000
     assert manager.search_messages("s", "Ann and the beekeeper", 1)[0]["seq"] == 701

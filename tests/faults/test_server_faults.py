@@ -23,6 +23,7 @@ from contract_engine.memory import CircuitState, MemoryManager, StoreUnavailable
 pytest_plugins = ("memory_fixtures",)
 
 SESSIONS = ("s", "t", "u")
+STOPPED_SECONDS = 10.0
 
 
 class Load(Background):
@@ -147,7 +148,7 @@ def test_redis_stopped_for_ten_seconds_under_load(redis_outage: Outage, database
         load.go(60)
         with Background(3, read):
             redis_outage.stop_redis()
-            time.sleep(10.0)  # the outage itself
+            time.sleep(STOPPED_SECONDS)  # the outage itself
             assert all(manager.circuit_breaker.get_state() != CircuitState.CLOSED for manager in managers)
             redis_outage.go_on()
             assert waited_for(lambda: all(manager.health().is_well("redis") for manager in managers))
@@ -156,7 +157,9 @@ def test_redis_stopped_for_ten_seconds_under_load(redis_outage: Outage, database
     assert crossed == []
     assert load.refused == 0
     # A call has up to two round trips to a server that hangs before the breaker opens, and a machine may be busy.
-    assert max(*load.times, *reads) < 10 * REDIS_SECONDS + 2 * DATABASE_SECONDS
+    times = sorted([*load.times, *reads])
+    assert times[len(times) * 19 // 20] < 10 * REDIS_SECONDS + 2 * DATABASE_SECONDS
+    assert times[-1] < STOPPED_SECONDS, "a call has waited for the server to go on"
     load.assert_kept(database_url, redis_outage.backend)
 
 
