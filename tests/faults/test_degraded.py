@@ -18,6 +18,7 @@ from servers import PrivateServers
 from contract_engine.memory import (
     CircuitOpenError,
     CircuitState,
+    DatabaseCircuitOpenError,
     DatabaseUnavailableError,
     MemoryConfig,
     MemoryManager,
@@ -219,6 +220,43 @@ OTHERS: dict[str, Callable[[MemoryManager], object]] = {
 }
 
 
+def note_waits(manager: MemoryManager, waits: list[int]) -> list[Effect]:
+    """Add to the last of ``waits`` whenever this thread has waited for a server in vain; answers what others did so."""
+    in_background: list[Effect] = []
+    here, perform = threading.get_ident(), manager._runtime._perform
+
+    def noted(effect: Any) -> Any:
+        try:
+            return perform(effect)
+        except (CircuitOpenError, DatabaseCircuitOpenError):
+            raise
+        except StoreUnavailableError:
+            if threading.get_ident() == here:
+                waits[-1] += 1
+            else:
+                in_background.append(effect)
+            raise
+
+    manager._runtime._perform = noted  # type: ignore[method-assign]  # what no caller can see: where it waits
+    return in_background
+
+
+@pytest.mark.parametrize("colour", [SYNC], indirect=True)
+def test_as_many_calls_wait_for_a_hung_database_as_the_breaker_takes_failures(database_outage: Outage) -> None:
+    failures = MemoryConfig.__dataclass_fields__["breaker_failure_threshold"].default
+    manager = database_outage.open(breaker_failure_threshold=failures, database_breaker_recovery_seconds=60.0)
+    manager.append("s", say(1))
+    waits: list[int] = []
+    in_background = note_waits(manager, waits)
+    database_outage.stop_database()
+    for number in range(12):
+        waits.append(0)
+        assert manager.append("s", say(2 + number)).durable is False
+    assert manager.database_breaker.get_state() == CircuitState.OPEN
+    database_outage.go_on()
+    assert waits == [1] * (failures - len(in_background)) + [0] * (12 - failures + len(in_background))
+
+
 @pytest.mark.parametrize("colour", [SYNC], indirect=True)
 @pytest.mark.parametrize("name", [*HOT, *OTHERS])
 def test_as_many_calls_wait_for_a_hung_redis_as_the_breaker_takes_failures(redis_outage: Outage, name: str) -> None:
@@ -229,22 +267,7 @@ def test_as_many_calls_wait_for_a_hung_redis_as_the_breaker_takes_failures(redis
     manager.add_messages("s", talk(3))
     manager.append("s", say(3), message_id="m")
     waits: list[int] = []
-    in_background: list[Effect] = []
-    here, perform = threading.get_ident(), manager._runtime._perform
-
-    def counted(effect: Any) -> Any:
-        try:
-            return perform(effect)
-        except CircuitOpenError:
-            raise
-        except RedisUnavailableError:
-            if threading.get_ident() == here:
-                waits[-1] += 1
-            else:
-                in_background.append(effect)
-            raise
-
-    manager._runtime._perform = counted  # type: ignore[method-assign]  # what no caller can see: where it waits
+    in_background = note_waits(manager, waits)
     redis_outage.stop_redis()
     for _ in range(20):
         waits.append(0)
