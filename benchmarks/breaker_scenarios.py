@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 from scenario import CALLS, WIDE, Bench, Timer, repeated, work_per_call
@@ -78,12 +79,12 @@ def append_with_redis_away(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
         messages = bench.fresh(CALLS)
         breaker.force_open()
         try:
-            return work_per_call([lambda item=item: manager.add_message(name, item) for item in messages])
+            return work_per_call([partial(manager.add_message, name, item) for item in messages])
         finally:
             breaker.reset()
 
     def alone() -> float:
-        return work_per_call([lambda item=item: log.append(plain, item) for item in bench.fresh(CALLS)])
+        return work_per_call([partial(log.append, plain, item) for item in bench.fresh(CALLS)])
 
     yield call, alone
 

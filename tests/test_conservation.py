@@ -149,7 +149,7 @@ class Conservation(RuleBasedStateMachine):
     @rule(place=st.integers(-3, 3), garbage=st.binary(max_size=20) | st.sampled_from([b"[]", b"{}", b"1,2", b"[1,2]"]))
     def damage(self, place: int, garbage: bytes) -> None:
         with suppress(redis.ResponseError):  # the list is shorter, or is not there
-            self.redis.lset(self.keys.buffer, place, garbage)  # type: ignore[arg-type]  # bytes are fine
+            self.redis.lset(self.keys.buffer, place, garbage)  # bytes are fine
 
     @precondition(lambda self: self.database_url is not None)
     @rule(name=st.sampled_from(["buffer", "summary"]))

@@ -1,9 +1,9 @@
-"""Managers whose way to a server leads through the fault proxy; a fixture for modules that name this one."""
+"""Managers whose way to a server leads through the fault proxy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -63,8 +63,8 @@ class Path:
 Paths = Callable[..., Path]
 
 
-@pytest.fixture
-def paths(redis_url: str, database_url: str, tenant: str) -> Iterator[Paths]:
+@contextmanager
+def paths_of(redis_url: str, database_url: str, tenant: str) -> Iterator[Paths]:
     """Yield what makes a path to the server whose network is to be harmed, for managers of one colour."""
     with ExitStack() as stack:
 

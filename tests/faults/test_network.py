@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from memory_contract import EPHEMERAL, assert_context, say, talk
-from network_path import BOTH_COLOURS, EITHER_SERVER, POSTGRES, REDIS, ROOM, WIDE_SECONDS, Paths
+from network_path import BOTH_COLOURS, EITHER_SERVER, POSTGRES, REDIS, ROOM, WIDE_SECONDS, Paths, paths_of
 from server_faults import DATABASE_SECONDS, REDIS_SECONDS, SETTINGS, waited_for
 
 from contract_engine.memory import CircuitState, MemoryManager, Receipt, RedisUnavailableError
 
-pytest_plugins = ("memory_fixtures", "network_path")
+pytest_plugins = ("memory_fixtures",)
+
+
+@pytest.fixture
+def paths(redis_url: str, database_url: str, tenant: str) -> Iterator[Paths]:
+    with paths_of(redis_url, database_url, tenant) as found:
+        yield found
 
 
 # -- the reply is lost, the request was served

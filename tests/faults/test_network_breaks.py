@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
 import pytest
 import redis
 from memory_contract import ASYNC, DURABLE, SYNC, Backend, assert_context, logged, say, talk
-from network_path import BOTH_COLOURS, POSTGRES, REDIS, ROOM, STEADY, WIDE_SECONDS, Paths
+from network_path import BOTH_COLOURS, POSTGRES, REDIS, ROOM, STEADY, WIDE_SECONDS, Paths, paths_of
 from server_faults import RECOVERY_SECONDS, REDIS_SECONDS, Outage, waited_for
 from servers import PrivateServers
 
 from contract_engine.memory import DatabaseUnavailableError
 
-pytest_plugins = ("memory_fixtures", "network_path")
+pytest_plugins = ("memory_fixtures",)
+
+
+@pytest.fixture
+def paths(redis_url: str, database_url: str, tenant: str) -> Iterator[Paths]:
+    with paths_of(redis_url, database_url, tenant) as found:
+        yield found
 
 
 LONG: list[dict[str, Any]] = talk(30, words=800)
