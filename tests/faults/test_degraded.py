@@ -243,7 +243,7 @@ def note_waits(manager: MemoryManager, waits: list[int]) -> list[Effect]:
 
 @pytest.mark.parametrize("colour", [SYNC], indirect=True)
 def test_as_many_calls_wait_for_a_hung_database_as_the_breaker_takes_failures(database_outage: Outage) -> None:
-    failures = MemoryConfig.__dataclass_fields__["breaker_failure_threshold"].default
+    failures = MemoryConfig().breaker_failure_threshold
     manager = database_outage.open(breaker_failure_threshold=failures, database_breaker_recovery_seconds=60.0)
     manager.append("s", say(1))
     waits: list[int] = []
@@ -261,7 +261,7 @@ def test_as_many_calls_wait_for_a_hung_database_as_the_breaker_takes_failures(da
 @pytest.mark.parametrize("name", [*HOT, *OTHERS])
 def test_as_many_calls_wait_for_a_hung_redis_as_the_breaker_takes_failures(redis_outage: Outage, name: str) -> None:
     """With the settings of a new manager: five waits in all, one of them at most in a call of every turn."""
-    failures = MemoryConfig.__dataclass_fields__["breaker_failure_threshold"].default
+    failures = MemoryConfig().breaker_failure_threshold
     assert failures == 5
     manager = redis_outage.open(breaker_failure_threshold=failures, breaker_recovery_seconds=60.0)
     manager.add_messages("s", talk(3))
