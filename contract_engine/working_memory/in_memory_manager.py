@@ -81,10 +81,14 @@ class InMemoryStore:
     def scan(self, pattern: str, cursor: Iterator[str] | None) -> Batch:
         """Answer some of the names that were there when the scan began, if they match."""
         if cursor is None:
-            cursor = iter(self.names())
+            with self._lock:
+                cursor = iter(self._entries.every_name())
         batch = list(islice(cursor, SCAN_BATCH))
         matches = matcher(pattern)
-        return Batch([name for name in batch if matches(name)], cursor if len(batch) == SCAN_BATCH else None)
+        matching = [name for name in batch if matches(name)]
+        with self._lock:
+            live = self._entries.live(matching)
+        return Batch(live, cursor if len(batch) == SCAN_BATCH else None)
 
     def facts(self) -> dict[str, Any]:
         """Answer the most it may hold, and how many had to go for that."""

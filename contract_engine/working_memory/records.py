@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from contract_engine.working_memory.models import ConversationMemoryType
 
 
-class RecordKey(NamedTuple):
+# Structs of msgspec, because thousands are made in one call: they are made a few times as fast as data classes and
+# tuples, and the garbage collector need not look at them, since nothing that they hold can hold them. Nobody changes
+# one; `msgspec.structs.replace` makes another.
+
+
+class RecordKey(msgspec.Struct, frozen=True, gc=False):
     """Names a record: ``memory:{TYPE}:{conversation_id}`` where ``prefix`` is ``memory``."""
 
     memory_type: ConversationMemoryType
@@ -33,7 +38,7 @@ class RecordKey(NamedTuple):
 
     def name(self, prefix: str) -> str:
         """Return the key under which a store keeps the record."""
-        return prefix + ":" + self.memory_type + ":" + self.conversation_id
+        return ":".join((prefix, self.memory_type, self.conversation_id))  # half the time of an f-string
 
 
 class Ttl(Enum):
@@ -41,11 +46,6 @@ class Ttl(Enum):
 
     OF_THE_STORE = "the time to live its store was made with"
     AS_BEFORE = "what is left of the one it has: the same contents in another form, by a change"
-
-
-# Structs of msgspec, because thousands are made in one call: they are made a few times as fast as data classes, and the
-# garbage collector need not look at them, since nothing that they hold can hold them. Nobody changes one;
-# `msgspec.structs.replace` makes another.
 
 
 class Item(msgspec.Struct, gc=False):

@@ -7,6 +7,7 @@ Times are those of the writing process: hosts whose clocks differ see a record e
 from __future__ import annotations
 
 import itertools
+import logging
 import sqlite3
 from asyncio import to_thread
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from contract_engine.memory.errors import (
     DeadlineExceededError,
     MemoryServiceError,
     StoreMisconfiguredError,
+    StoreUnavailableError,
 )
 from contract_engine.working_memory.patterns import literal_head, matcher
 from contract_engine.working_memory.records import Ttl
@@ -31,9 +33,12 @@ from contract_engine.working_memory.stores import SCAN_BATCH, Batch, Entry, HasT
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 CLEAR_EVERY = 16
 CLEARED_AT_ONCE = 256
-"""Every sixteenth write deletes up to so many expired records: more than were written meanwhile, one by one."""
+"""Every sixteenth write, and every batch of as many records, deletes up to so many that have expired, or twice as many
+as it wrote: more than were written meanwhile."""
 
 MAX_NAMES = 10_000
 """How many names one statement may ask for; SQLite takes 32,766 parameters, PostgreSQL 65,535."""
@@ -74,9 +79,10 @@ class SQLStore:
         insert = sqlite.insert(table) if engine.dialect.name == "sqlite" else postgresql.insert(table)
         new = {"body": insert.excluded.body, "expires_at": insert.excluded.expires_at}
         self._upsert = insert.on_conflict_do_update(index_elements=["name"], set_=new)
-        self._insert = insert.on_conflict_do_update(
-            index_elements=["name"], set_=new, where=table.c.expires_at <= sa.bindparam("now")
-        ).returning(table.c.name)
+        is_free = sa.or_(table.c.expires_at <= sa.bindparam("now"), table.c.body == insert.excluded.body)
+        self._insert = insert.on_conflict_do_update(index_elements=["name"], set_=new, where=is_free).returning(
+            table.c.name
+        )
 
     def get(self, names: Sequence[str]) -> list[bytes | None]:
         """Answer what is kept under the names."""
@@ -95,11 +101,13 @@ class SQLStore:
         rows = {name: {"name": name, "body": body, "expires_at": self._deadline(ttl)} for name, body, ttl in entries}
         ordered = [rows[name] for name in sorted(rows)]
         self._ask(lambda connection: connection.execute(self._upsert, ordered), is_many=len(ordered) > 1)
-        if next(self._writes) % CLEAR_EVERY == 0:
-            self.clear_expired(most=CLEARED_AT_ONCE)
+        self._wrote(len(ordered))
 
     def exchange(self, name: str, old: bytes | None, new: bytes | None, ttl_seconds: TimeToLive) -> bool:
-        """Put ``new`` in place of ``old`` if that is what is there."""
+        """Put ``new`` in place of ``old`` if that is what is there.
+
+        Done, too, where ``new`` is there: sent again after its answer was lost.
+        """
         table = self._table
         values: dict[str, Any] = {"body": new}
         if ttl_seconds is not Ttl.AS_BEFORE:
@@ -110,11 +118,15 @@ class SQLStore:
         if old is None:
             statement, values = self._insert, {"expires_at": None} | values | {"name": name, "now": self._clock()}
         else:
-            is_same = sa.and_(table.c.name == name, table.c.body == old, self._is_live())
+            found = [old] if new is None else [old, new]
+            is_same = sa.and_(table.c.name == name, table.c.body.in_(found), self._is_live())
             delete = sa.delete(table).where(is_same).returning(table.c.name)
             update = sa.update(table).where(is_same).values(values).returning(table.c.name)
             statement, values = (delete if new is None else update), {}
-        return self._ask(lambda connection: connection.execute(statement, values).first()) is not None
+        if self._ask(lambda connection: connection.execute(statement, values).first()) is None:
+            return new is None and self.get([name]) == [None]
+        self._wrote(1)
+        return True
 
     def remove(self, names: Sequence[str]) -> int:
         """Remove what is kept under the names."""
@@ -156,6 +168,15 @@ class SQLStore:
         due = due.with_for_update(skip_locked=True)  # means nothing to SQLite, which has one writer
         statement = sa.delete(self._table).where(columns.name.in_(due))
         return self._ask(lambda connection: connection.execute(statement).rowcount)
+
+    def _wrote(self, rows: int) -> None:
+        """Clear up after a write, now and then; the write has been done, whatever comes of this."""
+        if next(self._writes) % CLEAR_EVERY and rows < CLEAR_EVERY:
+            return
+        try:
+            self.clear_expired(most=max(CLEARED_AT_ONCE, 2 * rows))
+        except StoreUnavailableError as exc:
+            logger.warning("expired records are left to a later write: %s", type(exc).__name__)
 
     def _is_live(self) -> sa.ColumnElement[bool]:
         deadline = self._table.c.expires_at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -35,17 +36,23 @@ class _StoredItem(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class _StoredRecord(msgspec.Struct, omit_defaults=True, gc=False):
-    """A record as JSON. One memory stands alone, as the originals wrote it; several are a list."""
+    """A record as JSON. One memory stands alone, as the originals wrote it; several are a list.
+
+    ``change`` is the name of the change that made it: two that make the same of a record make other bytes, so what a
+    store finds there is only taken for the work of a call that is sent again where it is.
+    """
 
     data: _StoredItem | list[_StoredItem]
     metadata: dict[str, Any] | None = None
     created_at: str | None = None
     last_update: str | None = None
     versions: list[_StoredRecord] = []
+    change: str = ""
 
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(_StoredRecord)
+_PLAIN_HEAD = b'{"data":{"working_memory":'
 
 
 class StoredRecords:
@@ -70,7 +77,7 @@ class StoredRecords:
 
     def change(self, key: RecordKey, revise: Callable[[Record | None], Record | None]) -> Flow[Record | None]:
         """Put what ``revise`` makes of a record in its place; :class:`ContentionError` where it loses every race."""
-        name = key.name(self._prefix)
+        name, change = key.name(self._prefix), f"{random.getrandbits(64):016x}"
         for attempt in range(MAX_ATTEMPTS):
             if attempt >= AT_ONCE:
                 yield Pause(min(PAUSE_SECONDS * attempt, MAX_PAUSE_SECONDS) * self._chance())
@@ -79,7 +86,7 @@ class StoredRecords:
             after = revise(before)
             if after is before:
                 return after
-            new = None if after is None else encode_record(after)
+            new = None if after is None else encode_record(after, change=change)
             ttl_seconds = None if after is None else after.ttl_seconds
             is_done = yield Call(self._store.exchange, (name, old, new, ttl_seconds))
             if is_done:
@@ -92,13 +99,14 @@ class StoredRecords:
         return count
 
 
-def encode_record(record: Record) -> bytes:
+def encode_record(record: Record, *, change: str = "") -> bytes:
     """Return the bytes of a record, whose metadata have been found to be JSON."""
-    stored = _stored(record)
     try:
-        return _encoder.encode(stored)
+        if not change and _is_plain(record):
+            return _PLAIN_HEAD + _encoder.encode(record.items[0].text) + _plain_tail(record.last_update)
+        return _encoder.encode(_stored(record, change))
     except UnicodeEncodeError:  # lone surrogates
-        return encode_value(msgspec.to_builtins(stored), field="data", max_bytes=_NO_LIMIT)
+        return encode_value(msgspec.to_builtins(_stored(record, change)), field="data", max_bytes=_NO_LIMIT)
 
 
 def decode_record(body: bytes) -> Record:
@@ -113,18 +121,32 @@ def decode_record(body: bytes) -> Record:
         raise CorruptDataError("bytes that are not a record") from exc
 
 
-def _stored(record: Record) -> _StoredRecord:
+def _is_plain(record: Record) -> bool:
+    """Whether it is what nearly every store brings: one new text with nothing to it."""
+    if record.metadata or record.versions or len(record.items) != 1 or record.created_at != record.last_update:
+        return False
+    (item,) = record.items
+    return item.memory_id == "1" and not item.metadata and not item.marks
+
+
+@lru_cache(maxsize=16)
+def _plain_tail(now: str) -> bytes:
+    """Return what stands behind the text of a plain record: the same in a whole batch."""
+    return b'},' + _encoder.encode({"metadata": {}, "created_at": now, "last_update": now})[1:]
+
+
+def _stored(record: Record, change: str = "") -> _StoredRecord:
     items = record.items
     data: _StoredItem | list[_StoredItem]
     if len(items) == 1:
         (item,) = items
-        is_plain = item.memory_id == "1" and not item.metadata and not item.marks  # nearly all of them
-        data = _StoredItem(item.text) if is_plain else _stored_item(item, "1")
+        data = _stored_item(item, "1")
     else:
         data = [_stored_item(item, str(number)) for number, item in enumerate(items, 1)]
     stored = _StoredRecord(data, record.metadata, record.created_at, record.last_update)  # type: ignore[arg-type]  # dicts
     if record.versions:
         stored.versions = [_stored(version) for version in record.versions]
+    stored.change = change
     return stored
 
 
@@ -141,6 +163,8 @@ def _stored_item(item: Item, place: str) -> _StoredItem:
 
 def _record(stored: _StoredRecord) -> Record:
     data = stored.data if isinstance(stored.data, list) else [stored.data]
+    if not data:  # a manager stores a memory at least, and removes a record with the last one
+        raise CorruptDataError("a record without a memory")
     return Record(
         tuple([_item(item, number) for number, item in enumerate(data, 1)]),
         stored.metadata or {},
