@@ -70,6 +70,13 @@ class _Outcome(NamedTuple):
     problem: str | None
 
 
+class _Present(NamedTuple):
+    """The memory as it is: the text, and the metadata of the record, which all of its memories have."""
+
+    text: str
+    metadata: dict[str, Any]
+
+
 class WorkingMemoryAgent:
     """Bring a conversation's working memory up to date with each thing that is said.
 
@@ -109,7 +116,8 @@ class WorkingMemoryAgent:
     async def process(self, message: IAgentInput | str, conversation_id: str | None = None) -> str:
         """Have the model bring the memory up to date with ``message``, and store it; return how that went.
 
-        ``"success"``: the new memory is stored (or, without a manager, was made).
+        ``"success"``: the new memory is stored (or, without a manager, was made). It has the metadata of ``message``,
+        and beside them those of the memory before it.
         ``"error: no conversation_id provided"``: neither as an argument nor in the metadata.
         ``"error: empty memory response"``: the model answered nothing.
         ``"error: storage failed - ..."``: the manager did not take the new memory.
@@ -136,7 +144,7 @@ class WorkingMemoryAgent:
         present, problem = await self._present_memory(conversation_id)
         if problem:
             return f"error: retrieval failed - {problem}"
-        request = ILLMInput(self.system_prompt, _question(present, await self._history(conversation_id), text))
+        request = ILLMInput(self.system_prompt, _question(present.text, await self._history(conversation_id), text))
         memory, problem = await _tried(self.llm_client.chat, request, seconds=self._timeout_seconds, read=_answer_text)
         if problem:
             return f"error: model failed - {problem}"
@@ -146,18 +154,16 @@ class WorkingMemoryAgent:
             logger.warning("no memory_manager provided; the memory of conversation %r is not kept", conversation_id)
             return SUCCESS
         record = _memory_of(conversation_id)
-        record.data, record.metadata = [IWorkingMemory(working_memory=memory)], metadata
+        record.data, record.metadata = [IWorkingMemory(working_memory=memory)], present.metadata | metadata
         _, problem = await _tried(self.memory_manager.store, record, seconds=self._store_timeout_seconds)
         return f"error: storage failed - {problem}" if problem else SUCCESS
 
     async def _present_memory(self, conversation_id: str) -> _Outcome:
         if self.memory_manager is None:
-            return _Outcome("", None)
+            return _Outcome(_Present("", {}), None)
         record = _memory_of(conversation_id)
         record.limit = None
-        return await _tried(
-            self.memory_manager.retrieve, record, seconds=self._store_timeout_seconds, read=_text_of_all
-        )
+        return await _tried(self.memory_manager.retrieve, record, seconds=self._store_timeout_seconds, read=_present)
 
     async def _history(self, conversation_id: str) -> str:
         """Return earlier messages as far as they can be had: without them there is still the memory."""
@@ -223,9 +229,16 @@ def _answer_text(answer: object) -> str:
     return text or ""
 
 
-def _text_of_all(memories: Sequence[IWorkingMemory] | None) -> str:
+def _present(memories: Sequence[IWorkingMemory] | None) -> _Present:
     # Of all of them, since the one that the model makes takes their place.
-    return "\n\n".join(memory.working_memory for memory in memories or ())
+    found = list(memories or ())
+    metadata = [memory.metadata for memory in found]
+    common = {
+        name: value
+        for name, value in (metadata[0] if metadata else {}).items()
+        if all(name in each and each[name] == value for each in metadata[1:])
+    }
+    return _Present("\n\n".join(memory.working_memory for memory in found), common)
 
 
 def _memory_of(conversation_id: str) -> IMemoryInput:

@@ -23,6 +23,7 @@ from contract_engine.working_memory.patterns import matcher
 from contract_engine.working_memory.records import Ttl
 from contract_engine.working_memory.stores import (
     SCAN_BATCH,
+    AwaitedStore,
     Batch,
     Entry,
     HasTtl,
@@ -112,35 +113,9 @@ class InMemoryStore:
             return len(self._entries)
 
 
-class AsyncInMemoryStore:
-    """:class:`InMemoryStore` on an event loop, which no operation holds up."""
-
-    def __init__(self, store: InMemoryStore) -> None:
-        self._store = store
-
-    async def get(self, names: Sequence[str]) -> list[bytes | None]:
-        """:meth:`InMemoryStore.get`."""
-        return self._store.get(names)
-
-    async def put(self, entries: Sequence[Entry]) -> None:
-        """:meth:`InMemoryStore.put`."""
-        self._store.put(entries)
-
-    async def exchange(self, name: str, old: bytes | None, new: bytes | None, ttl_seconds: TimeToLive) -> bool:
-        """:meth:`InMemoryStore.exchange`."""
-        return self._store.exchange(name, old, new, ttl_seconds)
-
-    async def remove(self, names: Sequence[str]) -> int:
-        """:meth:`InMemoryStore.remove`."""
-        return self._store.remove(names)
-
-    async def scan(self, pattern: str, cursor: Iterator[str] | None) -> Batch:
-        """:meth:`InMemoryStore.scan`."""
-        return self._store.scan(pattern, cursor)
-
-    async def facts(self) -> dict[str, Any]:
-        """:meth:`InMemoryStore.facts`."""
-        return self._store.facts()
+async def _at_once(method: Callable[..., Any], *arguments: Any) -> Any:
+    """Call what waits for nothing where it stands."""
+    return method(*arguments)
 
 
 class StoredEntries(Mapping[str, dict[str, Any]]):
@@ -215,6 +190,6 @@ class AsyncInMemoryManager(_InMemory, AsyncWorkingMemoryManager):
     """:class:`InMemoryManager` for an event loop."""
 
     @cached_property
-    def store_of_records(self) -> AsyncInMemoryStore:
+    def store_of_records(self) -> AwaitedStore:
         """Where the records are."""
-        return AsyncInMemoryStore(self._entries)
+        return AwaitedStore(self._entries, _at_once)

@@ -76,7 +76,11 @@ class WorkingMemoryManager(_Shell):
         return run(self._front.store_one(input))
 
     def store_many(self, inputs: Sequence[IMemoryInput]) -> list[str]:
-        """Do :meth:`store` for many records in one round trip, and return their keys. One bad input refuses all."""
+        """Do :meth:`store` for many records in one round trip, and return their keys. One bad input refuses all.
+
+        In Redis it is one for each 10,000; where one of them fails, those before it are stored. Where there is a
+        :class:`Versioned` each record is a change of its own.
+        """
         return run(self._front.store_many(inputs))
 
     def retrieve(self, input: IMemoryInput) -> list[IWorkingMemory]:
@@ -87,7 +91,7 @@ class WorkingMemoryManager(_Shell):
         return run(self._front.retrieve(input))
 
     def retrieve_many(self, inputs: Sequence[IMemoryInput]) -> list[list[IWorkingMemory]]:
-        """Do :meth:`retrieve` for many records in one round trip."""
+        """Do :meth:`retrieve` for many records in one round trip, in a database one for each 10,000."""
         return run(self._front.retrieve_many(inputs))
 
     def retrieve_safe(self, input: IMemoryInput) -> list[IWorkingMemory]:

@@ -15,7 +15,6 @@ import msgspec
 
 from contract_engine.working_memory.models import ConversationMemoryType
 
-
 # Structs of msgspec, because thousands are made in one call: they are made a few times as fast as data classes and
 # tuples, and the garbage collector need not look at them, since nothing that they hold can hold them. Nobody changes
 # one; `msgspec.structs.replace` makes another.

@@ -24,6 +24,7 @@ from contract_engine.working_memory.manager import (
     WorkingMemoryManager,
 )
 from contract_engine.working_memory.redis_store import AsyncRedisStore, RedisStore
+from contract_engine.working_memory.settings import check_count, check_timeout
 from contract_engine.working_memory.stores import check_ttl
 
 DEFAULT_URL = "redis://localhost:6379/1"
@@ -37,19 +38,16 @@ def default_url() -> str:
 
 
 def _options(url: str, timeout_seconds: object, pool_size: object, retry: object) -> dict[str, Any]:
-    if isinstance(timeout_seconds, bool) or not isinstance(timeout_seconds, int | float) or timeout_seconds <= 0:
-        raise ConfigurationError("timeout_seconds", f"expected a number above 0, got {timeout_seconds!r}")
-    if isinstance(pool_size, bool) or not isinstance(pool_size, int) or pool_size < 1:
-        raise ConfigurationError("pool_size", f"expected a whole number from 1, got {pool_size!r}")
+    seconds = check_timeout("timeout_seconds", timeout_seconds)
     options: dict[str, Any] = {
-        "max_connections": pool_size,
-        "socket_timeout": timeout_seconds,
+        "max_connections": check_count("pool_size", pool_size, least=1, most=10_000),
+        "socket_timeout": seconds,
         "protocol": 2,
         "decode_responses": False,
         "retry": retry,
     }
     if not url.startswith("unix:"):
-        options |= {"socket_connect_timeout": timeout_seconds, "socket_keepalive": True}
+        options |= {"socket_connect_timeout": seconds, "socket_keepalive": True}
     return options
 
 

@@ -70,28 +70,35 @@ class RetryingLayer(Wrapping):
 
     def write(self, records: Sequence[tuple[RecordKey, Record]]) -> Flow[None]:
         """See :class:`Layer`."""
-        return self._repeated(lambda attempt: self._write(records) if attempt == 1 else self._write_missing(records))
+        return self._repeated(
+            lambda attempt: self.below.write(records) if attempt == 1 else self._write_missing(records)
+        )
 
     def change(self, key: RecordKey, revise: Revise) -> Flow[Record | None]:
         """See :class:`Layer`."""
-        made: list[Record] = []
+        earlier: list[Record] = []  # made by attempts that failed, or seemed to
 
-        def once(current: Record | None) -> Record | None:
-            if current is not None and any(same_contents(current, record) for record in made):
-                return current  # an attempt that seemed to fail has done it
-            revised = revise(current)
-            if revised is not None:
-                made.append(revised)
-            return revised
+        def attempt(_: int) -> Flow[Record | None]:
+            made: list[Record] = []  # which never got there, as far as this attempt can tell: the like is another's
 
-        return self._repeated(lambda _: self.below.change(key, once))
+            def once(current: Record | None) -> Record | None:
+                if current is not None and any(same_contents(current, record) for record in earlier):
+                    return current
+                revised = revise(current)
+                if revised is not None:
+                    made.append(revised)
+                return revised
+
+            try:
+                return (yield from self.below.change(key, once))
+            finally:
+                earlier.extend(made)
+
+        return self._repeated(attempt)
 
     def remove(self, keys: Sequence[RecordKey]) -> Flow[int]:
         """Remove records; the answer is of the last attempt, which does not count what an earlier one removed."""
         return self._repeated(lambda _: self.below.remove(keys))
-
-    def _write(self, records: Sequence[tuple[RecordKey, Record]]) -> Flow[None]:
-        return self.below.write(records)
 
     def _write_missing(self, records: Sequence[tuple[RecordKey, Record]]) -> Flow[None]:
         wanted = dict(records)  # of two for one key the last one stays

@@ -1,4 +1,4 @@
-"""Settings of wrappers, checked when they are made."""
+"""Settings of managers and wrappers, checked when they are made."""
 
 from __future__ import annotations
 
@@ -18,4 +18,11 @@ def check_seconds(name: str, value: object) -> float:
     """Return a number of seconds, 0 or more."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise ConfigurationError(name, f"expected a number of seconds, 0 or more, got {value!r}")
+    return value
+
+
+def check_timeout(name: str, value: object) -> float:
+    """Return how many seconds to wait: more than 0, and less than a day, which no socket or lock refuses."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 86_400:
+        raise ConfigurationError(name, f"expected a number of seconds above 0 and below 86,400, got {value!r}")
     return value

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import sqlite3
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
@@ -20,8 +22,9 @@ from contract_engine.memory.config import psycopg_url
 from contract_engine.memory.errors import ConfigurationError
 from contract_engine.working_memory.intake import MAX_BYTES, check_max_bytes, check_prefix
 from contract_engine.working_memory.manager import DEFAULT_PREFIX, AsyncWorkingMemoryManager, WorkingMemoryManager
-from contract_engine.working_memory.sql_store import AsyncSQLStore, SQLStore, memory_table
-from contract_engine.working_memory.stores import check_ttl
+from contract_engine.working_memory.settings import check_count, check_timeout
+from contract_engine.working_memory.sql_store import SQLStore, memory_table
+from contract_engine.working_memory.stores import AwaitedStore, check_ttl
 
 DEFAULT_TABLE = "working_memories"
 TIMEOUT_SECONDS = 5.0
@@ -32,11 +35,13 @@ def _engine(url: object, *, timeout_seconds: float, pool_size: int) -> sa.Engine
     """Return an engine that has opened nothing; no error carries the URL, which may have a password."""
     if not isinstance(url, str) or "://" not in url:
         raise ConfigurationError("url", "expected sqlite:///path/to/file.db or postgresql://user:password@host/name")
+    check_count("pool_size", pool_size, least=1, most=10_000)
+    check_timeout("timeout_seconds", timeout_seconds)
     pool: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": timeout_seconds}
     if not url.startswith("sqlite"):
         url = psycopg_url(url)
         connect = connector(url, timeout=timeout_seconds, check=lambda: None)
-        return sa.create_engine(url, creator=connect, **pool)
+        return _noted(sa.create_engine(url, creator=connect, **pool))
     try:
         parsed = sa.make_url(url)
         if parsed.database in (None, "", ":memory:"):
@@ -47,7 +52,27 @@ def _engine(url: object, *, timeout_seconds: float, pool_size: int) -> sa.Engine
     if engine.dialect.driver != "pysqlite":
         raise ConfigurationError("url", "expected sqlite:///path/to/file.db, without another driver")
     sa.event.listen(engine, "connect", _prepare_sqlite)
+    return _noted(engine)
+
+
+def _noted(engine: sa.Engine) -> sa.Engine:
+    _engines.add(engine)
     return engine
+
+
+_engines: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
+_of_the_parent: list[sa.Pool] = []
+
+
+def _after_fork() -> None:
+    # The parent goes on with these connections. A child opens its own, and keeps the parent's only so that nothing
+    # closes them: SQLite would do so as if it were the last to have the file open.
+    for engine in list(_engines):
+        _of_the_parent.append(engine.pool)
+        engine.dispose(close=False)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
@@ -77,7 +102,8 @@ class _SQL:
         self.prefix = check_prefix(prefix)
         self.max_bytes = check_max_bytes(max_bytes)
         self.wall_clock = wall_clock
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,47}", table):
+        given: object = table
+        if not isinstance(given, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,47}", given):
             raise ConfigurationError("table", "expected at most 48 letters, digits and underscores")
         self._engine = _engine(url, timeout_seconds=timeout_seconds, pool_size=pool_size)
         self._records = SQLStore(self, self._engine, memory_table(table), create_table=create_table, clock=wall_clock)
@@ -105,12 +131,15 @@ class SQLMemoryManager(_SQL, WorkingMemoryManager):
 
 
 class AsyncSQLMemoryManager(_SQL, AsyncWorkingMemoryManager):
-    """:class:`SQLMemoryManager` for an event loop; the database is talked to in threads."""
+    """:class:`SQLMemoryManager` for an event loop; the database is talked to in threads.
+
+    SQLite has no other way, and a second set of statements for PostgreSQL alone would not be worth its while.
+    """
 
     @cached_property
-    def store_of_records(self) -> AsyncSQLStore:
+    def store_of_records(self) -> AwaitedStore:
         """Where the records are."""
-        return AsyncSQLStore(self._records)
+        return AwaitedStore(self._records, asyncio.to_thread)
 
     async def aclose(self) -> None:
         """:meth:`SQLMemoryManager.close`."""

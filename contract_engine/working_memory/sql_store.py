@@ -1,6 +1,7 @@
 """A store in a table of a database, and the only place here that knows what the errors of databases mean.
 
-Every operation is one statement. What has expired is not seen, and is deleted little by little by those who write.
+Every operation is one statement for each 10,000 names. What has expired is not seen, and those who write delete it
+little by little, in a statement of its own.
 Times are those of the writing process: hosts whose clocks differ see a record expire by so much sooner or later.
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 import itertools
 import logging
 import sqlite3
-from asyncio import to_thread
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -246,37 +246,3 @@ def _is_worth_repeating(exc: sa_exc.DBAPIError) -> bool:
     if getattr(exc.orig, "sqlstate", None) in ("40P01", "40001"):
         return True
     return exc.connection_invalidated and not isinstance(exc.orig, NoAnswerError)
-
-
-class AsyncSQLStore:
-    """:class:`SQLStore` for an event loop, each operation in a thread.
-
-    SQLite has no other way, and a second set of statements for PostgreSQL alone would not be worth its while.
-    """
-
-    def __init__(self, store: SQLStore) -> None:
-        self._store = store
-
-    async def get(self, names: Sequence[str]) -> list[bytes | None]:
-        """:meth:`SQLStore.get`."""
-        return await to_thread(self._store.get, names)
-
-    async def put(self, entries: Sequence[Entry]) -> None:
-        """:meth:`SQLStore.put`."""
-        await to_thread(self._store.put, entries)
-
-    async def exchange(self, name: str, old: bytes | None, new: bytes | None, ttl_seconds: TimeToLive) -> bool:
-        """:meth:`SQLStore.exchange`."""
-        return await to_thread(self._store.exchange, name, old, new, ttl_seconds)
-
-    async def remove(self, names: Sequence[str]) -> int:
-        """:meth:`SQLStore.remove`."""
-        return await to_thread(self._store.remove, names)
-
-    async def scan(self, pattern: str, cursor: str | None) -> Batch:
-        """:meth:`SQLStore.scan`."""
-        return await to_thread(self._store.scan, pattern, cursor)
-
-    async def facts(self) -> dict[str, Any]:
-        """:meth:`SQLStore.facts`."""
-        return await to_thread(self._store.facts)

@@ -132,7 +132,7 @@ def _is_plain(record: Record) -> bool:
 @lru_cache(maxsize=16)
 def _plain_tail(now: str) -> bytes:
     """Return what stands behind the text of a plain record: the same in a whole batch."""
-    return b'},' + _encoder.encode({"metadata": {}, "created_at": now, "last_update": now})[1:]
+    return b"}," + _encoder.encode({"metadata": {}, "created_at": now, "last_update": now})[1:]
 
 
 def _stored(record: Record, change: str = "") -> _StoredRecord:

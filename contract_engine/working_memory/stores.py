@@ -5,8 +5,9 @@ What a store cannot do now it says in errors of this package; those of its drive
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from contract_engine.memory.errors import InvalidInputError
@@ -31,7 +32,11 @@ class Batch(NamedTuple):
 
 
 class Store(Protocol):
-    """A store that blocks. Each method is one round trip; what has expired is not there."""
+    """A store that blocks. What has expired is not there.
+
+    A method is one round trip or none, but: ``facts`` takes two in Redis, ten thousands of names take one for each ten
+    thousand, and ``put`` clears up after itself now and then.
+    """
 
     def get(self, names: Sequence[str]) -> list[bytes | None]:
         """Answer what is kept under the names, in their order."""
@@ -87,6 +92,41 @@ class AsyncStore(Protocol):
     async def facts(self) -> dict[str, Any]:
         """:meth:`Store.facts`."""
         ...
+
+
+class AwaitedStore:
+    """A store that blocks, for an event loop; ``perform`` calls its methods there."""
+
+    def __init__(self, store: Store, perform: Callable[..., Awaitable[Any]]) -> None:
+        self._store = store
+        self._perform = perform
+
+    async def get(self, names: Sequence[str]) -> list[bytes | None]:
+        """:meth:`Store.get`."""
+        found: list[bytes | None] = await self._perform(self._store.get, names)
+        return found
+
+    async def put(self, entries: Sequence[Entry]) -> None:
+        """:meth:`Store.put`."""
+        await self._perform(self._store.put, entries)
+
+    async def exchange(self, name: str, old: bytes | None, new: bytes | None, ttl_seconds: TimeToLive) -> bool:
+        """:meth:`Store.exchange`."""
+        return bool(await self._perform(self._store.exchange, name, old, new, ttl_seconds))
+
+    async def remove(self, names: Sequence[str]) -> int:
+        """:meth:`Store.remove`."""
+        return int(await self._perform(self._store.remove, names))
+
+    async def scan(self, pattern: str, cursor: Any) -> Batch:
+        """:meth:`Store.scan`; others have their turn after each step, also where the store waits for nothing."""
+        batch: Batch = await self._perform(self._store.scan, pattern, cursor)
+        await asyncio.sleep(0)
+        return batch
+
+    async def facts(self) -> dict[str, Any]:
+        """:meth:`Store.facts`."""
+        return dict(await self._perform(self._store.facts))
 
 
 class HasTtl(Protocol):
