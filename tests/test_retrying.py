@@ -27,6 +27,7 @@ from contract_engine.working_memory import (
     IMemoryInput,
     InMemoryManager,
     IWorkingMemory,
+    RichMemory,
 )
 from contract_engine.working_memory.compression import Compressed
 from contract_engine.working_memory.encryption import Encrypted
@@ -118,6 +119,24 @@ def test_retrieve_safe_tries_again_first() -> None:
     inner.unsteady.before = [away(), away(), away()]
     assert manager.retrieve_safe(of()) == []
     assert inner.unsteady.before == []
+
+
+def test_the_like_of_another_is_not_taken_for_what_was_lost() -> None:
+    """A change that loses a race finds what the other made of the record; that it is equal says nothing."""
+    inner = UnsteadyManager(wall_clock=lambda: 1_800_000_000.0)
+    manager = Retrying(inner, base_seconds=0)
+    manager.store_rich("c", RichMemory("first"))
+    exchange, others = inner.unsteady._store.exchange, [inner]
+
+    def slow(*arguments: Any) -> bool:
+        if others:
+            others.pop().store_rich("c", RichMemory("the same"))
+        return exchange(*arguments)
+
+    inner.unsteady._store.exchange = slow  # type: ignore[method-assign]
+    manager.store_rich("c", RichMemory("the same"))
+    found = manager.retrieve(of(limit=None))
+    assert [memory.working_memory for memory in found] == ["first", "the same", "the same"]
 
 
 class Clock:

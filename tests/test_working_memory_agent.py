@@ -24,6 +24,7 @@ from contract_engine.working_memory import (
     IMemoryInput,
     InMemoryManager,
     IWorkingMemory,
+    TTLStrategy,
     WorkingMemoryAgent,
 )
 from contract_engine.working_memory.redis_memory_manager import (
@@ -96,6 +97,35 @@ async def test_both_ways_to_name_the_conversation_and_the_metadata_come_back(man
     (memory,) = await memories(manager, conversation)
     assert memory.metadata["user_id"] == "u1"
     assert await texts(manager, "another") == []
+
+
+async def test_metadata_of_an_earlier_turn_stay_until_they_are_given_anew(manager: Any, conversation: str) -> None:
+    """So a record whose time to live goes by them keeps it, whether or not each message says again whose it is."""
+    agent = WorkingMemoryAgent(NotingModel(), manager)
+    for metadata in ({"user_type": "premium", "channel": "web"}, None, {"channel": "phone"}):
+        assert await agent.process(IAgentInput("hello", metadata), conversation) == "success"
+    (memory,) = await memories(manager, conversation)
+    assert memory.metadata == {"user_type": "premium", "channel": "phone"}
+
+
+async def test_metadata_of_one_memory_of_several_do_not_become_those_of_all() -> None:
+    manager = InMemoryManager()
+    both = [IWorkingMemory("a", {"source": "a", "only": 1}), IWorkingMemory("b", {"source": "b"})]
+    working = ConversationMemoryType.WORKING_MEMORY
+    manager.store(IMemoryInput("c1", working, both, metadata={"user_type": "guest"}))
+    assert await WorkingMemoryAgent(NotingModel(), manager).process("hello", "c1") == "success"
+    (memory,) = manager.retrieve(IMemoryInput("c1", working))
+    assert memory.metadata == {"user_type": "guest"}
+
+
+async def test_a_time_to_live_by_metadata_holds_over_all_turns() -> None:
+    now = [0.0]
+    inner = InMemoryManager(ttl=60, clock=lambda: now[0])
+    agent = WorkingMemoryAgent(NotingModel(), TTLStrategy(inner, {"premium": None}))
+    assert await agent.process(IAgentInput("hello", {"user_type": "premium"}), "c1") == "success"
+    assert await agent.process("hello again", "c1") == "success"
+    now[0] += 10**6
+    assert len(inner.storage) == 1
 
 
 async def test_another_agent_goes_on_from_what_is_stored(manager: Any, conversation: str) -> None:

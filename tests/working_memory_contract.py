@@ -12,6 +12,7 @@ import inspect
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ from contract_engine.working_memory import (
     SQLMemoryManager,
     WorkingMemoryManager,
 )
+from contract_engine.working_memory.stores import AwaitedStore
 
 SYNC, ASYNC = "sync", "async"
 MEMORY, REDIS, SQLITE, POSTGRES = "memory", "redis", "sqlite", "postgres"
@@ -56,6 +58,22 @@ class ManualClock:
 
     def __call__(self) -> float:
         return self.seconds
+
+
+async def after_others(method: Callable[..., Any], *arguments: Any) -> Any:
+    """Do what a store in memory is asked, and let others have their turn before and after, as any server would."""
+    await asyncio.sleep(0)
+    answer = method(*arguments)
+    await asyncio.sleep(0)
+    return answer
+
+
+class WaitingInMemoryManager(AsyncInMemoryManager):
+    """A manager in memory whose operations take turns: without a wait in them no two would ever meet."""
+
+    @cached_property
+    def store_of_records(self) -> AwaitedStore:
+        return AwaitedStore(self._entries, after_others)
 
 
 class BlockingView:
@@ -108,7 +126,7 @@ class MemoryBackend:
         is_sync = self.colour == SYNC
         if self.kind == MEMORY:
             if self._shared is None or settings:
-                kind: type[Manager] = InMemoryManager if is_sync else AsyncInMemoryManager
+                kind: type[Manager] = InMemoryManager if is_sync else WaitingInMemoryManager
                 self._shared = cast("Any", kind)(clock=self.clock, wall_clock=self.clock, **given)
             return self._shared
         if self.kind == REDIS:
