@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from working_memory_contract import ASYNC, KINDS, STACKS, SYNC, WORKING, MemoryBackend, ask, say, texts_of
+from working_memory_contract import ASYNC, COMBINATIONS, STACKS, SYNC, WORKING, MemoryBackend, ask, say, texts_of
 
 from contract_engine.memory import InvalidInputError, MemoryServiceError
 from contract_engine.working_memory import (
@@ -34,12 +34,7 @@ LONG_TERM = ConversationMemoryType.LONG_TERM_MEMORY
 
 
 @pytest.fixture(
-    params=[
-        pytest.param((kind, colour, stack), id=f"{kind}-{colour}-{stack}")
-        for kind in KINDS
-        for colour in (SYNC, ASYNC)
-        for stack in STACKS
-    ]
+    params=[pytest.param(each, id="-".join(each)) for each in COMBINATIONS],
 )
 def backend(
     request: pytest.FixtureRequest, redis_url: str, database_url: str, tenant: str, tmp_path: Path

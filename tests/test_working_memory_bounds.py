@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+import redis.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -38,6 +40,7 @@ from contract_engine.working_memory import (
     InMemoryManager,
     IWorkingMemory,
     RedisWorkingMemoryManager,
+    Retrying,
     RichMemory,
     WorkingMemoryManager,
 )
@@ -248,6 +251,41 @@ def test_bad_settings_are_refused(kind: Any, settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError) as caught:
         kind("redis://localhost", **settings)
     assert caught.value.field == next(iter(settings))
+
+
+class _Cluster(redis.RedisCluster):
+    """A client that has not looked for its nodes: nothing is asked of it."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __del__(self) -> None:
+        pass
+
+
+class _OnACluster(RedisWorkingMemoryManager):
+    """A manager that sets its client itself."""
+
+    def __init__(self) -> None:
+        self.redis_client = _Cluster()
+
+
+class _AsyncOnACluster(AsyncRedisWorkingMemoryManager):
+    """The same on an event loop."""
+
+    def __init__(self) -> None:
+        self.redis_client = redis.asyncio.RedisCluster(host="127.0.0.1", port=1)  # connects when it is asked
+
+
+async def test_a_cluster_is_refused_before_anything_is_asked_of_it() -> None:
+    for blocking in (_OnACluster().store, _OnACluster().retrieve, lambda _: Retrying(_OnACluster())):
+        with pytest.raises(ConfigurationError, match="redis_client: a client of a Cluster"):
+            blocking(say("c1", "x"))
+    for awaited in (_AsyncOnACluster().store, _AsyncOnACluster().retrieve):
+        with pytest.raises(ConfigurationError, match="redis_client: a client of a Cluster"):
+            await awaited(say("c1", "x"))
+    with pytest.raises(ConfigurationError, match="storage_url"):
+        RedisWorkingMemoryManager("redis+cluster://127.0.0.1:1")
 
 
 # -- clocks

@@ -2,7 +2,7 @@
 
 A test gets a ``MemoryBackend`` and opens managers from it; those of asyncio are shown through the blocking interface,
 on a loop of their own. What the backends are is said in one place, ``KINDS``, and what may be around a manager in
-another, ``STACKS``: the whole suite runs over every combination.
+another, ``STACKS``: the whole suite runs over each of ``COMBINATIONS``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,18 @@ Stack = Callable[[Any], Any]
 STACKS: dict[str, Stack] = {
     "bare": lambda manager: manager,
     "stack": lambda manager: stacked(manager, NAMES),
+    "inwards": lambda manager: stacked(manager, NAMES[::-1]),
+    "sealed": lambda manager: stacked(manager, ("Encrypted",), Encrypted={"metadata": True}),
+    **{name: (lambda manager, name=name: stacked(manager, (name,))) for name in NAMES},
 }
+COMBINATIONS = [
+    *((kind, colour, stack) for kind in KINDS for colour in (SYNC, ASYNC) for stack in ("bare", "stack")),
+    # What wrappers do to a record is the same wherever it is kept, so the other stacks are tried where that is fast.
+    *((MEMORY, SYNC, stack) for stack in STACKS if stack not in ("bare", "stack")),
+    (MEMORY, ASYNC, "sealed"),
+    (REDIS, SYNC, "inwards"),
+    (POSTGRES, SYNC, "sealed"),
+]
 
 WORKING = ConversationMemoryType.WORKING_MEMORY
 

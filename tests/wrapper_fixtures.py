@@ -46,9 +46,9 @@ ASYNCHRONOUS: tuple[Callable[..., AsyncWorkingMemoryManager], ...] = (
 NAMES = tuple(SETTINGS)
 
 
-def stacked(manager: Any, names: tuple[str, ...]) -> Any:
-    """Wrap a manager of either colour, the first name innermost."""
+def stacked(manager: Any, names: tuple[str, ...], **settings: dict[str, Any]) -> Any:
+    """Wrap a manager of either colour, the first name innermost; ``settings`` are more of them, by name."""
     makers = BLOCKING if isinstance(manager, WorkingMemoryManager) else ASYNCHRONOUS
     for name in names:
-        manager = makers[NAMES.index(name)](manager, **SETTINGS[name])
+        manager = makers[NAMES.index(name)](manager, **SETTINGS[name], **settings.get(name, {}))
     return manager

@@ -74,6 +74,14 @@ def _client(module: Any, url: object, *, timeout_seconds: float, pool_size: int,
     return client
 
 
+def _check_is_one_server(client: object) -> None:
+    if isinstance(client, redis.RedisCluster | redis.asyncio.RedisCluster):
+        problem = (
+            "a client of a Cluster, where a batch, a scan and a count would see a part only; give one of one server"
+        )
+        raise ConfigurationError("redis_client", problem)
+
+
 class _Redis(ABC):
     """What both colours have. A subclass may set these by itself, and leave this constructor out."""
 
@@ -114,12 +122,14 @@ class RedisWorkingMemoryManager(_Redis, WorkingMemoryManager):
     When Redis is away a call raises :class:`RedisUnavailableError`, which is a ``redis.ConnectionError`` too; the next
     one tries anew. A write whose answer did not come may have taken effect. Safe to share between threads.
 
-    A subclass may set ``redis_client``, ``prefix`` and ``ttl`` itself instead of calling this constructor.
+    A subclass may set ``redis_client``, ``prefix`` and ``ttl`` itself instead of calling this constructor. A client of
+    a Redis Cluster is a :class:`ConfigurationError` at the first use: records of one batch lie on several of its nodes.
     """
 
     @cached_property
     def store_of_records(self) -> RedisStore:
         """Where the records are."""
+        _check_is_one_server(self.redis_client)
         return RedisStore(self)
 
     def close(self) -> None:
@@ -139,6 +149,7 @@ class AsyncRedisWorkingMemoryManager(_Redis, AsyncWorkingMemoryManager):
     @cached_property
     def store_of_records(self) -> AsyncRedisStore:
         """Where the records are."""
+        _check_is_one_server(self.redis_client)
         return AsyncRedisStore(self)
 
     async def aclose(self) -> None:
