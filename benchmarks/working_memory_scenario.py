@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,6 +73,49 @@ def growth(operation: Operation) -> Callable[[Bench], Any]:
     return prepare
 
 
+class _Clock:
+    """Seconds that pass with each store."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def renewal(*, expires: bool) -> Callable[[Bench], Any]:
+    """Make the scenario of storing what was not there, where each time something else expires, or has to make way."""
+
+    @contextmanager
+    def prepare(_: Bench) -> Iterator[tuple[Timer, Timer]]:
+        def timer(entries: int) -> Timer:
+            clock, step = _Clock(), 0.05
+            ttl, most = (entries * step, 2 * MANY) if expires else (None, entries)
+            manager = InMemoryManager(ttl, max_entries=most, clock=clock)
+            numbers = itertools.count()
+            for number in itertools.islice(numbers, entries):
+                clock.now += step
+                # Without what a manager does, which is not measured here, a million take seconds.
+                manager.store_of_records.put([(f"memory:WORKING_MEMORY:bench-{number}", TEXT.encode(), ttl)])
+
+            def store_new(one: IMemoryInput) -> None:
+                clock.now += step
+                manager.store(one)
+
+            def call() -> float:
+                wanted = [request(number) for number in itertools.islice(numbers, ROUND)]
+                taken = per_call([lambda one=one: store_new(one) for one in wanted])  # type: ignore[misc]
+                held = len(manager.store_of_records._entries)
+                assert entries <= held <= 1.05 * entries + 100, f"{held:,} held: nothing expires or makes way"
+                return taken
+
+            return call
+
+        yield timer(MANY), timer(FEW)
+
+    return prepare
+
+
 @contextmanager
 def redis_store(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
     """A store against SETEX of the same bytes through plain redis-py."""
@@ -113,6 +157,8 @@ def redis_batch(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
 WORKING_MEMORY = (
     Scenario("working memory, in memory: store among 1,000,000", "among 1,000", 1.3, growth(store)),
     Scenario("working memory, in memory: retrieve among 1,000,000", "among 1,000", 1.3, growth(retrieve)),
+    Scenario("working memory, in memory: store, one of 1,000,000 expires", "one of 1,000", 1.3, renewal(expires=True)),
+    Scenario("working memory, in memory: store, one of 1,000,000 evicted", "one of 1,000", 1.3, renewal(expires=False)),
     Scenario("working memory, Redis: store", "bare SETEX", 1.5, redis_store),
     Scenario("working memory, Redis: retrieve", "bare GET", 1.5, redis_retrieve),
     Scenario("working memory, Redis: 1,000 stores in a batch", "1,000 single stores", 0.05, redis_batch),
