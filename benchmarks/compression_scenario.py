@@ -1,4 +1,4 @@
-"""What memories of 200 characters take in the store, compressed with a dictionary, and what compressing them costs."""
+"""What texts of 200 characters take in the store, compressed with a dictionary, and what compressing them costs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def memories() -> tuple[list[str], list[str]]:
 
 
 def compressed_size(*, with_dictionary: bool) -> Callable[[Bench], AbstractContextManager[tuple[Timer, Timer]]]:
-    """Make a scenario whose figures are bytes, not microseconds: of the stored text, and of the text itself."""
+    """Make a scenario whose figures are bytes, not microseconds: of the stored text, and of the text itself.
+
+    The mark beside the text, which says with what it was compressed, is not counted; nor are metadata and times.
+    """
 
     @contextmanager
     def prepare(_: Bench) -> Iterator[tuple[Timer, Timer]]:

@@ -37,7 +37,7 @@ from contract_engine.working_memory.redis_memory_manager import (
     AsyncRedisWorkingMemoryManager,
     RedisWorkingMemoryManager,
 )
-from contract_engine.working_memory.retrying import AsyncRetrying, Retrying, RetryingLayer
+from contract_engine.working_memory.retrying import AsyncRetrying, Retrying
 from contract_engine.working_memory.versions import Versioned
 
 WORKING = ConversationMemoryType.WORKING_MEMORY
@@ -150,7 +150,7 @@ class Clock:
 def pauses(uniform: float, *, cost: float = 0.0, **settings: Any) -> list[float]:
     """Return how long a call that always fails waits between its attempts."""
     clock, waited = Clock(), list[float]()
-    layer = RetryingLayer(InMemoryManager().layer, uniform=lambda: uniform, clock=clock, **settings)
+    layer = Retrying(InMemoryManager(), uniform=lambda: uniform, clock=clock, **settings).layer
     flow = layer.read([])
     step = next(flow)
     with suppress(StoreUnavailableError):

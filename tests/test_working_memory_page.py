@@ -15,6 +15,7 @@ from contract_engine.memory import errors
 from contract_engine.plugins.memory_manager import plugin_interface
 from contract_engine.plugins.memory_manager.plugin_interface import MemoryManager
 from contract_engine.working_memory.agent import SUCCESS
+from contract_engine.working_memory.stored_records import MAX_ATTEMPTS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "working_memory.md"
 
@@ -44,6 +45,10 @@ def test_the_page_says_of_agent_and_plugin_what_they_are() -> None:
     assert plugin_interface.__name__ in text
     assert f"`{plugin_interface.KEY_PREFIX}{{conversation_id}}`" in text
     assert f"`{SUCCESS}`" in text
+
+
+def test_the_page_says_how_often_a_change_is_tried() -> None:
+    assert f"each of {MAX_ATTEMPTS} attempts" in PAGE.read_text("utf-8")
 
 
 def test_every_name_of_the_page_is_there_and_every_wrapper_is_on_the_page() -> None:

@@ -74,9 +74,9 @@ class AuditedLayer(Wrapping):
         self,
         below: Layer,
         *,
-        sink: Sink = log_event,
-        actor: str | None = None,
-        clock: Callable[[], float] = time.time,
+        sink: Sink,
+        actor: str | None,
+        clock: Callable[[], float],
     ) -> None:
         super().__init__(below)
         if not callable(sink):

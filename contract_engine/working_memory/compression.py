@@ -109,11 +109,11 @@ class CompressedLayer(Sealing):
         self,
         below: Layer,
         *,
-        dictionary: bytes | None = None,
-        older_dictionaries: Sequence[bytes] = (),
-        min_chars: int = MIN_CHARS,
-        level: int = LEVEL,
-        max_text_bytes: int = MAX_TEXT_BYTES,
+        dictionary: bytes | None,
+        older_dictionaries: Sequence[bytes],
+        min_chars: int,
+        level: int,
+        max_text_bytes: int,
     ) -> None:
         super().__init__(below)
         self._min_chars = check_count("min_chars", min_chars, least=0, most=2**31)

@@ -84,7 +84,7 @@ class KeyRing:
 class EncryptedLayer(Sealing):
     """Encrypts items, each bound to its key, its memory id and what was done to it before."""
 
-    def __init__(self, below: Layer, *, keys: KeyRing, metadata: bool = False, accept_plain: bool = True) -> None:
+    def __init__(self, below: Layer, *, keys: KeyRing, metadata: bool, accept_plain: bool) -> None:
         super().__init__(below)
         if not isinstance(keys, KeyRing):
             raise ConfigurationError("keys", f"expected a KeyRing, got {type(keys).__name__}")

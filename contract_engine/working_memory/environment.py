@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from contract_engine.memory.errors import ConfigurationError
@@ -19,6 +19,13 @@ from contract_engine.working_memory.sql_memory_manager import AsyncSQLMemoryMana
 MEMORY, REDIS, SQL = "memory", "redis", "sql"
 
 
+_KINDS: dict[str, tuple[Callable[..., WorkingMemoryManager], Callable[..., AsyncWorkingMemoryManager]]] = {
+    MEMORY: (InMemoryManager, AsyncInMemoryManager),
+    REDIS: (RedisWorkingMemoryManager, AsyncRedisWorkingMemoryManager),
+    SQL: (SQLMemoryManager, AsyncSQLMemoryManager),
+}
+
+
 def create_memory_manager(environ: Mapping[str, str] | None = None, **settings: Any) -> WorkingMemoryManager:
     """Return the manager that the environment asks for; ``settings`` are those of its constructor.
 
@@ -26,31 +33,28 @@ def create_memory_manager(environ: Mapping[str, str] | None = None, **settings: 
     ``development`` or there is neither ``ENVIRONMENT`` nor an address; else Redis where there is a ``REDIS_URL`` or no
     ``DATABASE_URL``; else the database. ``MEMORY_TTL``: the seconds a record lives, ``none`` for ever.
     """
-    env = os.environ if environ is None else environ
-    backend = _backend(env)
-    given = _ttl(env) | settings
-    if backend == MEMORY:
-        return InMemoryManager(**given)
-    if backend == REDIS:
-        return RedisWorkingMemoryManager(env.get("REDIS_URL") or DEFAULT_URL, **given)
-    return SQLMemoryManager(_database_url(env), **given)
+    backend, address, given = _asked_for(environ)
+    return _KINDS[backend][0](*address, **given | settings)
 
 
 def create_async_memory_manager(environ: Mapping[str, str] | None = None, **settings: Any) -> AsyncWorkingMemoryManager:
     """:func:`create_memory_manager` for an event loop."""
+    backend, address, given = _asked_for(environ)
+    return _KINDS[backend][1](*address, **given | settings)
+
+
+def _asked_for(environ: Mapping[str, str] | None) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    """Return the backend, its address if it has one, and the settings that the environment has."""
     env = os.environ if environ is None else environ
     backend = _backend(env)
-    given = _ttl(env) | settings
     if backend == MEMORY:
-        return AsyncInMemoryManager(**given)
-    if backend == REDIS:
-        return AsyncRedisWorkingMemoryManager(env.get("REDIS_URL") or DEFAULT_URL, **given)
-    return AsyncSQLMemoryManager(_database_url(env), **given)
+        return backend, (), _ttl(env)
+    return backend, (env.get("REDIS_URL") or DEFAULT_URL if backend == REDIS else _database_url(env),), _ttl(env)
 
 
 def _backend(env: Mapping[str, str]) -> str:
     if wanted := env.get("MEMORY_BACKEND"):
-        if wanted not in (MEMORY, REDIS, SQL):
+        if wanted not in _KINDS:
             raise ConfigurationError("MEMORY_BACKEND", f"expected {MEMORY}, {REDIS} or {SQL}, got {wanted!r}")
         return wanted
     environment = env.get("ENVIRONMENT")

@@ -12,11 +12,12 @@ from typing import Any
 from contract_engine.memory.errors import InvalidInputError
 from contract_engine.memory.serializer import decode_value
 from contract_engine.working_memory.expiring_entries import ExpiringEntries
-from contract_engine.working_memory.intake import MAX_BYTES, check_max_bytes, check_prefix
+from contract_engine.working_memory.intake import MAX_BYTES
 from contract_engine.working_memory.manager import (
     DEFAULT_PREFIX,
     DEFAULT_TTL_SECONDS,
     AsyncWorkingMemoryManager,
+    Shell,
     WorkingMemoryManager,
 )
 from contract_engine.working_memory.patterns import matcher
@@ -28,7 +29,6 @@ from contract_engine.working_memory.stores import (
     Entry,
     HasTtl,
     TimeToLive,
-    check_ttl,
     seconds_to_live,
 )
 
@@ -138,7 +138,7 @@ class StoredEntries(Mapping[str, dict[str, Any]]):
         return self._store.count()
 
 
-class _InMemory:
+class _InMemory(Shell):
     """What both colours have. The time to live is measured by ``clock``, timestamps by ``wall_clock``."""
 
     def __init__(
@@ -151,10 +151,7 @@ class _InMemory:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.ttl = check_ttl(ttl)
-        self.prefix = check_prefix(prefix)
-        self.max_bytes = check_max_bytes(max_bytes)
-        self.wall_clock = wall_clock
+        self._set(ttl=ttl, prefix=prefix, max_bytes=max_bytes, wall_clock=wall_clock)
         self._entries = InMemoryStore(self, max_entries=_check_max_entries(max_entries), clock=clock)
 
     @property

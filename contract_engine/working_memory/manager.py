@@ -13,18 +13,18 @@ from functools import cached_property
 from typing import Any, Self
 
 from contract_engine.working_memory.front import Front, Progress
-from contract_engine.working_memory.intake import MAX_BYTES
+from contract_engine.working_memory.intake import MAX_BYTES, check_max_bytes, check_prefix
 from contract_engine.working_memory.layers import Layer, run, run_async
 from contract_engine.working_memory.models import ConversationMemoryType, IMemoryInput, IWorkingMemory, RichMemory
 from contract_engine.working_memory.stored_records import StoredRecords
-from contract_engine.working_memory.stores import AsyncStore, Store
+from contract_engine.working_memory.stores import AsyncStore, Store, check_ttl
 
 DEFAULT_PREFIX = "memory"
 DEFAULT_TTL_SECONDS = 12 * 3600
 WORKING = ConversationMemoryType.WORKING_MEMORY
 
 
-class _Shell(ABC):
+class Shell(ABC):
     """What both colours are made of. All of it has a default, so that a subclass may do without ``super().__init__``.
 
     ``prefix``: what the keys of all records begin with. ``ttl``: the seconds a record lives after it was last written,
@@ -36,6 +36,13 @@ class _Shell(ABC):
     ttl: float | None = DEFAULT_TTL_SECONDS
     max_bytes: int = MAX_BYTES
     wall_clock: Callable[[], float] = staticmethod(time.time)
+
+    def _set(self, *, ttl: float | None, prefix: str, max_bytes: int, wall_clock: Callable[[], float]) -> None:
+        """Take what every manager is told, if it is what it should be."""
+        self.ttl = check_ttl(ttl)
+        self.prefix = check_prefix(prefix)
+        self.max_bytes = check_max_bytes(max_bytes)
+        self.wall_clock = wall_clock
 
     @property
     @abstractmethod
@@ -52,7 +59,7 @@ class _Shell(ABC):
         return Front(self.layer, self.store_of_records, self.prefix, self.max_bytes, self.wall_clock)
 
 
-class WorkingMemoryManager(_Shell):
+class WorkingMemoryManager(Shell):
     """What an agent keeps of its conversations: one record for each conversation and type of memory.
 
     Bad input is an :class:`InvalidInputError`, which is a ``ValueError``, before anything is written. A store that
@@ -177,7 +184,7 @@ class WorkingMemoryManager(_Shell):
         await asyncio.to_thread(self.delete, input)
 
 
-class AsyncWorkingMemoryManager(_Shell):
+class AsyncWorkingMemoryManager(Shell):
     """:class:`WorkingMemoryManager` for an event loop."""
 
     async def __aenter__(self) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -16,16 +16,16 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from contract_engine.memory.errors import ConfigurationError
-from contract_engine.working_memory.intake import MAX_BYTES, check_max_bytes, check_prefix
+from contract_engine.working_memory.intake import MAX_BYTES
 from contract_engine.working_memory.manager import (
     DEFAULT_PREFIX,
     DEFAULT_TTL_SECONDS,
     AsyncWorkingMemoryManager,
+    Shell,
     WorkingMemoryManager,
 )
 from contract_engine.working_memory.redis_store import AsyncRedisStore, RedisStore
 from contract_engine.working_memory.settings import check_count, check_timeout
-from contract_engine.working_memory.stores import check_ttl
 
 DEFAULT_URL = "redis://localhost:6379/1"
 TIMEOUT_SECONDS = 0.5
@@ -82,7 +82,7 @@ def _check_is_one_server(client: object) -> None:
         raise ConfigurationError("redis_client", problem)
 
 
-class _Redis(ABC):
+class _Redis(Shell):
     """What both colours have. A subclass may set these by itself, and leave this constructor out."""
 
     redis_client: Any
@@ -99,10 +99,7 @@ class _Redis(ABC):
         pool_size: int = POOL_SIZE,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.ttl = check_ttl(ttl)
-        self.prefix = check_prefix(prefix)
-        self.max_bytes = check_max_bytes(max_bytes)
-        self.wall_clock = wall_clock
+        self._set(ttl=ttl, prefix=prefix, max_bytes=max_bytes, wall_clock=wall_clock)
         url = default_url() if storage_url is None else storage_url
         self.redis_client = self._connect(url, timeout_seconds=timeout_seconds, pool_size=pool_size)
         self._owns_client = True

@@ -47,13 +47,13 @@ class RetryingLayer(Wrapping):
         self,
         below: Layer,
         *,
-        on: tuple[type[MemoryServiceError], ...] = (StoreUnavailableError,),
-        attempts: int = 3,
-        base_seconds: float = 0.05,
-        cap_seconds: float = 1.0,
-        deadline_seconds: float = 5.0,
-        uniform: Callable[[], float] = random.random,
-        clock: Callable[[], float] = time.monotonic,
+        on: tuple[type[MemoryServiceError], ...],
+        attempts: int,
+        base_seconds: float,
+        cap_seconds: float,
+        deadline_seconds: float,
+        uniform: Callable[[], float],
+        clock: Callable[[], float],
     ) -> None:
         super().__init__(below)
         self._on = _checked(on)

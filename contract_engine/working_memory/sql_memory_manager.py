@@ -20,11 +20,16 @@ import sqlalchemy.exc as sa_exc
 from contract_engine.memory._runtime.database_connections import connector
 from contract_engine.memory.config import psycopg_url
 from contract_engine.memory.errors import ConfigurationError
-from contract_engine.working_memory.intake import MAX_BYTES, check_max_bytes, check_prefix
-from contract_engine.working_memory.manager import DEFAULT_PREFIX, AsyncWorkingMemoryManager, WorkingMemoryManager
+from contract_engine.working_memory.intake import MAX_BYTES
+from contract_engine.working_memory.manager import (
+    DEFAULT_PREFIX,
+    AsyncWorkingMemoryManager,
+    Shell,
+    WorkingMemoryManager,
+)
 from contract_engine.working_memory.settings import check_count, check_timeout
 from contract_engine.working_memory.sql_store import SQLStore, memory_table
-from contract_engine.working_memory.stores import AwaitedStore, check_ttl
+from contract_engine.working_memory.stores import AwaitedStore
 
 DEFAULT_TABLE = "working_memories"
 TIMEOUT_SECONDS = 5.0
@@ -82,7 +87,7 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
 
 
-class _SQL:
+class _SQL(Shell):
     """What both colours have."""
 
     def __init__(
@@ -98,10 +103,7 @@ class _SQL:
         pool_size: int = POOL_SIZE,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.ttl = check_ttl(ttl)
-        self.prefix = check_prefix(prefix)
-        self.max_bytes = check_max_bytes(max_bytes)
-        self.wall_clock = wall_clock
+        self._set(ttl=ttl, prefix=prefix, max_bytes=max_bytes, wall_clock=wall_clock)
         given: object = table
         if not isinstance(given, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,47}", given):
             raise ConfigurationError("table", "expected at most 48 letters, digits and underscores")

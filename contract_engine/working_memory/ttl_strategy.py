@@ -24,8 +24,8 @@ class TtlStrategyLayer(Wrapping):
         below: Layer,
         strategies: Mapping[str, float | None],
         *,
-        field: str = "user_type",
-        default: float | Ttl | None = Ttl.OF_THE_STORE,
+        field: str,
+        default: float | Ttl | None,
     ) -> None:
         super().__init__(below)
         self._strategies = _checked(strategies)

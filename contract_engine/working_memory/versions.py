@@ -18,7 +18,7 @@ from contract_engine.working_memory.wrapping import AsyncWrapper, Manager, Revis
 class VersionedLayer(Wrapping):
     """Puts what a record was before beside what it is, in the same atomic step."""
 
-    def __init__(self, below: Layer, *, keep: int = 10) -> None:
+    def __init__(self, below: Layer, *, keep: int) -> None:
         super().__init__(below)
         self._keep = check_count("keep", keep, least=1, most=1000)
 
