@@ -121,7 +121,7 @@ def test_retrieve_safe_tries_again_first() -> None:
     assert inner.unsteady.before == []
 
 
-def test_the_like_of_another_is_not_taken_for_what_was_lost() -> None:
+def test_the_like_of_another_is_not_taken_for_what_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """A change that loses a race finds what the other made of the record; that it is equal says nothing."""
     inner = UnsteadyManager(wall_clock=lambda: 1_800_000_000.0)
     manager = Retrying(inner, base_seconds=0)
@@ -133,7 +133,7 @@ def test_the_like_of_another_is_not_taken_for_what_was_lost() -> None:
             others.pop().store_rich("c", RichMemory("the same"))
         return exchange(*arguments)
 
-    inner.unsteady._store.exchange = slow  # type: ignore[method-assign]
+    monkeypatch.setattr(inner.unsteady._store, "exchange", slow)
     manager.store_rich("c", RichMemory("the same"))
     found = manager.retrieve(of(limit=None))
     assert [memory.working_memory for memory in found] == ["first", "the same", "the same"]

@@ -12,7 +12,7 @@ import inspect
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,7 +47,7 @@ STACKS: dict[str, Stack] = {
     "stack": lambda manager: stacked(manager, NAMES),
     "inwards": lambda manager: stacked(manager, NAMES[::-1]),
     "sealed": lambda manager: stacked(manager, ("Encrypted",), Encrypted={"metadata": True}),
-    **{name: (lambda manager, name=name: stacked(manager, (name,))) for name in NAMES},
+    **{name: partial(stacked, names=(name,)) for name in NAMES},
 }
 COMBINATIONS = [
     *((kind, colour, stack) for kind in KINDS for colour in (SYNC, ASYNC) for stack in ("bare", "stack")),
