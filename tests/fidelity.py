@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 DAY_LINE = re.compile(r"(\d{1,2}) ([A-Z][a-z]{2})(?: (\d{1,4}))?|no date")
 WORD = re.compile(r"[^\W_](?:[\w.+@'’-]*[^\W_])?")
+AT_SIGNS = re.compile(r"[.-]+['’]?(?=[^\W\d_])")
 CUT = re.compile(r"[\w.+@'’-]*…")
 """What was cut short: only its beginning was said."""
 
@@ -38,6 +39,9 @@ def untold(summary: str, messages: Sequence[Mapping[str, object]], times: Sequen
 def _words(text: str) -> Iterator[str]:
     for word in WORD.findall(text):
         yield from _forms(word)
+        # People leave out the blank between two sentences, or a dash's ("okay.Check", "no--Cause").
+        for part in AT_SIGNS.split(word):
+            yield from _forms(part)
 
 
 def _forms(word: str) -> Iterator[str]:
