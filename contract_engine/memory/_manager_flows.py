@@ -190,8 +190,8 @@ class ManagerFlows:
     def get_memory_stats(self, session_id: object) -> Flow[dict[str, Any]]:
         checked = check_session_id(session_id)
         loaded = yield from self._sessions.load(checked)
-        summary = yield from self.summary.get_summary_stats(checked)
-        memory = yield from self._redis_memory()
+        summary = yield from self.summary.stats_with(checked, loaded)
+        memory = None if loaded.is_without_redis else (yield from self._redis_memory())
         return {
             "buffer": loaded.state.buffer_info(),
             "summary": summary,

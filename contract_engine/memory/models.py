@@ -266,6 +266,11 @@ class Loaded(NamedTuple):
     source: str
     degraded: bool
 
+    @property
+    def is_without_redis(self) -> bool:
+        """Whether Redis was found away: nobody need wait for it again to say more about this session."""
+        return self.degraded and self.source == "postgres"
+
     def as_context(self, session_id: str) -> dict[str, Any]:
         """Return the dict that ``get_context`` answers."""
         return self.state.as_context(session_id, source=self.source, degraded=self.degraded)

@@ -19,7 +19,7 @@ from contract_engine.memory.errors import (
 from contract_engine.memory.folding import ATTEMPTS
 from contract_engine.memory.keys import check_limit, check_session_id, check_version
 from contract_engine.memory.message_log import LogFlows
-from contract_engine.memory.models import CLEARED, SUPPLIED, Origin
+from contract_engine.memory.models import CLEARED, SUPPLIED, Loaded, Origin
 from contract_engine.memory.rebuilding import Rebuilding
 from contract_engine.memory.refining import Progress
 from contract_engine.memory.serializer import decode_value, encode_value
@@ -158,17 +158,22 @@ class SummaryFlows:
 
     def get_summary_stats(self, session_id: str) -> Flow[dict[str, Any]]:
         check_session_id(session_id)
+        return (yield from self.stats_with(session_id, (yield from self._sessions.load(session_id))))
+
+    def stats_with(self, session_id: str, loaded: Loaded) -> Flow[dict[str, Any]]:
+        """:meth:`get_summary_stats` of a session that has just been loaded; without Redis where that did without it."""
         keys = self._sessions.cache.keys(session_id)
-        summary = (yield from self._sessions.load(session_id)).state.summary
+        summary = loaded.state.summary
         ttl: int | None = None
         entries: list[dict[str, Any]] = []
-        try:
-            history = (Command(("LRANGE", keys.history, 0, -1)),) if self._log is None else ()
-            ttl, *found = yield from redis_call(Command(("TTL", keys.summary)), *history)
-            entries = self._readable(found[0], session_id) if found else []
-        except REDIS_TROUBLE:
-            if self._log is None:
-                raise
+        if not loaded.is_without_redis:
+            try:
+                history = (Command(("LRANGE", keys.history, 0, -1)),) if self._log is None else ()
+                ttl, *found = yield from redis_call(Command(("TTL", keys.summary)), *history)
+                entries = self._readable(found[0], session_id) if found else []
+            except REDIS_TROUBLE:
+                if self._log is None:
+                    raise
         stats = _stats_of(entries) if self._log is None else (yield from self._log.summary_stats(session_id))
         return {
             **stats,

@@ -205,17 +205,17 @@ def test_a_hung_redis_costs_its_deadline_and_then_next_to_nothing(redis_outage: 
     redis_outage.go_on()
 
 
-HOT: dict[str, Callable[[MemoryManager], object]] = {
+WAIT_ONCE: dict[str, Callable[[MemoryManager], object]] = {
     "add_message": lambda manager: manager.add_message("s", say(4)),
     "append": lambda manager: manager.append("s", say(4)),
     "add_messages": lambda manager: manager.add_messages("s", talk(2, start=4)),
     "add_and_get_context": lambda manager: manager.add_and_get_context("s", say(4)),
     "get_context": lambda manager: manager.get_context("s"),
+    "get_memory_stats": lambda manager: manager.get_memory_stats("s"),
 }
 OTHERS: dict[str, Callable[[MemoryManager], object]] = {
     "pin": lambda manager: manager.pin("s", "m"),
     "clear_session_memory": lambda manager: manager.clear_session_memory("s"),
-    "get_memory_stats": lambda manager: manager.get_memory_stats("s"),
     "add_summary": lambda manager: manager.summary_store.add_summary("s", "A fact."),
 }
 
@@ -258,9 +258,10 @@ def test_as_many_calls_wait_for_a_hung_database_as_the_breaker_takes_failures(da
 
 
 @pytest.mark.parametrize("colour", [SYNC], indirect=True)
-@pytest.mark.parametrize("name", [*HOT, *OTHERS])
+@pytest.mark.parametrize("name", [*WAIT_ONCE, *OTHERS])
 def test_as_many_calls_wait_for_a_hung_redis_as_the_breaker_takes_failures(redis_outage: Outage, name: str) -> None:
-    """With the settings of a new manager: five waits in all, one of them at most in a call of every turn."""
+    """With the settings of a new manager: five waits in all, at most one in a call of every turn or of one that
+    only reads, and two in one that changes what a session shows."""
     failures = MemoryConfig().breaker_failure_threshold
     assert failures == 5
     manager = redis_outage.open(breaker_failure_threshold=failures, breaker_recovery_seconds=60.0)
@@ -272,12 +273,12 @@ def test_as_many_calls_wait_for_a_hung_redis_as_the_breaker_takes_failures(redis
     for _ in range(20):
         waits.append(0)
         with suppress(StoreUnavailableError):
-            (HOT | OTHERS)[name](manager)
+            (WAIT_ONCE | OTHERS)[name](manager)
         if manager.circuit_breaker.get_state() == CircuitState.OPEN:
             break
     manager.wait_for_folds()
     until_open = len(waits)
-    for call in (HOT | OTHERS).values():
+    for call in (WAIT_ONCE | OTHERS).values():
         waits.append(0)
         with suppress(StoreUnavailableError):
             call(manager)
@@ -287,8 +288,7 @@ def test_as_many_calls_wait_for_a_hung_redis_as_the_breaker_takes_failures(redis
     assert not any(waits[until_open:]), "a call has waited although the breaker was open"
     # One that had begun to wait in the background when the breaker opened is one more.
     assert failures <= sum(waits) + len(in_background) <= failures + 1
-    if name in HOT:
-        assert max(waits) == 1, "one call has waited twice"
+    assert max(waits) == 1 if name in WAIT_ONCE else max(waits) <= 2, "one call has waited again"
 
 
 def test_a_dead_port_is_found_out_at_once(database_url: str, tenant: str, colour: str) -> None:
