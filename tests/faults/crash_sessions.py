@@ -32,7 +32,13 @@ from crash_operations import (
 from crash_outcomes import Messages, Outcome, assert_reads, is_read, numbers
 from memory_contract import Backend, say
 
-from contract_engine.memory import ConfigurationError, InvalidInputError, MemoryManager, StoreUnavailableError
+from contract_engine.memory import (
+    ConfigurationError,
+    InvalidInputError,
+    MemoryManager,
+    SessionExistsError,
+    StoreUnavailableError,
+)
 from contract_engine.memory._tables import metadata
 from contract_engine.memory.keys import SessionKeys
 
@@ -350,7 +356,7 @@ class Stage:
                 assert error.field == "version", repr(error)
                 assert session.watermark == 0, "there is a version to name"
             elif operation.does is Does.IMPORT:
-                assert error.field == "session_id", repr(error)
+                assert isinstance(error, SessionExistsError)
                 assert session.said, "there is no such session"
             else:
                 assert operation.refers_to_last
@@ -481,8 +487,8 @@ class Stage:
         """Do again what was broken off: it is done then, once and wholly."""
         try:
             answer = operation.call(self.checker, session.id, len(session.said))
-        except InvalidInputError as exc:
-            if (operation.does, exc.field) != (Does.IMPORT, "session_id") or not truth:
+        except SessionExistsError:
+            if operation.does is not Does.IMPORT or not truth:
                 raise
             return truth
         if operation.does is Does.ERASE:
