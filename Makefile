@@ -25,7 +25,7 @@ test: $(VENV)/.ready  ## Run the suite on a real Redis and PostgreSQL
 	@echo "-- tests, on $(WORKERS) workers, each with its own Redis and PostgreSQL"
 	@$(RUN)/pytest -n $(WORKERS) --dist loadfile $(LAST) --ignore tests/faults || $(FORGET)
 
-test-faults: $(VENV)/.ready  ## Run the fault tests: servers and processes killed, stopped and partitioned
+test-faults: $(VENV)/.ready  ## Run the fault tests, and those that take long: servers and processes killed, stopped, raced and timed
 	@echo "-- fault tests, on $(WORKERS) workers; servers of their own are killed"
 	@$(RUN)/pytest -n $(WORKERS) --dist loadfile $(LAST) tests/faults || $(FORGET)
 

@@ -20,7 +20,7 @@ from contract_engine.memory.models import Loaded, empty_session
 pytest_plugins = ("memory_fixtures",)
 pytestmark = pytest.mark.timeout(300)  # the first test waits for all measurements
 
-BENCH = Path(__file__).resolve().parents[1] / "benchmarks" / "bench.py"
+BENCH = Path(__file__).resolve().parents[2] / "benchmarks" / "bench.py"
 
 ROOM = 1.6
 """A figure fails here only where it misses its reach by more than this: that is no noise."""
