@@ -36,6 +36,8 @@ class Conservation(RuleBasedStateMachine):
     database_url: str | None
     redis: Any
     """Redis as anybody else reaches it."""
+    checked = 0
+    """How often the law was held against a context."""
     ids: Bundle[tuple[str, dict[str, Any]]] = Bundle("ids")
 
     def __init__(self) -> None:
@@ -166,6 +168,7 @@ class Conservation(RuleBasedStateMachine):
     @invariant()
     def law(self) -> None:
         self.check(self.manager.get_context("s"))
+        type(self).checked += 1
 
     @precondition(lambda self: self.database_url is not None)
     @invariant()
@@ -173,8 +176,8 @@ class Conservation(RuleBasedStateMachine):
         assert self.manager.session_store.get_chat_history("s") == self.acknowledged
 
 
-def hold(redis_url: str, database_url: str | None, raw: redis.Redis, *, histories: int) -> None:
-    """Hold so many histories of 30 steps against the law."""
+def hold(redis_url: str, database_url: str | None, raw: redis.Redis, *, histories: int) -> int:
+    """Hold so many histories of 30 steps against the law; answers how often it was."""
 
     class Machine(Conservation):
         pass
@@ -186,8 +189,9 @@ def hold(redis_url: str, database_url: str | None, raw: redis.Redis, *, historie
             max_examples=histories, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
+    return Machine.checked
 
 
 @pytest.mark.parametrize("mode", ["durable", "ephemeral"])
 def test_nothing_is_lost_doubled_or_reordered(redis_url: str, database_url: str, mode: str, raw: redis.Redis) -> None:
-    hold(redis_url, database_url if mode == "durable" else None, raw, histories=60)
+    assert hold(redis_url, database_url if mode == "durable" else None, raw, histories=60) >= 60

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from dual_stores import HASTY, contents, open_store, say, talk
 from legacy_stores import AsyncListStore, BatchStore, KnowingStore, ListStore
 from memory_contract import Backend
+from server_faults import waited_for
 
 from contract_engine.memory import (
     AsyncMemoryManager,
@@ -39,27 +39,9 @@ from contract_engine.memory.migration import (
 from contract_engine.memory.migration_control import MigrationControl
 from contract_engine.memory.phases import bucket, check_phase
 
-pytest_plugins = ("memory_fixtures",)
+pytest_plugins = ("memory_fixtures", "dual_write_fixtures")
 
 PATIENCE = 30.0
-
-
-@pytest.fixture
-def legacy() -> ListStore:
-    return ListStore()
-
-
-@pytest.fixture
-def store(blocking: Backend, legacy: ListStore) -> Iterator[EnhancedSessionStore]:
-    with open_store(blocking, legacy) as found:
-        yield found
-
-
-def eventually(holds: Any) -> None:
-    until = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < until, "not in time"
-        time.sleep(0.01)
 
 
 # -- both are written
@@ -85,8 +67,8 @@ def test_both_stores_get_every_message_in_order(durable: Backend, legacy: ListSt
 def test_a_thread_beside_relays_without_being_asked(blocking: Backend, legacy: ListStore) -> None:
     with open_store(blocking, legacy, is_relaying=True) as store:
         store.add_chat_message("s", say(1))
-        eventually(lambda: legacy.contents("s") == talk(1))
-        eventually(lambda: store.backlog().messages == 0)
+        assert waited_for(lambda: legacy.contents("s") == talk(1), PATIENCE)
+        assert waited_for(lambda: store.backlog().messages == 0, PATIENCE)
 
 
 async def test_a_task_beside_relays_to_a_store_of_either_kind(redis_url: str, database_url: str, tenant: str) -> None:
@@ -129,7 +111,7 @@ def test_relays_at_once_give_every_message_once_and_in_order(blocking: Backend, 
         relays = [pool.submit(relay) for _ in range(4)]
         for number in range(20):
             list(pool.map(lambda session_id, number=number: store.add_chat_message(session_id, say(number)), sessions))
-        eventually(lambda: store.backlog().messages == 0)
+        assert waited_for(lambda: store.backlog().messages == 0, PATIENCE)
         stop.set()
         assert sum(one.result() for one in relays) == 240
     assert {session_id: legacy.contents(session_id) for session_id in sessions} == {
@@ -173,7 +155,7 @@ def test_a_legacy_store_that_is_down_costs_a_backlog_and_nothing_else(
     with open_store(blocking, legacy, is_relaying=True, breaker=breaker) as store, ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(store.add_chat_message, f"s{number % 8}", say(number)) for number in range(160)]
         assert all(one.result() is True for one in answers)
-        eventually(lambda: breaker.snapshot().failed >= 5)
+        assert waited_for(lambda: breaker.snapshot().failed >= 5, PATIENCE)
         backlog = store.backlog()
         manager = blocking.open()
         assert (backlog.messages, backlog.sessions, backlog.parked) == (160, 8, 0)
@@ -231,8 +213,8 @@ def test_a_message_that_is_refused_parks_its_session_and_no_other(
         for number in range(3):
             store.add_chat_message("bad", say(number))
         store.add_chat_message("good", say(1000))
-        eventually(lambda: store.relay_once() or store.backlog().parked)
-        eventually(lambda: store.relay_once() == 0 and store.backlog().parked == 1)
+        assert waited_for(lambda: bool(store.relay_once() or store.backlog().parked), PATIENCE)
+        assert waited_for(lambda: store.relay_once() == 0 and store.backlog().parked == 1, PATIENCE)
         assert legacy.contents("bad") == talk(0)
         assert legacy.contents("good") == talk(1000)
         (parked,) = store.waiting_sessions()
@@ -324,7 +306,7 @@ def test_the_phase_says_which_store_is_read(durable: Backend, legacy: ListStore)
     other = open_store(durable, legacy, phase="coexistence")
     assert other.get_phase() == (Phase.GRADUAL, 100), "what is stored counts"
     other.set_phase("coexistence")
-    eventually(lambda: contents(store.get_chat_history("s"))[-1] == "legacy")
+    assert waited_for(lambda: contents(store.get_chat_history("s"))[-1] == "legacy", PATIENCE)
 
 
 def test_a_percentage_is_stable_and_a_larger_one_keeps_its_sessions() -> None:
@@ -371,8 +353,8 @@ def test_a_phase_switched_under_load_never_shows_a_reader_less(blocking: Backend
                 for _ in range(3):
                     for phase, percentage in (("gradual", 50), ("full", None), ("gradual", 20), ("coexistence", None)):
                         store.set_phase(phase, percentage)
-                        count = reads
-                        eventually(lambda count=count: reads > count + 5 or tasks[-1].done())
+                        enough = reads + 6
+                        assert waited_for(lambda most=enough: reads >= most or tasks[-1].done(), PATIENCE)  # type: ignore[misc]  # bound above
             finally:
                 stop.set()
             for one in tasks:

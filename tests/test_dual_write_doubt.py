@@ -15,15 +15,10 @@ from memory_contract import Backend
 from contract_engine.memory.legacy import overlap
 from contract_engine.memory.migration import EnhancedSessionStore, RelaySettings
 
-pytest_plugins = ("memory_fixtures",)
+pytest_plugins = ("memory_fixtures", "dual_write_fixtures")
 
 SHORT = RelaySettings(lease_seconds=0.3, first_delay_seconds=0.01, max_delay_seconds=0.1, poll_seconds=0.05)
 WORDS = st.text("ab", max_size=6)
-
-
-@pytest.fixture
-def legacy() -> ListStore:
-    return ListStore()
 
 
 @pytest.fixture

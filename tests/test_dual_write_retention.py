@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from datetime import timedelta
 
 import psycopg
 import pytest
-from dual_stores import contents, open_store, say, talk
+from dual_stores import contents, say, talk
 from legacy_stores import ListStore
 from memory_contract import Backend, row_counts
 
 from contract_engine.memory import MemoryManager
 from contract_engine.memory.migration import EnhancedSessionStore
 
-pytest_plugins = ("memory_fixtures",)
+pytest_plugins = ("memory_fixtures", "dual_write_fixtures")
 
 TABLES = ("memory_outbox", "memory_relays")
-
-
-@pytest.fixture
-def legacy() -> ListStore:
-    return ListStore()
-
-
-@pytest.fixture
-def store(blocking: Backend, legacy: ListStore) -> Iterator[EnhancedSessionStore]:
-    with open_store(blocking, legacy) as found:
-        yield found
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from contract_engine.memory.hooks import Detail, DualWriteMismatch, Fallback, ob
 from contract_engine.memory.metrics import MemoryMetrics
 from contract_engine.memory.migration import AsyncEnhancedSessionStore, EnhancedSessionStore, RelaySettings
 
-pytest_plugins = ("memory_fixtures",)
+pytest_plugins = ("memory_fixtures", "dual_write_fixtures")
 
 LIST = Path(__file__).resolve().parents[1] / "deploy" / "prometheus" / "metrics.txt"
 PATIENCE = 30.0
@@ -38,11 +38,6 @@ PARKING = RelaySettings(lease_seconds=2.0, first_delay_seconds=0.01, max_delay_s
 def metrics() -> Iterator[MemoryMetrics]:
     with closing(MemoryMetrics()) as collected:
         yield collected
-
-
-@pytest.fixture
-def legacy() -> ListStore:
-    return ListStore()
 
 
 @pytest.fixture
@@ -117,6 +112,7 @@ async def test_so_does_one_for_asyncio(blocking: Backend, legacy: ListStore, met
         async with asyncio.timeout(PATIENCE):
             while "memory_outbox_messages" not in served(metrics.registry):
                 await asyncio.sleep(0.02)
+        assert served(metrics.registry)["memory_outbox_parked_messages"] == 0
 
 
 def test_a_mismatch_is_told_by_kind_and_without_ids(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from typing import Any, Generic, TypeVar
 
 from contract_engine.memory.async_manager import AsyncMemoryManager
@@ -21,7 +22,7 @@ from contract_engine.memory.session_store import AsyncPostgresSessionStore, Post
 M = TypeVar("M", MemoryManager, AsyncMemoryManager)
 
 
-class MigrationBase(Generic[M]):
+class MigrationBase(ABC, Generic[M]):
     """Two stores side by side; nothing is read or opened before the first call."""
 
     _manager_type: type[M]
@@ -70,9 +71,9 @@ class MigrationBase(Generic[M]):
         self._make_worker()
         _adapters.add(self)
 
+    @abstractmethod
     def _make_worker(self) -> None:
         """Make what relays beside the program."""
-        raise NotImplementedError
 
     def _check_manager(self, manager: object) -> None:
         """Refuse what is no manager of this colour, naming the adapter that takes the other one."""

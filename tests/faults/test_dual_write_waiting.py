@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,18 +14,7 @@ from memory_contract import Backend
 from contract_engine.memory import MemoryManager
 from contract_engine.memory.migration import EnhancedSessionStore
 
-pytest_plugins = ("memory_fixtures",)
-
-
-@pytest.fixture
-def legacy() -> ListStore:
-    return ListStore()
-
-
-@pytest.fixture
-def store(blocking: Backend, legacy: ListStore) -> Iterator[EnhancedSessionStore]:
-    with open_store(blocking, legacy) as found:
-        yield found
+pytest_plugins = ("memory_fixtures", "dual_write_fixtures")
 
 
 def own_log(manager: MemoryManager) -> EnhancedSessionStore:
