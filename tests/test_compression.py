@@ -33,7 +33,7 @@ from contract_engine.working_memory.errors import (
 from contract_engine.working_memory.layers import run
 from contract_engine.working_memory.records import Record, RecordKey
 
-KEY = RecordKey(ConversationMemoryType.WORKING_MEMORY, "c")
+KEY = RecordKey.under("memory", ConversationMemoryType.WORKING_MEMORY, "c")
 
 
 def of(text: str = "", *, conversation_id: str = "c") -> IMemoryInput:

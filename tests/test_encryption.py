@@ -34,7 +34,7 @@ from contract_engine.working_memory.ttl_strategy import TTLStrategy
 from contract_engine.working_memory.versions import Versioned
 
 WORKING = ConversationMemoryType.WORKING_MEMORY
-KEY = RecordKey(WORKING, "c")
+KEY = RecordKey.under("memory", WORKING, "c")
 OLD, NEW = bytes(range(32)), bytes(range(32, 64))
 SECRET = "the canary sings at noon"
 
@@ -101,11 +101,11 @@ def test_metadata_are_encrypted_where_that_is_asked_for_and_filters_still_work()
 
 
 def moved_to_another_conversation(manager: InMemoryManager) -> None:
-    put(manager, stored(manager, RecordKey(WORKING, "other")))
+    put(manager, stored(manager, RecordKey.under("memory", WORKING, "other")))
 
 
 def moved_to_another_type(manager: InMemoryManager) -> None:
-    put(manager, stored(manager, RecordKey(ConversationMemoryType.LONG_TERM_MEMORY, "c")))
+    put(manager, stored(manager, RecordKey.under("memory", ConversationMemoryType.LONG_TERM_MEMORY, "c")))
 
 
 def moved_to_another_memory(manager: InMemoryManager) -> None:
@@ -259,10 +259,10 @@ def test_a_write_uses_the_active_key_and_reencrypt_does_the_rest() -> None:
     encrypted = Encrypted(inner, keys=ring("new"))
     after = Versioned(encrypted)
     after.update(of("third", conversation_id="c0"))
-    key = RecordKey(WORKING, "c0")
+    key = RecordKey.under("memory", WORKING, "c0")
     assert "aes-256-gcm:old" not in repr(stored(inner, key)), "a change rewrites the versions too"
 
-    times = [stored(inner, RecordKey(WORKING, f"c{number}")).last_update for number in range(20)]
+    times = [stored(inner, RecordKey.under("memory", WORKING, f"c{number}")).last_update for number in range(20)]
     told: list[int] = []
     assert encrypted.reencrypt("memory:WORKING_MEMORY:c*", progress=told.append) == 19
     assert told[-1] == 19
@@ -270,7 +270,7 @@ def test_a_write_uses_the_active_key_and_reencrypt_does_the_rest() -> None:
     only_new = Versioned(Encrypted(inner, keys=ring("new", new=NEW)))
     for number in range(1, 20):
         name = f"c{number}"
-        record = stored(inner, RecordKey(WORKING, name))
+        record = stored(inner, RecordKey.under("memory", WORKING, name))
         assert "aes-256-gcm:old" not in repr(record)
         assert record.last_update == times[number]
         assert only_new.retrieve(of(conversation_id=name))[0].working_memory == f"second {number}"

@@ -238,7 +238,7 @@ def test_the_same_contents_in_another_form_live_as_long_as_before(backend: Memor
     manager.store(say("short", "b"))
     manager.ttl = 1000  # of which nothing is taken
     for conversation_id in ("for ever", "short", "nobody"):
-        flow = manager.layer.change(RecordKey(WORKING, conversation_id), _in_another_form)
+        flow = manager.layer.change(RecordKey.under(manager.prefix, WORKING, conversation_id), _in_another_form)
         if backend.colour == SYNC:
             run(flow)
         else:

@@ -174,7 +174,7 @@ def test_two_equal_changes_at_once_are_both_there(backend: MemoryBackend) -> Non
         added = replace(record.items[0], memory_id=str(len(record.items) + 1))
         return replace(record, items=(*record.items, added))
 
-    key = RecordKey(WORKING, "c1")
+    key = RecordKey.under(one.prefix, WORKING, "c1")
     run(one.layer.change(key, revise))
     assert begun == ["other"]
     assert texts_of(one.retrieve(ask("c1"))) == ["the same"] * 3

@@ -35,36 +35,36 @@ class Front:
     clock: Callable[[], float]
 
     def store_one(self, request: IMemoryInput) -> Flow[str]:
-        key = intake.record_key(request)
+        key = intake.record_key(request, self.prefix)
         record = intake.new_record(request, max_bytes=self.max_bytes, now=self._now())
         yield from self.layer.write([(key, record)])
-        return key.name(self.prefix)
+        return key.name
 
     def store_many(self, requests: Sequence[IMemoryInput]) -> Flow[list[str]]:
         now, max_bytes = self._now(), self.max_bytes
         records = [
-            (intake.record_key(request), intake.new_record(request, max_bytes=max_bytes, now=now))
+            (intake.record_key(request, self.prefix), intake.new_record(request, max_bytes=max_bytes, now=now))
             for request in intake.check_batch(requests)
         ]
         if records:
             yield from self.layer.write(records)
-        return [key.name(self.prefix) for key, _ in records]
+        return [key.name for key, _ in records]
 
     def retrieve(self, request: IMemoryInput) -> Flow[list[IWorkingMemory]]:
-        key = intake.record_key(request)
+        key = intake.record_key(request, self.prefix)
         intake.check_wanted(request)
         (record,) = yield from self.layer.read([key])
-        return [] if record is None else select(record, request, key.name(self.prefix))
+        return [] if record is None else select(record, request, key.name)
 
     def retrieve_many(self, requests: Sequence[IMemoryInput]) -> Flow[list[list[IWorkingMemory]]]:
-        keys = [intake.record_key(request) for request in intake.check_batch(requests)]
+        keys = [intake.record_key(request, self.prefix) for request in intake.check_batch(requests)]
         for request in requests:
             intake.check_wanted(request)
         if not keys:
             return []
         records = yield from self.layer.read(keys)
         return [
-            [] if record is None else select(record, request, key.name(self.prefix))
+            [] if record is None else select(record, request, key.name)
             for key, record, request in zip(keys, records, requests, strict=True)
         ]
 
@@ -76,7 +76,7 @@ class Front:
             return []
 
     def update(self, request: IMemoryInput) -> Flow[None]:
-        key = intake.record_key(request)
+        key = intake.record_key(request, self.prefix)
         items = intake.items(request, max_bytes=self.max_bytes)
         wanted, metadata, now = intake.memory_id(request), dict(request.metadata or {}), self._now()
         is_named = wanted is not None or len(items) > 1 or request.data[0].memory_id is not None  # type: ignore[index]
@@ -84,7 +84,7 @@ class Front:
         def revise(record: Record | None) -> Record | None:
             if record is None:
                 return None
-            check_marks(record, key.name(self.prefix))
+            check_marks(record, key.name)
             if is_named or len(record.items) > 1:
                 mine = _revised(record.items, items, wanted)
             else:  # the only memory, whatever its id
@@ -97,7 +97,7 @@ class Front:
         yield from self.layer.change(key, revise)
 
     def delete(self, request: IMemoryInput) -> Flow[None]:
-        key = intake.record_key(request)
+        key = intake.record_key(request, self.prefix)
         wanted, now = intake.memory_id(request), self._now()
         if wanted is None:
             yield from self.layer.remove([key])
@@ -114,38 +114,38 @@ class Front:
         yield from self.layer.change(key, revise)
 
     def store_rich(self, conversation_id: str, memory: RichMemory, memory_type: ConversationMemoryType) -> Flow[str]:
-        key, now = intake.key_of(conversation_id, memory_type), self._now()
+        key, now = intake.key_of(conversation_id, memory_type, self.prefix), self._now()
         checked = intake.rich_item(memory, "1", max_bytes=self.max_bytes)
 
         def revise(record: Record | None) -> Record:
             if record is None:
                 return Record((checked,), {}, now, now)
-            check_marks(record, key.name(self.prefix))
+            check_marks(record, key.name)
             name = intake.free_id({item.memory_id for item in record.items}, len(record.items) + 1)
             grown = replace(record, items=(*record.items, replace(checked, memory_id=name)), last_update=now)
             return intake.check_record_size(grown, max_bytes=self.max_bytes)
 
         yield from self.layer.change(key, revise)
-        return key.name(self.prefix)
+        return key.name
 
     def important(
         self, conversation_id: str, min_importance: int, memory_type: ConversationMemoryType
     ) -> Flow[list[RichMemory]]:
-        key = intake.key_of(conversation_id, memory_type)
+        key = intake.key_of(conversation_id, memory_type, self.prefix)
         least = intake.check_importance(min_importance, "min_importance")
         (record,) = yield from self.layer.read([key])
         if record is None:
             return []
-        check_marks(record, key.name(self.prefix))
+        check_marks(record, key.name)
         found = (intake.rich_memory(item) for item in record.items)
         return [memory for memory in found if memory is not None and memory.importance >= least]
 
     def history(self, conversation_id: str, memory_type: ConversationMemoryType) -> Flow[list[dict[str, Any]]]:
-        key = intake.key_of(conversation_id, memory_type)
+        key = intake.key_of(conversation_id, memory_type, self.prefix)
         (record,) = yield from self.layer.read([key])
         versions = record.versions if record else ()
         for version in versions:
-            check_marks(version, key.name(self.prefix))
+            check_marks(version, key.name)
         return [
             {
                 "timestamp": version.last_update,
@@ -157,7 +157,7 @@ class Front:
         ]
 
     def restore(self, conversation_id: str, memory_type: ConversationMemoryType, timestamp: str) -> Flow[None]:
-        key, now = intake.key_of(conversation_id, memory_type), self._now()
+        key, now = intake.key_of(conversation_id, memory_type, self.prefix), self._now()
 
         def revise(record: Record | None) -> Record:
             versions = record.versions if record else ()

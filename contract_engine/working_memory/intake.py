@@ -26,9 +26,10 @@ MAX_BATCH = 100_000
 """How many records one call may store or retrieve."""
 
 _RICH = ("importance", "tags")
+_NOTHING: dict[str, Any] = {}
 
 
-def record_key(request: IMemoryInput) -> RecordKey:
+def record_key(request: IMemoryInput, prefix: str) -> RecordKey:
     """Return the key of the record that is meant."""
     if not isinstance(request, IMemoryInput):
         raise InvalidInputError("input", f"expected an IMemoryInput, got {type(request).__name__}")
@@ -39,15 +40,15 @@ def record_key(request: IMemoryInput) -> RecordKey:
         and conversation_id.isprintable()
         and 0 < len(conversation_id) <= MAX_SESSION_ID_CHARS
     ):
-        return RecordKey(kind, conversation_id)  # nearly all of them
-    return key_of(conversation_id, kind)
+        return RecordKey.under(prefix, kind, conversation_id)  # nearly all of them
+    return key_of(conversation_id, kind, prefix)
 
 
-def key_of(conversation_id: object, memory_type: object) -> RecordKey:
+def key_of(conversation_id: object, memory_type: object, prefix: str) -> RecordKey:
     """Return the key of a record; no two of them share a name, since no type has a colon in it."""
     kind = memory_type if type(memory_type) is ConversationMemoryType else _memory_type(memory_type)
     try:
-        return RecordKey(kind, check_session_id(conversation_id))
+        return RecordKey.under(prefix, kind, check_session_id(conversation_id))
     except InvalidInputError as exc:
         raise InvalidInputError("conversation_id", exc.problem) from None
 
@@ -56,9 +57,9 @@ def new_record(request: IMemoryInput, *, max_bytes: int, now: str) -> Record:
     """Return the record of everything in ``request.data``."""
     data, metadata = request.data, request.metadata
     # Nearly all of them are one short text and nothing else. This is all of the time that a batch takes here.
-    if metadata == {} and request.memory_id is None and type(data) is list and len(data) == 1:
+    if metadata == _NOTHING and request.memory_id is None and type(data) is list and len(data) == 1:
         memory = data[0]
-        if type(memory) is IWorkingMemory and memory.metadata == {} and memory.memory_id is None:
+        if type(memory) is IWorkingMemory and memory.metadata == _NOTHING and memory.memory_id is None:
             text: object = memory.working_memory
             if type(text) is str and len(text) * 4 <= max_bytes:
                 return Record((Item(text, "1"),), {}, now, now)

@@ -52,7 +52,7 @@ class Shell(ABC):
     @cached_property
     def layer(self) -> Layer:
         """What the records go through; a wrapper is a layer over the one of the manager in it."""
-        return StoredRecords(self.store_of_records, prefix=self.prefix)
+        return StoredRecords(self.store_of_records)
 
     @cached_property
     def _front(self) -> Front:

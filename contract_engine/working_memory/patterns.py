@@ -59,7 +59,7 @@ def _matches_everything(pattern: str, prefix: str) -> bool:
     """Whether it matches, in every type, a conversation that it cannot mean: one without any character in use."""
     matches = matcher(pattern)
     return any(
-        all(matches(RecordKey(kind, "\ue0ff" * length).name(prefix)) for kind in ConversationMemoryType)
+        all(matches(RecordKey.under(prefix, kind, "\ue0ff" * length).name) for kind in ConversationMemoryType)
         for length in range(1, MAX_SESSION_ID_CHARS + 1)
     )
 

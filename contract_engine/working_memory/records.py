@@ -21,10 +21,17 @@ from contract_engine.working_memory.models import ConversationMemoryType
 
 
 class RecordKey(msgspec.Struct, frozen=True, gc=False):
-    """Names a record: ``memory:{TYPE}:{conversation_id}`` where ``prefix`` is ``memory``."""
+    """Which record is meant; ``name`` is the key under which a store keeps it."""
 
     memory_type: ConversationMemoryType
     conversation_id: str
+    name: str
+
+    @classmethod
+    def under(cls, prefix: str, memory_type: ConversationMemoryType, conversation_id: str) -> RecordKey:
+        """Return the key whose name is ``memory:{TYPE}:{conversation_id}`` where the prefix is ``memory``."""
+        # A join takes half the time of an f-string.
+        return cls(memory_type, conversation_id, ":".join((prefix, memory_type, conversation_id)))
 
     @classmethod
     def of(cls, name: str, *, prefix: str) -> RecordKey | None:
@@ -33,11 +40,7 @@ class RecordKey(msgspec.Struct, frozen=True, gc=False):
         found = ConversationMemoryType.__members__.get(kind)
         if not name.startswith(f"{prefix}:") or not conversation_id or found is None or found != kind:
             return None  # an alias is no name of a type
-        return cls(found, conversation_id)
-
-    def name(self, prefix: str) -> str:
-        """Return the key under which a store keeps the record."""
-        return ":".join((prefix, self.memory_type, self.conversation_id))  # half the time of an f-string
+        return cls(found, conversation_id, name)
 
 
 class Ttl(Enum):

@@ -58,26 +58,24 @@ _PLAIN_HEAD = b'{"data":{"working_memory":'
 class StoredRecords:
     """A layer over a store, of either colour."""
 
-    def __init__(self, store: Store | AsyncStore, *, prefix: str, chance: Callable[[], float] = random.random) -> None:
+    def __init__(self, store: Store | AsyncStore, *, chance: Callable[[], float] = random.random) -> None:
         self._store = store
-        self._prefix = prefix
         self._chance = chance
 
     def read(self, keys: Sequence[RecordKey]) -> Flow[list[Record | None]]:
         """Answer the records; :class:`CorruptDataError` where there are bytes that are none."""
-        names = [key.name(self._prefix) for key in keys]
+        names = [key.name for key in keys]
         bodies = yield Call(self._store.get, (names,))
         return [None if body is None else decode_record(body) for body in bodies]
 
     def write(self, records: Sequence[tuple[RecordKey, Record]]) -> Flow[None]:
         """Put records in place of what is there."""
-        prefix = self._prefix
-        entries = [(key.name(prefix), encode_record(record), record.ttl_seconds) for key, record in records]
+        entries = [(key.name, encode_record(record), record.ttl_seconds) for key, record in records]
         yield Call(self._store.put, (entries,))
 
     def change(self, key: RecordKey, revise: Callable[[Record | None], Record | None]) -> Flow[Record | None]:
         """Put what ``revise`` makes of a record in its place; :class:`ContentionError` where it loses every race."""
-        name, change = key.name(self._prefix), f"{random.getrandbits(64):016x}"
+        name, change = key.name, f"{random.getrandbits(64):016x}"
         for attempt in range(MAX_ATTEMPTS):
             if attempt >= AT_ONCE:
                 yield Pause(min(PAUSE_SECONDS * attempt, MAX_PAUSE_SECONDS) * self._chance())
@@ -95,15 +93,19 @@ class StoredRecords:
 
     def remove(self, keys: Sequence[RecordKey]) -> Flow[int]:
         """Remove records and answer how many there were."""
-        count: int = yield Call(self._store.remove, ([key.name(self._prefix) for key in keys],))
+        count: int = yield Call(self._store.remove, ([key.name for key in keys],))
         return count
 
 
 def encode_record(record: Record, *, change: str = "") -> bytes:
     """Return the bytes of a record, whose metadata have been found to be JSON."""
     try:
-        if not change and _is_plain(record):
-            return _PLAIN_HEAD + _encoder.encode(record.items[0].text) + _plain_tail(record.last_update)
+        now, items = record.last_update, record.items
+        # Nearly every store brings one new text with nothing to it.
+        if not (change or record.metadata or record.versions) and len(items) == 1 and record.created_at == now:
+            item = items[0]
+            if item.memory_id == "1" and not (item.metadata or item.marks):
+                return _PLAIN_HEAD + _encoder.encode(item.text) + _plain_tail(now)
         return _encoder.encode(_stored(record, change))
     except UnicodeEncodeError:  # lone surrogates
         return encode_value(msgspec.to_builtins(_stored(record, change)), field="data", max_bytes=_NO_LIMIT)
@@ -119,14 +121,6 @@ def decode_record(body: bytes) -> Record:
         return _record(msgspec.convert(decode_value(body), _StoredRecord))
     except UNREADABLE as exc:
         raise CorruptDataError("bytes that are not a record") from exc
-
-
-def _is_plain(record: Record) -> bool:
-    """Whether it is what nearly every store brings: one new text with nothing to it."""
-    if record.metadata or record.versions or len(record.items) != 1 or record.created_at != record.last_update:
-        return False
-    (item,) = record.items
-    return item.memory_id == "1" and not item.metadata and not item.marks
 
 
 @lru_cache(maxsize=16)
