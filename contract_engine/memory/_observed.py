@@ -70,18 +70,21 @@ class Observed:
         """Note how long it took, which raised; to be called while the error is on its way."""
         self._ending(outcome_of(sys.exception()))[1].add(perf_counter() - started)
 
-    def tell_ended(self, started: float, answer: object, ends: list[SpanEnd] | None) -> None:
-        """:meth:`ended`, and tell of it."""
+    def tell(
+        self, started: float, ends: list[SpanEnd] | None, answer: object = None, error: BaseException | None = None
+    ) -> None:
+        """Note how long it took, and tell of it: it ended with this answer, or with this error."""
         seconds = perf_counter() - started
-        ending, durations = self._ok if answer else self._ending_of(answer)
-        _tell(ending, durations, seconds, ends, None)
-
-    def tell_failed(self, started: float, ends: list[SpanEnd] | None) -> None:
-        """:meth:`failed`, and tell of it."""
-        seconds = perf_counter() - started
-        error = sys.exception()
-        ending, durations = self._ending(outcome_of(error))
-        _tell(ending, durations, seconds, ends, error)
+        if error is not None:
+            ending, durations = self._ending(outcome_of(error))
+        else:
+            ending, durations = self._ok if answer else self._ending_of(answer)
+        if observers.records:
+            durations.add(seconds)
+        if ends is not None:
+            observers.end(ends, ending, error)
+        if observers.hooks:
+            tell_all(observers.hooks, OperationEnded(ending, seconds), observers.failed)
 
     def _ending_of(self, answer: object) -> tuple[Ending, Distribution]:
         """Return how something ended that answered with nothing, or no."""
@@ -95,17 +98,6 @@ class Observed:
             labels = self.operation, self.backend, outcome
             found = self._endings.setdefault(outcome, (Ending(*labels), durations_of(*labels)))
         return found
-
-
-def _tell(
-    ending: Ending, durations: Distribution, seconds: float, ends: list[SpanEnd] | None, error: BaseException | None
-) -> None:
-    if observers.records:
-        durations.add(seconds)
-    if ends is not None:
-        observers.end(ends, ending, error)
-    if observers.hooks:
-        tell_all(observers.hooks, OperationEnded(ending, seconds), observers.failed)
 
 
 def outcome_of(error: BaseException | None) -> str:

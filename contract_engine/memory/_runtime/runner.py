@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from contextvars import copy_context
 from functools import partial
@@ -119,13 +120,13 @@ class Runtime:
         except StopIteration as stop:
             result: T = stop.value
             if observed is not None:
-                observed.tell_ended(started, result, ends)
+                observed.tell(started, ends, result)
                 observed = None
             return result
         finally:
             flow.close()  # one that was interrupted notes at once what it has begun
             if observed is not None:
-                observed.tell_failed(started, ends)
+                observed.tell(started, ends, error=sys.exception())
 
     def _run_timed(self, flow: Flow[T]) -> T:
         """:meth:`run` where times are noted and nobody is told: in full, since metrics are to cost next to nothing."""
@@ -178,8 +179,8 @@ class Runtime:
             is_over = True
         finally:
             if not is_over:
-                observed.tell_failed(started, ends)
-        observed.tell_ended(started, answer, ends)
+                observed.tell(started, ends, error=sys.exception())
+        observed.tell(started, ends, answer)
         return answer
 
     def _perform(self, effect: Any) -> Any:
@@ -292,13 +293,13 @@ class AsyncRuntime:
         except StopIteration as stop:
             result: T = stop.value
             if observed is not None:
-                observed.tell_ended(started, result, ends)
+                observed.tell(started, ends, result)
                 observed = None
             return result
         finally:
             flow.close()
             if observed is not None:
-                observed.tell_failed(started, ends)
+                observed.tell(started, ends, error=sys.exception())
 
     async def _run_timed(self, flow: Flow[T]) -> T:
         """See :meth:`Runtime._run_timed`."""
@@ -347,8 +348,8 @@ class AsyncRuntime:
             is_over = True
         finally:
             if not is_over:
-                observed.tell_failed(started, ends)
-        observed.tell_ended(started, answer, ends)
+                observed.tell(started, ends, error=sys.exception())
+        observed.tell(started, ends, answer)
         return answer
 
     def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
