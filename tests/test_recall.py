@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,7 +22,9 @@ from contract_engine.memory import (
     MemoryManager,
     SessionLimits,
 )
+from contract_engine.memory.ranking import Candidate, scores
 from contract_engine.memory.recall import BATCH, MOST_BATCHES_OF_A_CONTEXT
+from contract_engine.memory.terms import message_terms, query_terms
 
 pytest_plugins = ("memory_fixtures",)
 
@@ -368,6 +371,31 @@ def test_a_long_session_ranks_as_a_short_one_does(blocking: Backend) -> None:
     assert 701 in seqs(manager.get_context("s", "Did Ann see a beekeeper?")["recalled"])
     assert len(manager.search_messages("s", "Ann walk", 300)) == 300, "both are common, and there are as many"
     assert {one["message"]["name"] for one in manager.search_messages("s", "Bob", 300)} == {"Bob"}
+
+
+@pytest.mark.parametrize("question", ["walk", "Ann walks and reads", "swim seven 13?", "What did Bob read?"])
+def test_scores_are_those_of_counting_every_message(blocking: Backend, question: str) -> None:
+    """What the database tells of terms is what counting them here gives: how often each stands in each message."""
+    manager = blocking.open(limits=LIMITS)
+    said = [
+        {
+            "role": "user",
+            "name": ("Ann", "Bob")[number % 2],
+            "content": " ".join(f"{word} {number % 17}" for word in ("Walk", "Swim", "Read")[: 1 + number % 3])
+            + " walk" * (number % 4)
+            + "?" * (number % 5 == 0),
+            "timestamp": "2024-05-01T10:00:00Z",
+        }
+        for number in range(60)
+    ]
+    manager.add_messages("s", said)
+    manager.wait_for_folds()
+    assert manager.get_context("s")["watermark"] > 40, "most of them are searched by the database"
+    made = [message_terms(one, 0.0) for one in said]
+    counted = [Candidate(seq, len(terms), Counter(terms)) for seq, terms in enumerate(made, 1)]
+    expected = scores(query_terms(question), counted, count=60, total_length=sum(map(len, made)))
+    found = {one["seq"]: one["score"] for one in manager.search_messages("s", question, 60)}
+    assert found == pytest.approx(expected)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract_engine.memory._log_recall import candidates, vector_text
+from contract_engine.memory._log_recall import BAR, candidates, vector_text
 from contract_engine.memory.terms import (
     ASKS,
     MAX_MESSAGE_TERMS,
@@ -104,7 +104,9 @@ def test_terms_can_be_lexemes_as_they_stand(text: str) -> None:
 @given(st.lists(ANY_TEXT, max_size=5))
 def test_what_a_message_is_found_by_comes_back_from_its_vector(texts: list[str]) -> None:
     terms = message_terms({"role": "user", "content": " ".join(texts)}, 0.0)
-    (candidate,) = candidates(f"7 {len(terms)} {vector_text(terms)}", sorted(set(terms)))
+    asked = sorted(set(terms))
+    has_all = 2 ** len(asked) - 1
+    (candidate,) = candidates(f"7 {len(terms)} {has_all}{BAR}{vector_text(terms).replace(' ', BAR)}", asked)
     assert (candidate.seq, candidate.length) == (7, len(terms))
     assert candidate.frequencies == {term: min(terms.count(term), 255) for term in set(terms)}
 

@@ -6,8 +6,10 @@ the watermark have one, for their numbers never change again; and all of them do
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,7 +18,10 @@ from contract_engine.memory._effects import Statement
 from contract_engine.memory._log import insert, milliseconds, session_id, tenant, this_session
 from contract_engine.memory._tables import Tsvector, messages, recall, sessions
 from contract_engine.memory.ranking import Candidate
+from contract_engine.memory.terms import MAX_QUERY_TERMS
 
+MOST_TERMS = MAX_QUERY_TERMS + 1
+"""How many terms a search is told of: those of a question, and whether a message asks."""
 MAX_FREQUENCY = 255
 """What PostgreSQL keeps of the positions of one lexeme; a term that stands there more often is no better found."""
 
@@ -28,6 +33,9 @@ class _Tsquery(sa.types.UserDefinedType[str]):
         return "TSQUERY"
 
 
+BAR = "|"
+"""Stands in no term."""
+_BAR: sa.ColumnElement[str] = sa.literal_column(f"'{BAR}'")
 _SEQS = sa.ARRAY(sa.BigInteger)
 _ONE: sa.ColumnElement[int] = sa.literal_column("1")
 
@@ -115,27 +123,52 @@ def _picked(table: sa.Table, *columns: sa.ColumnElement[Any]) -> tuple[sa.TableV
     return seq, row.lateral("row")
 
 
-def _sample() -> sa.Select[Any]:
-    """How many of a few messages have each of these terms, and how many these messages are; a row for each term."""
+def _common() -> sa.Select[Any]:
+    """The terms that more than a share of a few messages have, with the share that does; a row for each term."""
     seq, row = _picked(recall, recall.c.terms)
-    term = sa.func.unnest(sa.bindparam("terms", type_=sa.ARRAY(sa.Text))).table_valued("text").render_derived()
-    has_term = row.c.terms.op("@@")(sa.cast(term.c.text, _Tsquery))
+    sample = sa.select(row.c.terms).select_from(seq.join(row, sa.true())).cte("sample")
+    size = sa.select(sa.func.count()).select_from(sample).scalar_subquery()
+    term = sa.func.unnest(sample.c.terms).table_valued("lexeme").lateral("term")
+    share = sa.cast(sa.func.count(), sa.Float) / size
     return (
-        sa.select(term.c.text, sa.func.count().filter(has_term), sa.func.count())
-        .select_from(seq.join(row, sa.true()).join(term, sa.true()))
-        .group_by(term.c.text)
+        sa.select(term.c.lexeme, share)
+        .select_from(sample.join(term, sa.true()))
+        .group_by(term.c.lexeme)
+        .having(share > sa.cast(sa.bindparam("share"), sa.Float))
     )
+
+
+def _has(query: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    return recall.c.terms.bool_op("@@")(sa.cast(query, _Tsquery))
+
+
+def _marks() -> sa.ColumnElement[int]:
+    """Which of the terms asked for a row has: a bit for each.
+
+    Terms that are not given are null. The planner knows what becomes of them, and of their sum: they stand first.
+    """
+    bits = [
+        sa.case((_has(sa.bindparam(f"term_{place}")), sa.literal_column(str(2**place))), else_=sa.literal_column("0"))
+        for place in reversed(range(MOST_TERMS))
+    ]
+    return functools.reduce(operator.add, bits)
 
 
 def _search() -> sa.Select[Any]:
     """One row: how far the session is indexed, how many rows of which length it has, and those with a term wanted.
 
-    These come as one text, a line each. A few thousand short rows are read faster than any index over all sessions.
+    These come as one text, a line of three words each: number, length, and a bit for each term it has. What takes
+    longest is to write terms out, so only a row that has one of them more than once ends with all of its own, with bars
+    for blanks: positions begin at 1, so such a term follows itself. A few thousand short rows are read faster than any
+    index over all sessions.
     """
-    is_wanted = recall.c.terms.op("@@")(sa.cast(sa.bindparam("wanted"), _Tsquery))
-    line = sa.func.concat(
-        recall.c.seq, sa.literal_column("' '"), recall.c.length, sa.literal_column("' '"), recall.c.terms
-    )
+    is_wanted = _has(sa.bindparam("wanted"))
+    blank = sa.literal_column("' '")
+    written = sa.func.replace(sa.cast(recall.c.terms, sa.Text), blank, _BAR)
+    has_more_than_different_ones = recall.c.length > sa.func.length(recall.c.terms)  # asked first, for it costs nothing
+    is_counted = sa.and_(has_more_than_different_ones, _has(sa.bindparam("twice")))
+    counted = sa.case((is_counted, sa.func.concat(_BAR, written)))
+    line = sa.func.concat(recall.c.seq, blank, recall.c.length, blank, _marks(), counted)
     found = (
         sa.select(
             sa.func.count().label("count"),
@@ -180,7 +213,7 @@ def _fetch() -> sa.Select[Any]:
 
 UNINDEXED = Statement("unindexed", _unindexed)
 INDEX = Statement("index", _index)
-SAMPLE = Statement("sample", _sample)
+COMMON = Statement("common", _common)
 SEARCH = Statement("search", _search)
 FETCH = Statement("fetch", _fetch)
 
@@ -193,26 +226,35 @@ def vector_text(terms: Sequence[str]) -> str:
     )
 
 
-def lexeme_text(term: str) -> str:
-    """Return the text of a tsquery that finds rows with the term."""
-    return f"'{term}'"
+def search_words(terms: Sequence[str], wanted: Iterable[str]) -> dict[str, str | None]:
+    """Return what ``SEARCH`` is given to find rows with any of the terms wanted, and to tell which of all they have."""
+    lexemes = [f"'{term}'" for term in terms]
+    words: dict[str, str | None] = {f"term_{place}": None for place in range(MOST_TERMS)}
+    words |= {f"term_{place}": lexeme for place, lexeme in enumerate(lexemes)}
+    words["wanted"] = " | ".join(f"'{term}'" for term in wanted)
+    words["twice"] = " | ".join(f"{lexeme} <-> {lexeme}" for lexeme in lexemes)
+    return words
 
 
-def query_text(terms: Iterable[str]) -> str:
-    """Return the text of a tsquery that finds rows with any of the terms."""
-    return " | ".join(map(lexeme_text, terms))
+def candidates(lines: str, terms: Sequence[str]) -> list[Candidate]:
+    """Return the rows that ``SEARCH`` found, with how often each of the terms stands there."""
+    words = lines.split()
+    marks = words[2::3]
+    frequencies = {each: _frequencies(each, terms) for each in set(marks)}
+    return list(map(Candidate, map(int, words[0::3]), map(int, words[1::3]), map(frequencies.__getitem__, marks)))
 
 
-def candidates(lines: str, terms: Sequence[str]) -> Iterator[Candidate]:
-    """Give the rows that ``SEARCH`` found, with how often each of the terms stands there."""
-    marks = [(term, f"'{term}':") for term in terms]
-    for line in lines.split("\n") if lines else ():
-        seq, length, vector = line.split(" ", 2)
-        frequencies = {}
-        for term, mark in marks:
-            start = vector.find(mark)
-            if start >= 0:
-                start += len(mark)
-                end = vector.find(" ", start)
-                frequencies[term] = vector.count(",", start, end if end >= 0 else len(vector)) + 1
-        yield Candidate(int(seq), int(length), frequencies)
+def _frequencies(marks: str, terms: Sequence[str]) -> dict[str, int]:
+    bits, _, vector = marks.partition(BAR)
+    has = int(bits)
+    return {term: _frequency(term, vector) for place, term in enumerate(terms) if has >> place & 1}
+
+
+def _frequency(term: str, vector: str) -> int:
+    """Return how many positions a term has in the text of a vector, once where there is none."""
+    if not vector:
+        return 1
+    mark = f"'{term}':"
+    start = vector.index(mark) + len(mark)
+    end = vector.find(BAR, start)
+    return vector.count(",", start, end if end >= 0 else len(vector)) + 1

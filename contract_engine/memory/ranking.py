@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -82,7 +83,7 @@ def questions_of(candidates: Iterable[Candidate]) -> frozenset[int]:
 
 def best_first(scored: Mapping[int, float]) -> list[int]:
     """Return the numbers by score; of equals the older first."""
-    return sorted(scored, key=lambda seq: (-scored[seq], seq))
+    return [seq for _, seq in sorted(zip(map(operator.neg, scored.values()), scored, strict=True))]
 
 
 def within_budget(seqs: Iterable[int], tokens: Mapping[int, int], budget: int) -> list[int]:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from contract_engine.memory._effects import Flow, query, spawn
 from contract_engine.memory._log_recall import (
+    COMMON,
     FETCH,
     INDEX,
-    SAMPLE,
     SEARCH,
     UNINDEXED,
     candidates,
-    lexeme_text,
-    query_text,
+    search_words,
     vector_text,
 )
 from contract_engine.memory.config import MemoryConfig
@@ -54,8 +54,10 @@ TOKENS_OF_A_CANDIDATE = 20
 SAMPLE_FROM = 1000
 SAMPLE_SIZE = 100
 COMMON_SHARE = 0.15
-"""In a session of more messages than the first, a sample tells which terms are common: the name of who says every
-second message weighs next to nothing, and would have half of the session read for it."""
+"""In a session of so many messages a sample tells which terms are common: the name of who says every second message
+weighs next to nothing, and would have half of the session read for it. It serves until there are as many more."""
+MOST_SAMPLES = 1000
+"""Of so many sessions the common terms are kept."""
 ATTEMPTS = 10
 """How often a search begins anew because the session was erased and begun again meanwhile."""
 
@@ -102,6 +104,7 @@ class Recall:
     def __init__(self, config: MemoryConfig, log: LogFlows) -> None:
         self._tenant = config.tenant
         self._log = log
+        self._shares: OrderedDict[tuple[str, int, int], Mapping[str, float]] = OrderedDict()
 
     def _key(self, session_id: str) -> dict[str, str]:
         return {"of_tenant": self._tenant, "of_session": session_id}
@@ -152,10 +155,10 @@ class Recall:
             state = yield from self._log.read_state(session_id)
             if state is None:
                 return []
-            found = yield from self._find(session_id, terms, state.watermark, least=limit)
+            found = yield from self._find(session_id, state.epoch, terms, state.watermark, least=limit)
             if not found.is_indexed:
                 yield from self.index(session_id)
-                found = yield from self._find(session_id, terms, state.watermark, least=limit)
+                found = yield from self._find(session_id, state.epoch, terms, state.watermark, least=limit)
             if found.epoch != state.epoch:
                 continue
             entries = {entry.seq: entry for entry in state.entries[-MOST_UNFOLDED:]}
@@ -189,10 +192,10 @@ class Recall:
         if not terms or not state.watermark:
             return Recalled([], 0, True)
         try:
-            found = yield from self._find(session_id, terms, state.watermark, least=least)
+            found = yield from self._find(session_id, state.epoch, terms, state.watermark, least=least)
             if not found.is_indexed:
                 yield from self.index(session_id, most_batches=MOST_BATCHES_OF_A_CONTEXT)
-                found = yield from self._find(session_id, terms, state.watermark, least=least)
+                found = yield from self._find(session_id, state.epoch, terms, state.watermark, least=least)
                 if not found.is_indexed:
                     yield from self.spawn_index(session_id)
                     return NOT_AVAILABLE
@@ -216,31 +219,39 @@ class Recall:
             logger.warning("session %s: nothing recalled: %s", session_id, exc)
             return NOT_AVAILABLE
 
-    def _find(self, session_id: str, terms: Sequence[str], up_to: int, *, least: int) -> Flow[_Found]:
+    def _find(self, session_id: str, epoch: int, terms: Sequence[str], up_to: int, *, least: int) -> Flow[_Found]:
         """Find the messages with any of the terms; where ``least`` have others, those with nothing but common ones are
         left out.
         """
-        common: dict[str, float] = {}
-        if up_to > SAMPLE_FROM and len(terms) > 1:
-            # At random, for two speakers take turns; seeded, so that the same question has the same answer.
-            seqs = random.Random(up_to).sample(range(1, up_to + 1), SAMPLE_SIZE)
-            wanted = {**self._key(session_id), "terms": [lexeme_text(term) for term in terms], "seqs": seqs}
-            rows = yield from query(SAMPLE, wanted)
-            shares = {text[1:-1]: having / count for text, having, count in rows}
-            common = {term: share for term, share in shares.items() if share > COMMON_SHARE}
+        sampled = up_to - up_to % SAMPLE_FROM if len(terms) > 1 else 0
+        shares = self._shares.get((session_id, epoch, sampled))
+        if sampled and shares is None:
+            shares = yield from self._sample(session_id, sampled)
+        common = {term: shares[term] for term in terms if term in shares} if shares else {}
         found = yield from self._find_any(session_id, terms, up_to, common)
         if common and len(found.candidates) < least:
             found = yield from self._find_any(session_id, terms, up_to, {})
+        if shares is not None and found.is_indexed:  # of all that the sample was drawn from
+            self._shares[session_id, epoch, sampled] = shares
+            if len(self._shares) > MOST_SAMPLES:
+                self._shares.popitem(last=False)
         return found
+
+    def _sample(self, session_id: str, up_to: int) -> Flow[dict[str, float]]:
+        """Look at a few messages, and return the terms that are common among them with the share that has each."""
+        # At random, for two speakers take turns; seeded, so that the same question has the same answer.
+        seqs = random.Random(up_to).sample(range(1, up_to + 1), SAMPLE_SIZE)
+        rows = yield from query(COMMON, {**self._key(session_id), "seqs": seqs, "share": COMMON_SHARE})
+        return dict(rows)
 
     def _find_any(self, session_id: str, terms: Sequence[str], up_to: int, common: Mapping[str, float]) -> Flow[_Found]:
         asked = [term for term in terms if term not in common] or terms
-        wanted = {**self._key(session_id), "wanted": query_text(asked), "up_to": up_to}
-        rows = yield from query(SEARCH, wanted)
+        told = [*terms, ASKS]
+        rows = yield from query(SEARCH, {**self._key(session_id), **search_words(told, asked), "up_to": up_to})
         if not rows:
             return _Found(0, True, [], 0, 0, {})
         epoch, indexed_seq, watermark, count, length, lines = rows[0]
-        found = list(candidates(lines or "", [*terms, ASKS]))
+        found = candidates(lines or "", told)
         return _Found(epoch, indexed_seq >= min(up_to, watermark), found, count, length, common)
 
     def _fetch(
