@@ -446,16 +446,19 @@ def test_what_the_log_has_no_place_for_is_said(older: Older, monkeypatch: pytest
         ("context", {"context": {"a": 1}}, False),
         ("contract", {}, True),
         ("more", {"context": {"a": 1}, "channel": "web"}, False),
+        ("null", None, False),
+        ("a null", {"context": None}, False),
+        ("a text", "channel: web", False),
     ):
         older.fill(name, history(2))
         set_metadata(older, name, metadata, has_contract=has_contract)
     table = ("--legacy-url", older.url, "--table", older.table)
     code, answer = run(older, *table, "--dry-run", monkeypatch=monkeypatch)
-    assert (code, answer["contexts"], answer["more"], answer["other_contexts"]) == (0, 2, 2, 0)
+    assert (code, answer["contexts"], answer["more"], answer["other_contexts"]) == (0, 2, 3, 0)
     given = ["--database-url", older.url, "--redis-url", older.config.redis_url, "--tenant", older.config.tenant]
     text = CliRunner().invoke(app, ["backfill", *given, *table, "--dry-run"]).stdout
-    assert "Would import 8 messages of 4 sessions with 8 messages, and 2 context objects; 0 sessions needed" in text
-    assert "2 sessions with has_contract or other session_metadata than the context object" in text
+    assert "Would import 14 messages of 7 sessions with 14 messages, and 2 context objects; 0 sessions needed" in text
+    assert "3 sessions with has_contract or other session_metadata than the context object" in text
 
 
 def test_a_row_that_a_purge_has_not_done_with_is_not_deleted_with_what_comes_in(older: Older) -> None:

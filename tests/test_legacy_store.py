@@ -230,6 +230,19 @@ def test_what_is_no_message_is_refused_before_anything_is_written(older: Older) 
     assert older.execute("SELECT count(*) FROM {table}") == [(0,)]
 
 
+def test_metadata_or_a_context_that_is_null_is_none(older: Older) -> None:
+    """The original stores ``None`` as JSON's null."""
+    store = older.store
+    for name, metadata in (("metadata", "null"), ("context", '{"context": null, "lang": "de"}')):
+        store.add_chat_message(name, said(1))
+        older.execute("UPDATE {table} SET session_metadata = %s WHERE session_id = %s", (metadata, name))
+        assert store.get_session_context_atomic(name) is None
+        assert store.save_session_context_atomic(name, {"state": "search"})
+        assert store.get_session_context_atomic(name) == {"state": "search"}
+    rest = older.execute("SELECT session_metadata - 'context' FROM {table} ORDER BY session_id")
+    assert rest == [({"lang": "de"},), ({},)]
+
+
 def test_sessions_are_saved_searched_and_listed(older: Older) -> None:
     store = older.store
     store.add_chat_message("a", {"role": "user", "content": "A blue BICYCLE"})

@@ -20,6 +20,9 @@ TITLE_CHARS = 64
 _PART = re.compile(r"[^\W\d]\w{0,62}")
 
 _ARRAY = "CASE WHEN jsonb_typeof(s.chat_history) = 'array' THEN s.chat_history ELSE '[]' END"
+# Null is what the original stores where there is no value: nothing can be added to it, nor taken from it.
+_METADATA = "COALESCE(NULLIF(s.session_metadata, 'null'), '{}')"
+_CONTEXT_TEXT = "NULLIF(s.session_metadata -> 'context', 'null')::text"
 # The columns have no time zone, and are read as times of UTC: the zone of whoever writes must not get in.
 _NOW = "(now() AT TIME ZONE 'utc')"
 _COLUMNS = (
@@ -31,8 +34,8 @@ _CREATE = """
 CREATE TABLE IF NOT EXISTS {table} (
     session_id varchar PRIMARY KEY,
     title varchar(64),
-    created_at timestamp NOT NULL DEFAULT (now() AT TIME ZONE 'utc'),
-    updated_at timestamp NOT NULL DEFAULT (now() AT TIME ZONE 'utc'),
+    created_at timestamp NOT NULL DEFAULT {now},
+    updated_at timestamp NOT NULL DEFAULT {now},
     message_count integer DEFAULT 0,
     last_user_text text,
     last_user_ts timestamp,
@@ -76,7 +79,7 @@ VALUES (:session_id, {now}, {now}, CAST(:title AS text), 0, NULL, NULL, CAST(:sh
 ON CONFLICT (session_id) DO UPDATE SET
     title = COALESCE(CAST(:title AS text), s.title),
     short_summary = COALESCE(CAST(:short_summary AS text), s.short_summary),
-    session_metadata = COALESCE(s.session_metadata, '{{}}') || COALESCE(CAST(:metadata AS jsonb), '{{}}'),
+    session_metadata = {metadata} || COALESCE(CAST(:metadata AS jsonb), '{{}}'),
     has_contract = COALESCE(CAST(:has_contract AS boolean), s.has_contract),
     updated_at = excluded.updated_at
 RETURNING s.session_id"""
@@ -98,7 +101,7 @@ SELECT session_id, title, created_at, updated_at, message_count, last_user_text,
        has_contract
 FROM {table} ORDER BY updated_at DESC, session_id LIMIT :most"""
 
-_CONTEXT = "SELECT (session_metadata -> 'context')::text FROM {table} WHERE session_id = :session_id"
+_CONTEXT = "SELECT {context} FROM {table} AS s WHERE s.session_id = :session_id"
 
 _IDS = """
 SELECT e.value ->> '{id_field}' FROM {table} AS s,
@@ -117,8 +120,9 @@ _OUTLINE = """
 SELECT jsonb_typeof(s.chat_history), jsonb_array_length({history}), octet_length(s.chat_history::text),
        jsonb_path_exists({history}, '$[*].{id_field}'),
        (extract(epoch FROM s.created_at) * 1000)::bigint, (extract(epoch FROM s.updated_at) * 1000)::bigint,
-       s.short_summary, (s.session_metadata -> 'context')::text,
-       COALESCE(s.has_contract, false) OR COALESCE(s.session_metadata, '{{}}') - 'context' <> '{{}}'
+       s.short_summary, {context},
+       COALESCE(s.has_contract, false)
+           OR CASE jsonb_typeof({metadata}) WHEN 'object' THEN {metadata} - 'context' <> '{{}}' ELSE true END
 FROM {table} AS s WHERE s.session_id = :session_id"""
 
 _TEMPLATES = {
@@ -167,7 +171,15 @@ class LegacyTable:
         self._statements = {key: self._statement(key, text) for key, text in _TEMPLATES.items()}
 
     def _statement(self, key: str, template: str) -> Statement:
-        sql = template.format(table=self._quoted, columns=_COLUMNS, history=_ARRAY, id_field=MESSAGE_ID_FIELD, now=_NOW)
+        sql = template.format(
+            table=self._quoted,
+            columns=_COLUMNS,
+            history=_ARRAY,
+            metadata=_METADATA,
+            context=_CONTEXT_TEXT,
+            id_field=MESSAGE_ID_FIELD,
+            now=_NOW,
+        )
         return Statement(f"legacy_{key}", lambda: sa.text(sql))
 
     def __getitem__(self, key: str) -> Statement:
@@ -175,4 +187,4 @@ class LegacyTable:
 
     def create(self, connection: sa.Connection) -> None:
         """Create the table as the original declares it, unless it is there."""
-        connection.execute(sa.text(_CREATE.format(table=self._quoted)))
+        connection.execute(sa.text(_CREATE.format(table=self._quoted, now=_NOW)))
