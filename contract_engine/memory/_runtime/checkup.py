@@ -1,8 +1,9 @@
 """Rounds of health checks: side by side, with one hard end, and for everybody who asks within a second.
 
 A check goes through the runtime as any call does, breaker included; but it is no operation of anybody, and no hook is
-told of it. One that is still under way at the end of its round is waited for by the next round, and not begun again: a
-server that hangs costs one connection, however often it is asked about.
+told of it. One that is still under way when the next round begins is waited for there, and not begun again: a server
+that hangs costs one connection, however often it is asked about. One that has ended by then is made anew: what it found
+may be long ago.
 """
 
 from __future__ import annotations
@@ -53,8 +54,12 @@ class Checks(ABC, Generic[R]):
         """Return the report of a round; must not wait for anybody."""
 
 
-def _late() -> CheckResult:
-    return CheckResult("", f"no answer within {ROUND_SECONDS:g} s", ROUND_SECONDS)
+_LATE = CheckResult("", f"no answer within {ROUND_SECONDS:g} s", ROUND_SECONDS)
+
+
+def _results(checks: Mapping[str, Future[CheckResult] | asyncio.Task[CheckResult]]) -> dict[str, CheckResult]:
+    """Return what has been found by now; a check that is still under way is late."""
+    return {name: check.result() if check.done() else _LATE for name, check in checks.items()}
 
 
 class _Round(Generic[R]):
@@ -64,10 +69,6 @@ class _Round(Generic[R]):
         self.checks = checks
         self.report: Future[R] = Future()
         self.began = time.monotonic()
-
-    def results(self) -> dict[str, CheckResult]:
-        """Return what has been found by now; a check that is still under way is late."""
-        return {name: check.result() if check.done() else _late() for name, check in self.checks.items()}
 
 
 class Checkup(Generic[R]):
@@ -82,7 +83,7 @@ class Checkup(Generic[R]):
         self._lock = threading.Lock()
         self._round: _Round[R] | None = None
         self._held: tuple[R, float] | None = None
-        self._under_way: dict[str, Future[CheckResult]] = {}
+        self._latest: dict[str, Future[CheckResult]] = {}
 
     def look(self, checks: Checks[R]) -> R:
         """Return the report of a round that is under way, or ended within the last second, or is begun here."""
@@ -100,24 +101,23 @@ class Checkup(Generic[R]):
             except CancelledError:  # whoever was at it has been interrupted
                 continue
             except TimeoutError:  # whoever is at it gets no time; what the servers have answered is known all the same
-                return checks.report(others.results())
+                return checks.report(_results(others.checks))
 
     def _begin(self, flows: Mapping[str, Callable[[], Flow[str]]]) -> _Round[R]:
         for name, flow in flows.items():
-            if name not in self._under_way:
-                self._under_way[name] = start_daemon(self._timed(flow), f"contract-memory-check-{name}")
-        return _Round({name: self._under_way[name] for name in flows})
+            if name not in self._latest or self._latest[name].done():
+                self._latest[name] = start_daemon(self._timed(flow), f"contract-memory-check-{name}")
+        return _Round({name: self._latest[name] for name in flows})
 
     def _finish(self, checks: Checks[R], mine: _Round[R]) -> R:
         try:
             wait(mine.checks.values(), ROUND_SECONDS)
-            report = checks.report(mine.results())
+            report = checks.report(_results(mine.checks))
             self._held = (report, time.monotonic() + HELD_SECONDS)
             mine.report.set_result(report)
             return report
         finally:
             with self._lock:
-                self._under_way = {name: check for name, check in self._under_way.items() if not check.done()}
                 self._round = None
             mine.report.cancel()
 
@@ -140,7 +140,7 @@ class AsyncCheckup(Generic[R]):
         self._run = run
         self._round: asyncio.Task[R] | None = None
         self._held: tuple[R, float] | None = None
-        self._under_way: dict[str, asyncio.Task[CheckResult]] = {}
+        self._latest: dict[str, asyncio.Task[CheckResult]] = {}
 
     async def look(self, checks: Checks[R]) -> R:
         """See :meth:`Checkup.look`."""
@@ -153,11 +153,11 @@ class AsyncCheckup(Generic[R]):
     async def _look(self, checks: Checks[R]) -> R:
         flows = checks.flows()
         for name, flow in flows.items():
-            if name not in self._under_way:
-                self._under_way[name] = asyncio.create_task(self._timed(flow), name=f"contract-memory check {name}")
-        await asyncio.wait(self._under_way.values(), timeout=ROUND_SECONDS)
-        done = {name: self._under_way.pop(name) for name in flows if self._under_way[name].done()}
-        report = checks.report({name: done[name].result() if name in done else _late() for name in flows})
+            if name not in self._latest or self._latest[name].done():
+                self._latest[name] = asyncio.create_task(self._timed(flow), name=f"contract-memory check {name}")
+        under_way = {name: self._latest[name] for name in flows}
+        await asyncio.wait(under_way.values(), timeout=ROUND_SECONDS)
+        report = checks.report(_results(under_way))
         self._held = (report, time.monotonic() + HELD_SECONDS)
         return report
 
@@ -171,11 +171,11 @@ class AsyncCheckup(Generic[R]):
 
     async def close(self) -> None:
         """Give up what is under way."""
-        tasks: list[asyncio.Task[Any]] = [*self._under_way.values(), *([self._round] if self._round else [])]
+        tasks: list[asyncio.Task[Any]] = [*self._latest.values(), *([self._round] if self._round else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._under_way.clear()
+        self._latest.clear()
         self._round = None
 
 
