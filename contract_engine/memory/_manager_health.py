@@ -43,6 +43,28 @@ class OutboxHealth(NamedTuple):
         return bool(self.has_phase or self.messages)
 
 
+class _Warning:
+    """A check that nothing is asked for, and that warns at most; it knows since when it says what it says."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._is_on = False
+        self._since = time.time()
+
+    def told(self, detail: str, *, is_on: bool, began: float | None = None) -> HealthCheck:
+        """Return it as it is now. ``began``: when what it warns of began, where that is known."""
+        if is_on != self._is_on:
+            self._is_on, self._since = is_on, began or time.time()
+        return HealthCheck(
+            name=self._name,
+            state=CheckState.WARN if is_on else CheckState.OK,
+            critical=False,
+            took_ms=0.0,
+            detail=detail,
+            since=self._since,
+        )
+
+
 class ManagerHealth(Checks[HealthReport]):
     """The checks of one manager, and the monitor that hears of them."""
 
@@ -58,11 +80,8 @@ class ManagerHealth(Checks[HealthReport]):
         self.monitor = SystemHealthMonitor(tuple(services))
         for service, breaker in self._breakers.items():
             self.monitor.watch(service, breaker)
-        self._backlog_since = time.time()
-        self._had_backlog = False
         self._outbox = OutboxHealth()
-        self._behind_since = self._backlog_since
-        self._was_behind = False
+        self._unlogged_warning, self._outbox_warning = _Warning(UNLOGGED), _Warning(OUTBOX)
 
     def flows(self) -> Mapping[str, Callable[[], Flow[str]]]:
         checks = {REDIS: self._check_redis, POSTGRES: self._check_postgres}
@@ -129,39 +148,20 @@ class ManagerHealth(Checks[HealthReport]):
 
     def _backlog_check(self) -> HealthCheck:
         count, oldest = self._flows.unlogged_backlog()
-        if bool(count) != self._had_backlog:
-            self._had_backlog, self._backlog_since = bool(count), oldest or time.time()
         detail = "no session that was written here waits to be logged"
         if count:
             detail = f"sessions that were written here wait in Redis to be logged: {count}"
-        return HealthCheck(
-            name=UNLOGGED,
-            state=CheckState.WARN if count else CheckState.OK,
-            critical=False,
-            took_ms=0.0,
-            detail=detail,
-            since=self._backlog_since,
-        )
+        return self._unlogged_warning.told(detail, is_on=bool(count), began=oldest)
 
     def _outbox_check(self) -> HealthCheck:
         # What was found last is what is known: while the database is away nothing leaves the outbox either.
         found = self._outbox
-        is_behind = bool(found.failing or found.parked)
-        if is_behind != self._was_behind:
-            self._was_behind, self._behind_since = is_behind, time.time()
         detail = f"messages that wait for the legacy store: {found.messages}"
         if found.failing:
             detail += f"; it has failed for sessions: {found.failing}"
         if found.parked:
             detail += f"; sessions put aside: {found.parked}"
-        return HealthCheck(
-            name=OUTBOX,
-            state=CheckState.WARN if is_behind else CheckState.OK,
-            critical=False,
-            took_ms=0.0,
-            detail=detail,
-            since=self._behind_since,
-        )
+        return self._outbox_warning.told(detail, is_on=bool(found.failing or found.parked))
 
 
 def _detail(*, is_durable: bool, is_up: Mapping[str, bool]) -> str:
