@@ -24,16 +24,16 @@ class _Standing:
     """Whether there was anything to keep a relay from its work; each change is told once."""
 
     def __init__(self) -> None:
-        self._was_away = False
+        self._was_in_trouble = False
 
-    def is_away(self, exc: MemoryServiceError) -> None:
-        logger.log(logging.DEBUG if self._was_away else logging.WARNING, "nothing is relayed now: %s", exc)
-        self._was_away = True
+    def note_trouble(self, exc: MemoryServiceError) -> None:
+        logger.log(logging.DEBUG if self._was_in_trouble else logging.WARNING, "nothing is relayed now: %s", exc)
+        self._was_in_trouble = True
 
-    def is_well(self) -> None:
-        if self._was_away:
+    def note_success(self) -> None:
+        if self._was_in_trouble:
             logger.warning("relaying again")
-        self._was_away = False
+        self._was_in_trouble = False
 
 
 class RelayWorker:
@@ -80,9 +80,9 @@ class RelayWorker:
             try:
                 while self._work() and not stop.is_set():
                     pass
-                standing.is_well()
+                standing.note_success()
             except MemoryServiceError as exc:
-                standing.is_away(exc)
+                standing.note_trouble(exc)
 
     def close(self) -> None:
         """Finish the round under way and end the thread; a later message starts it again."""
@@ -124,9 +124,9 @@ class AsyncRelayWorker:
             try:
                 while await self._work() and not stop.is_set():
                     pass
-                standing.is_well()
+                standing.note_success()
             except MemoryServiceError as exc:
-                standing.is_away(exc)
+                standing.note_trouble(exc)
 
     async def close(self) -> None:
         """See :meth:`RelayWorker.close`."""
