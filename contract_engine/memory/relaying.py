@@ -118,14 +118,9 @@ class Relay:
             [one.session_id for one in claims], messages=MESSAGES, most_bytes=BYTES
         )
         group = _Group(lease, claims, min(time.monotonic() + GROUP_SECONDS, ends_at), ends_at)
-        while group.waiting:
-            claim = group.waiting.pop(0)
-            read = found.get(claim.session_id)
-            if read is None:  # it did not fit in with those before
-                group.waiting.append(claim)
-                yield from self._note(group)
-                break
-            yield from self._relay_session(group, claim, read)
+        # What did not fit in with those before was not read, and is given back.
+        while group.waiting and (read := found.get(group.waiting[0].session_id)) is not None:
+            yield from self._relay_session(group, group.waiting.pop(0), read)
         yield from self._note(group)
         self._adapt(group)
         is_more = group.is_cut or group.has_progress or not group.failed
