@@ -118,9 +118,9 @@ class DualFlows:
         setting = yield from self._phase()
         if setting.serves_new(checked):
             return (yield from self._new_history(checked, most))
+        yield from self._log_waiting(checked)
         if setting.phase is not Phase.GRADUAL or not self._shadow.is_drawn():
             return (yield from self._old_history(self._legacy, checked, most))
-        yield from self._log_waiting(checked)
         end = yield from self.outbox.log_end(checked)
         found = yield from self._old_history(self._legacy, checked, most)
         yield from spawn(lambda: self._shadow.compare(checked, found, end, most), f"comparison of session {checked}")
@@ -142,7 +142,6 @@ class DualFlows:
 
     def _old_history(self, legacy: Legacy, session_id: str, limit: int | None) -> Flow[list[Message]]:
         """Read the legacy store and what it is still to be given, in order and each once."""
-        yield from self._log_waiting(session_id)
         owed: PendingSession | None = None
         for attempt in range(ATTEMPTS):
             # Before the legacy store: what is relayed in between is in both then, and in neither the other way round.
@@ -199,9 +198,9 @@ class DualFlows:
         found = yield from self.outbox.read_phase()
         if found is None:
             # A tenant has a phase where it has a legacy store: this adapter would only pretend to be one that has.
-            found = (
-                self._first_phase if self._legacy is None else (yield from self.outbox.begin_phase(self._first_phase))
-            )
+            found = self._first_phase
+            if self._legacy is not None:
+                found = yield from self.outbox.begin_phase(found)
         self._known = found, asked_at
         return found
 
