@@ -115,10 +115,11 @@ def log_waiting(
         key,
     )
     relayed = [item.message_id for item in new if item.is_relayed]
-    if not_noted := [item.message_id for item in new if item.is_relayed is None]:
-        # Then it goes by the tenant, as it did when nothing was noted: to relay too much does no harm that parity
-        # would not show, and what was sent to both stores is to reach both.
-        relayed += not_noted if is_relayed(connection, key) else []
+    not_noted = [item.message_id for item in new if item.is_relayed is None]
+    # That goes by the tenant, as everything did when nothing was noted: to relay too much does no harm that parity
+    # would not show, and what was sent to both stores is to reach both.
+    if not_noted and is_relayed(connection, key):
+        relayed += not_noted
     relay_drained(connection, key, relayed)
     return int(last_seq) + count
 
