@@ -177,13 +177,12 @@ class Backfill:
         try:
             context = parse_legacy(history.context).message
             known = self.log.context(history.session_id)
-            if known is None and not self.dry_run:
-                outcome.context = self.log.add_context(
+            if known is None:
+                outcome.context = self.dry_run or self.log.add_context(
                     history.session_id, context, created_ms=history.created_ms, updated_ms=history.updated_ms
                 )
             else:
-                outcome.context = known is None
-            outcome.other_context = known is not None and content_digest(known) != content_digest(context)
+                outcome.other_context = content_digest(known) != content_digest(context)
         except InvalidInputError as exc:
             outcome.refused_context = str(exc)
 
