@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,10 +9,10 @@ from contract_engine.memory._effects import call_legacy
 from contract_engine.memory._runtime import Runtime, breaker_for
 from contract_engine.memory.closing import Closing
 from contract_engine.memory.config import MemoryConfig
-from contract_engine.memory.errors import ConfigurationError, InvalidInputError, SerializationError
+from contract_engine.memory.errors import ConfigurationError, InvalidInputError
 from contract_engine.memory.legacy import Legacy
 from contract_engine.memory.legacy_messages import legacy_message
-from contract_engine.memory.legacy_source import Element, History, message_time_ms
+from contract_engine.memory.legacy_source import Element, History, now_in_ms, read_element
 
 
 class LegacyObject(Closing):
@@ -46,8 +45,11 @@ class LegacyObject(Closing):
         found = self._runtime.run(self._legacy.history(session_id))
         if not found and session_id not in self.session_names():
             return None
-        now_ms = int(time.time() * 1000)
-        elements = [_element(place, value, now_ms) for place, value in enumerate(found, start=1)]
+        now_ms = now_in_ms()
+        elements = [
+            read_element(place, value, parse=legacy_message, created_ms=now_ms, latest_ms=now_ms)
+            for place, value in enumerate(found, start=1)
+        ]
 
         def read(after: int) -> Iterator[Element]:
             yield from elements[after:]
@@ -58,12 +60,3 @@ class LegacyObject(Closing):
     def close(self) -> None:
         """Close nothing of the store: whoever made it does that."""
         self._runtime.close()
-
-
-def _element(place: int, value: object, now_ms: int) -> Element:
-    try:
-        message, message_id = legacy_message(value)
-    except SerializationError as exc:
-        return Element(place, None, None, 0, str(exc))
-    at_ms = message_time_ms(message, default_ms=now_ms, latest_ms=now_ms)
-    return Element(place, message, message_id, at_ms)

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from contract_engine.memory.errors import CorruptDataError, SerializationError
 from contract_engine.memory.legacy_messages import (
@@ -20,6 +20,8 @@ from contract_engine.memory.legacy_messages import (
 from contract_engine.memory.legacy_redis import LegacyRedis, LegacySummary
 from contract_engine.memory.legacy_store import LegacySwisperStore
 from contract_engine.memory.models import Message
+
+R = TypeVar("R")
 
 PAGE_BYTES = 4 * 1024 * 1024
 PAGE_MESSAGES = 5000
@@ -65,7 +67,7 @@ def table_history(store: LegacySwisperStore, session_id: str) -> History | None:
     outline = store.outline(session_id)
     if outline is None:
         return None
-    now_ms = _now_ms()
+    now_ms = now_in_ms()
     created, updated = min(outline.created_ms or now_ms, now_ms), min(outline.updated_ms or now_ms, now_ms)
     problem = None if outline.kind == "array" else f"its chat_history is of type {outline.kind or 'NULL'}, not a list"
     size = max(1, min(PAGE_MESSAGES, PAGE_BYTES * outline.length // max(1, outline.size_bytes)))
@@ -77,7 +79,7 @@ def table_history(store: LegacySwisperStore, session_id: str) -> History | None:
             if not texts:
                 return
             for place, text in enumerate(texts, start=after + 1):
-                yield _element(place, text, parse=parse_legacy, created_ms=created, latest_ms=updated)
+                yield read_element(place, text, parse=parse_legacy, created_ms=created, latest_ms=updated)
             after += len(texts)
 
     text = outline.short_summary
@@ -90,7 +92,7 @@ def table_history(store: LegacySwisperStore, session_id: str) -> History | None:
 
 def redis_history(redis: LegacyRedis, session_id: str) -> History:
     """Return a session that only the original's keys in Redis hold."""
-    now_ms = _now_ms()
+    now_ms = now_in_ms()
     refused: list[tuple[int, str]] = []
     summaries: list[LegacySummary] = []
     elements: list[bytes] = []
@@ -104,7 +106,7 @@ def redis_history(redis: LegacyRedis, session_id: str) -> History:
     def read(after: int) -> Iterator[Element]:
         for place in range(after + 1, len(elements) + 1):
             raw = elements[place - 1]
-            yield _element(place, raw, parse=_parse_element, created_ms=now_ms, latest_ms=now_ms)
+            yield read_element(place, raw, parse=_parse_element, created_ms=now_ms, latest_ms=now_ms)
 
     return History(
         session_id, len(elements), False, now_ms, now_ms, read, summaries, SUMMARY_LIST, refused, problem, True
@@ -144,14 +146,10 @@ def _parse_element(raw: str | bytes) -> LegacyMessage:
     return legacy_message(parse_envelope(raw if isinstance(raw, bytes) else raw.encode()))
 
 
-def _element(
-    place: int,
-    raw: str | bytes,
-    *,
-    parse: Callable[[str | bytes], LegacyMessage],
-    created_ms: int,
-    latest_ms: int,
+def read_element(
+    place: int, raw: R, *, parse: Callable[[R], LegacyMessage], created_ms: int, latest_ms: int
 ) -> Element:
+    """Return one element of a history, said when its message says so, else at ``created_ms``."""
     try:
         message, message_id = parse(raw)
     except SerializationError as exc:
@@ -160,5 +158,6 @@ def _element(
     return Element(place, message, message_id, at_ms)
 
 
-def _now_ms() -> int:
+def now_in_ms() -> int:
+    """Return the time of this machine in milliseconds since 1970."""
     return int(time.time() * 1000)
