@@ -28,7 +28,10 @@ OLD = 250
 class Listing(ListStore):
     """Lists its sessions, one of them twice, as a paged listing may."""
 
+    listings = 0
+
     def session_ids(self) -> Any:
+        self.listings += 1
         if self.fails_reads:
             raise LegacyError
         yield from [*self.sessions, *list(self.sessions)[:1]]
@@ -105,6 +108,20 @@ def test_an_id_inside_a_message_tells_it(inner: ListStore, command: Command, blo
     code, done = command("backfill")
     assert (code, done["imported"]) == (0, 1)
     assert manager.session_store.get_chat_history("s") == [said(1), said(1), said(1), said(2)]
+
+
+def test_sessions_that_are_not_there_do_not_have_all_of_them_listed_again(command: Command, blocking: Backend) -> None:
+    """As in a comparison with a store that nothing has been written to yet."""
+    store = Listing()
+    STORES["store"] = store
+    store.sessions.update({"there": [said(1)], "empty": []})
+    for number in range(3):
+        blocking.open().append(f"missing {number}", said(1))
+    code, found = command("parity")
+    assert (code, found["sessions_with_differences"]) == (1, 4)
+    assert store.listings == 1
+    assert command("backfill", "--session", "nobody", "--session", "empty", "--session", "no one")[0] == 1
+    assert store.listings == 2
 
 
 def test_a_store_that_fails_is_an_error_and_not_empty(command: Command) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from contract_engine.memory._effects import call_legacy
@@ -31,6 +31,7 @@ class LegacyObject(Closing):
             raise ConfigurationError("legacy", f"{problem}; add one")
         config = MemoryConfig()
         self._runtime = Runtime(config, breaker=breaker_for(config, is_shared=False))
+        self._listed: frozenset[str] | None = None
 
     def session_names(self) -> list[str]:
         """Return its session ids, each once, in the order in which it lists them."""
@@ -38,12 +39,18 @@ class LegacyObject(Closing):
         found = self._runtime.run(call_legacy(lambda: list(store.session_ids()), self._legacy.breaker))
         if not all(isinstance(name, str) for name in found):
             raise InvalidInputError("legacy", f"session_ids() of {type(store).__name__} answers other than texts")
-        return list(dict.fromkeys(found))
+        names = list(dict.fromkeys(found))
+        self._listed = frozenset(names)
+        return names
+
+    def _last_listed(self) -> Collection[str]:
+        """Return the ids listed last: to list all of them anew for each session that is not there would take long."""
+        return self.session_names() if self._listed is None else self._listed
 
     def history(self, session_id: str) -> History | None:
-        """Return a session as it is now; None where there is no message, and it is not listed."""
+        """Return a session as it is now; None where there is no message, and it was not listed last time."""
         found = self._runtime.run(self._legacy.history(session_id))
-        if not found and session_id not in self.session_names():
+        if not found and session_id not in self._last_listed():
             return None
         now_ms = now_in_ms()
         elements = [
