@@ -541,6 +541,7 @@ def test_times_come_along(older: Older) -> None:
     future = message_time_ms({"timestamp": 99_999_999_999}, default_ms=5, latest_ms=1000)
     assert future == 1000
     assert message_time_ms({"timestamp": "soon"}, default_ms=5, latest_ms=1000) == 5
+    assert message_time_ms({"timestamp": 10**400}, default_ms=5, latest_ms=1000) == 1000
     older.fill("s", stamped)
     older.backfill("s")
     rows = older.execute(
@@ -606,7 +607,9 @@ def test_keys_of_the_original_come_in_from_redis(
     name = f"{tenant}-only-redis"
     old_redis.rpush(f"buffer:{name}", *(seal(message) for message in history(3)), json.dumps(said(3)), "no json", "[1]")
     old_redis.rpush(
-        f"summary_list:{name}", seal({"text": "First, a bike.", "timestamp": 1, "metadata": {}}), seal({"no": "text"})
+        f"summary_list:{name}",
+        seal({"text": "First, a bike.", "timestamp": 10**400, "metadata": {}}),
+        seal({"no": "text"}),
     )
     in_both = f"{tenant}-both"
     older.fill(in_both, history(50))

@@ -6,6 +6,7 @@ writes.
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 from contract_engine.memory._effects import Command, Flow, redis_call, scan
@@ -76,5 +77,5 @@ def _summary(place: int, value: Any) -> LegacySummary:
     if not isinstance(text, str) or not text.strip():
         raise SerializationError("summary", "has no text")
     at = value.get("timestamp") if isinstance(value, dict) else None
-    is_time = isinstance(at, int | float) and not isinstance(at, bool)
+    is_time = isinstance(at, int | float) and not isinstance(at, bool) and abs(at) <= sys.float_info.max
     return LegacySummary(place, text, float(at) if is_time and at is not None else None)

@@ -137,7 +137,7 @@ def _time_ms(value: Any) -> int | None:
         except ValueError:
             return None
         value = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         return None
     return int(value if value > 10**11 else value * 1000)
 
