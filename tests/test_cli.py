@@ -977,6 +977,20 @@ def test_a_reader_that_goes_away_is_no_failure(
     assert len(done.stderr.splitlines()) == 1, "the servers, and nothing else"
 
 
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_closed_output_is_no_failure(chats: str, redis_url: str, tenant: str, closed: int) -> None:
+    command = [sys.executable, "-m", "contract_engine.cli", "replay", chats, "--json", "--redis-url", redis_url]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}>&-', "sh", *command, "--ephemeral", "--tenant", tenant],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert bool(done.stdout) == (closed == 2)
+
+
 def test_help_is_cheap_and_tells_the_exit_codes() -> None:
     program = (
         "import sys; from typer.testing import CliRunner; from contract_engine.cli.app import app; "

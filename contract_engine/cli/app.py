@@ -86,7 +86,8 @@ def main() -> None:
     finally:
         end_once()  # what comes now would meet an interpreter that is being taken down
         try:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # what closed standard output, as some schedulers do, wants no flush
+                sys.stdout.flush()
         except BrokenPipeError:
             mute()
             sys.exit(UNREAD)

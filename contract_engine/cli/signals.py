@@ -33,7 +33,7 @@ def end_once() -> None:
 def mute() -> None:
     """Send what is still to be printed nowhere: who has read it until now has gone."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except BrokenPipeError:
