@@ -89,7 +89,7 @@ def redis_findings(config: MemoryConfig) -> Iterator[Finding]:
         yield Finding("redis", State.FAIL, f"{address}: {exc}", REDIS_HINT)
         return
     nodes = found.nodes
-    if len(nodes) > 1:
+    if len(nodes) > 1 or found.unserved_slots:
         yield _slots(found)
     per_node = {node: list(_node_findings(node, node.name or address, config)) for node in nodes}
     for finding in dict.fromkeys(finding for findings in per_node.values() for finding in findings):

@@ -40,7 +40,8 @@ def find_nodes(url: str, *, timeout_seconds: float) -> Nodes:
     """Return the server, the primaries of the Cluster, or the primary its Sentinels tell of.
 
     One server is not asked. Of several the first that answers is believed; each may take ``timeout_seconds``. Raises
-    RedisUnavailableError where none answers, StoreMisconfiguredError where Sentinels know no such service.
+    RedisUnavailableError where none answers, or nobody serves a slot, StoreMisconfiguredError where Sentinels know no
+    such service.
     """
     target = deployment(url)
     if target is None:
@@ -49,10 +50,15 @@ def find_nodes(url: str, *, timeout_seconds: float) -> Nodes:
     for seed in target.seeds:
         try:
             with open_client(target.url_of(seed), timeout_seconds=timeout_seconds) as client:
-                return _cluster(client, target, seed) if target.kind == "cluster" else _primary(client, target)
+                found = _cluster(client, target, seed) if target.kind == "cluster" else _primary(client, target)
         except redis_exc.RedisError as exc:
             failure, _ = redis_failure(exc)
             failure.__cause__ = exc
+        else:
+            if found.nodes:
+                return found
+            # One that was taken out of its Cluster knows nobody; the next seed may.
+            failure = RedisUnavailableError(f"{seed} knows of no node that serves a slot")
     raise failure
 
 

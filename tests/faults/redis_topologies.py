@@ -219,6 +219,21 @@ class Cluster:
 @contextmanager
 def cluster(*, replicas: int = 0, full_coverage: bool = False) -> Iterator[Cluster]:
     """Start a Cluster of three primaries; all of it is gone in the end."""
+    with _cluster_nodes(3 * (1 + replicas), full_coverage=full_coverage) as servers:
+        made = Cluster(servers[:3], servers[3:])
+        _join(made)
+        yield made
+
+
+@contextmanager
+def lone_node() -> Iterator[Cluster]:
+    """Start a node that has met nobody, and serves no slot."""
+    with _cluster_nodes(1) as servers:
+        yield Cluster(servers, [])
+
+
+@contextmanager
+def _cluster_nodes(count: int, *, full_coverage: bool = False) -> Iterator[list[Server]]:
     program = find_program(REDIS, server_directories())
     with tempfile.TemporaryDirectory(prefix="cluster-") as home, ExitStack() as stack:
         settings = _settings(
@@ -229,14 +244,12 @@ def cluster(*, replicas: int = 0, full_coverage: bool = False) -> Iterator[Clust
             "appendonly no",
         )
         servers = []
-        for port in _free_ports(3 * (1 + replicas)):
+        for port in _free_ports(count):
             server = Server(program, Path(home) / str(port), port, settings)
             stack.callback(server.stop)
             server.start()
             servers.append(server)
-        made = Cluster(servers[:3], servers[3:])
-        _join(made)
-        yield made
+        yield servers
 
 
 def _join(made: Cluster) -> None:

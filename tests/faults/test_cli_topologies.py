@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from memory_contract import DURABLE, SYNC, Backend, say, talk
-from redis_topologies import PASSWORD, Cluster, Watched, cluster, watched_primary
+from redis_topologies import PASSWORD, SLOTS, Cluster, Watched, cluster, lone_node, watched_primary
 from server_faults import waited_for
 from typer.testing import CliRunner
 
@@ -204,6 +204,20 @@ def test_seeds_that_are_away_are_passed_over(made: dict[str, Any]) -> None:
         find_nodes(f"redis+cluster://:{PASSWORD}@127.0.0.1:1,127.0.0.1:2/", timeout_seconds=5)
     with pytest.raises(StoreMisconfiguredError, match="no Sentinel watches"):
         find_nodes(made["sentinel"].url + "-other", timeout_seconds=5)
+
+
+def test_slots_that_nobody_serves_are_told_of_a_single_node_too(database_url: str, tenant: str) -> None:
+    with lone_node() as node, closing(Backend(SYNC, DURABLE, node.url, database_url, tenant)) as backend:
+        checks = [check for check in Answer(backend, "doctor", "--json").json["checks"] if "redis" in check["check"]]
+        assert [(check["check"], check["state"]) for check in checks] == [("redis", "fail")]
+        assert f"127.0.0.1:{node.primaries[0].port} knows of no node that serves a slot" in checks[0]["detail"]
+        frame = Answer(backend, "top", "--once", "--interval", "0.1", "--json").json
+        assert frame["redis"]["state"] == "away"
+        node.primaries[0].say("CLUSTER", "ADDSLOTS", *range(SLOTS // 4))
+        assert waited_for(lambda: find_nodes(node.url, timeout_seconds=5).unserved_slots == SLOTS * 3 // 4, 30)
+        checks = [check for check in Answer(backend, "doctor", "--json").json["checks"] if "slots" in check["detail"]]
+        assert [(check["check"], check["state"]) for check in checks] == [("redis cluster", "fail")]
+        assert "12,288 of 16,384 slots are served by nobody" in checks[0]["detail"]
 
 
 def test_addresses_are_shown_without_credentials() -> None:
