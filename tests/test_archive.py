@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -538,8 +539,10 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_read(
     """No server is there: whoever asked one first would say so."""
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     for given_, says in (
         (("--output", str(tmp_path / "folder")), "is a folder"),
+        (("--output", str(tmp_path / "pipe")), "is no ordinary file"),
         (("--folder", str(tmp_path / "file")), "cannot be made"),
         (("--folder", str(tmp_path / "file" / "below")), "cannot be made"),
     ):
@@ -547,6 +550,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_read(
         assert (code, out) == (2, "")
         assert says in err
         assert "Error: " in err
+    assert (tmp_path / "pipe").is_fifo()
     code, _, err = run(unreachable, "export", "--all", "--output", str(tmp_path / "new"))
     assert (code, "unavailable" in err) == (2, True), "so it would have said"
 

@@ -192,6 +192,8 @@ def _check_places(output: Path | None, folder: Path | None) -> None:
     """Refuse what cannot be written to before anything is read, and make the folder."""
     if output is not None and output.is_dir():
         raise InvalidInputError("output", f"{output} is a folder; name a file, or give --folder")
+    if output is not None and output.exists() and not output.is_file():  # the new file would take its place
+        raise InvalidInputError("output", f"{output} is no ordinary file; without --output it goes to standard output")
     if folder is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
