@@ -563,7 +563,7 @@ def test_a_disk_that_is_full_is_an_error_and_no_traceback(blocking: Backend, tmp
     given_ = ["export", "s", option, str(place), "--tenant", blocking.tenant]
     given_ += ["--redis-url", blocking.redis_url, "--database-url", str(blocking.database_url)]
     done = subprocess.run(
-        ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash", sys.executable, "-m", "contract_engine.cli", *given_],
+        ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash", sys.executable, "-B", "-m", "contract_engine.cli", *given_],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
