@@ -567,6 +567,7 @@ def test_a_disk_that_is_full_is_an_error_and_no_traceback(blocking: Backend, tmp
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
+    assert f"Error: {option[2:]}: {place}" in done.stderr
     assert "cannot be written: File too large" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []

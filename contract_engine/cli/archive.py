@@ -18,9 +18,9 @@ from rich.progress import Progress, TaskID
 
 from contract_engine.cli import display
 from contract_engine.cli.options import AsJson, DatabaseUrl, RedisUrl, Tenant
-from contract_engine.cli.outcome import NO, counted, say
+from contract_engine.cli.outcome import NO, counted, say, writing
 from contract_engine.cli.servers import Choice, chosen_manager
-from contract_engine.memory import InvalidInputError, MemoryManager, MemoryServiceError, SessionExistsError
+from contract_engine.memory import InvalidInputError, MemoryManager, SessionExistsError
 from contract_engine.memory.archive import MAX_LINE_BYTES
 
 NAME_CHARS = 150
@@ -179,7 +179,7 @@ def _export_to_folder(
             if resume and path.exists():
                 skipped += 1
                 continue
-            with suppress(_NothingError), new_file(path) as file:
+            with suppress(_NothingError), new_file(path, "folder") as file:
                 answer = manager.retention.export_session(name, file.write, progress=told)
                 if answer is None:
                     raise _NothingError
@@ -214,8 +214,11 @@ def file_name(session_id: str) -> str:
 
 
 @contextmanager
-def new_file(path: Path | None) -> Iterator[IO[bytes]]:
-    """Yield a file that gets its name when all is written, and is gone otherwise; None: standard output."""
+def new_file(path: Path | None, option: str = "output") -> Iterator[IO[bytes]]:
+    """Yield a file that gets its name when all is written, and is gone otherwise; None: standard output.
+
+    ``option`` names the one that is at fault where it cannot be written.
+    """
     if path is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -223,17 +226,14 @@ def new_file(path: Path | None) -> Iterator[IO[bytes]]:
     try:
         number, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
     except OSError as exc:
-        raise InvalidInputError("output", f"{path.parent} cannot be written to: {exc.strerror}") from exc
+        raise InvalidInputError(option, f"{path.parent} cannot be written to: {exc.strerror}") from exc
     try:
-        with open(number, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except MemoryServiceError:  # a server that is away is an OSError too
-        raise
-    except OSError as exc:
-        raise InvalidInputError("output", f"{path} cannot be written: {exc.strerror}") from exc
+        with writing(option, path):
+            with open(number, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)

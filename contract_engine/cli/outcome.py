@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -15,6 +18,7 @@ from contract_engine.cli.display import notices, output, printable
 from contract_engine.cli.signals import Terminated, mute
 from contract_engine.memory import (
     DatabaseUnavailableError,
+    InvalidInputError,
     MemoryManager,
     MemoryServiceError,
     RedisUnavailableError,
@@ -33,10 +37,8 @@ EXIT_CODES = (
 INTERRUPTED_CODES = (
     "Exit code 130 after Ctrl-C, 143 after SIGTERM: what is done stays done, and calling it again does the rest."
 )
-"""What stands at the end of the help of every command that may take long."""
-
-
 UNDONE_CODES = "Exit code 130 after Ctrl-C, 143 after SIGTERM: then nothing was changed."
+"""What stands at the end of the help of a command that may take long: one of the two."""
 
 
 class CommandGroup(TyperGroup):
@@ -82,6 +84,17 @@ def confirm(question: str, *, yes: bool) -> None:
     except EOFError:
         console.print("\nNothing was changed: nobody there to ask, give --yes.")
     raise typer.Exit(NO)
+
+
+@contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Turn what the system says against writing a file into an error of the option that names it."""
+    try:
+        yield
+    except MemoryServiceError:  # a server that is away is an OSError too
+        raise
+    except OSError as exc:
+        raise InvalidInputError(option, f"{path} cannot be written: {exc.strerror}") from exc
 
 
 def counted(number: int, noun: str) -> str:

@@ -28,9 +28,8 @@ from contract_engine.cli.legacy import (
     older_store,
 )
 from contract_engine.cli.options import AsJson, DatabaseUrl, RedisUrl, Tenant
-from contract_engine.cli.outcome import NO, counted, say
+from contract_engine.cli.outcome import NO, counted, say, writing
 from contract_engine.cli.servers import Choice, chosen_servers
-from contract_engine.memory.errors import InvalidInputError, MemoryServiceError
 from contract_engine.memory.legacy_store import DEFAULT_TABLE
 from contract_engine.memory.log_writer import LogWriter
 from contract_engine.memory.parity import Difference, Kind, Mark, compare, count_arrived, mark, summed
@@ -187,13 +186,8 @@ def _exported(path: Path | None) -> Iterator[Callable[[Difference], object]]:
     if path is None:
         yield lambda _: None
         return
-    try:
-        with path.open("w", encoding="utf-8") as file:
-            yield lambda item: file.write(json.dumps(item.as_json()) + "\n")
-    except MemoryServiceError:  # a server that is away is an OSError too
-        raise
-    except OSError as exc:
-        raise InvalidInputError("export", f"{path} cannot be written: {exc.strerror}") from exc
+    with writing("export", path), path.open("w", encoding="utf-8") as file:
+        yield lambda item: file.write(json.dumps(item.as_json()) + "\n")
 
 
 def _print(differences: Sequence[Difference], sessions: int, messages: int) -> None:
