@@ -26,7 +26,7 @@ OLD = 250
 
 
 class Listing(ListStore):
-    """Lists its sessions, one of them twice, as a paged listing may."""
+    """Lists its sessions, one of them twice, as a paged listing may; ``listings``: how often."""
 
     listings = 0
 
@@ -100,6 +100,19 @@ def test_an_object_is_imported_and_compared(inner: ListStore, command: Command, 
     assert command("backfill", "--session", "nobody")[0] == 1
 
 
+def test_sessions_are_listed_once_however_many_it_lacks(command: Command, blocking: Backend) -> None:
+    """A listing may be a walk through all of a store."""
+    store = STORES["store"] = Listing()
+    store.sessions.update({"s": [said(1)], "empty": []})
+    for name in ("alone-1", "alone-2", "alone-3"):
+        blocking.open().append(name, said(1))
+    named = ("backfill", "--session", "nobody", "--session", "empty", "--session", "no one")
+    for arguments, code in ((("parity",), 1), (("backfill",), 0), (named, 1)):
+        store.listings = 0
+        assert command(*arguments)[0] == code
+        assert store.listings == 1
+
+
 def test_an_id_inside_a_message_tells_it(inner: ListStore, command: Command, blocking: Backend) -> None:
     """So it does not matter that the older store lacks what the log has, nor that the words are said twice."""
     manager = blocking.open()
@@ -108,20 +121,6 @@ def test_an_id_inside_a_message_tells_it(inner: ListStore, command: Command, blo
     code, done = command("backfill")
     assert (code, done["imported"]) == (0, 1)
     assert manager.session_store.get_chat_history("s") == [said(1), said(1), said(1), said(2)]
-
-
-def test_sessions_that_are_not_there_do_not_have_all_of_them_listed_again(command: Command, blocking: Backend) -> None:
-    """As in a comparison with a store that nothing has been written to yet."""
-    store = Listing()
-    STORES["store"] = store
-    store.sessions.update({"there": [said(1)], "empty": []})
-    for number in range(3):
-        blocking.open().append(f"missing {number}", said(1))
-    code, found = command("parity")
-    assert (code, found["sessions_with_differences"]) == (1, 4)
-    assert store.listings == 1
-    assert command("backfill", "--session", "nobody", "--session", "empty", "--session", "no one")[0] == 1
-    assert store.listings == 2
 
 
 def test_a_store_that_fails_is_an_error_and_not_empty(command: Command) -> None:
@@ -141,3 +140,12 @@ def test_a_store_that_cannot_list_its_sessions_is_refused_with_what_to_do(comman
         code, told = command(name)
         assert code == 2
         assert "has no method session_ids()" in told
+
+
+def test_without_a_store_it_is_said_how_to_name_one(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LEGACY_STORE")
+    for name in ("backfill", "parity"):
+        code, told = command(name)
+        assert code == 2
+        assert "no legacy store is named: give --legacy-url URL" in told
+        assert "to backfill, --legacy-redis-url URL" in told, "parity does not take it"

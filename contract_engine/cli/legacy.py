@@ -61,7 +61,7 @@ class OlderStore:
         self._table = table
         self._redis = redis
         self._named = named
-        self._redis_names = [] if redis is None else redis.session_names()
+        self._redis_names = dict.fromkeys(() if redis is None else redis.session_names())
 
     def totals(self) -> tuple[int, int | None]:
         """Return about how many sessions there are, and how many messages their rows claim; None where nobody knows."""
@@ -119,19 +119,18 @@ def older_store(
 ) -> Iterator[OlderStore]:
     """Open what the options name: the object at ``place`` where no address is given; refuses to do without any."""
     place = named_object(place, url, redis_url)
-    if url is None and redis_url is None and place is None:
-        raise ConfigurationError(
-            "legacy",
-            "no legacy store is named: give --legacy-url URL for the table of the original, --legacy-redis-url URL for "
-            "its keys, else --legacy package.module:name, or LEGACY_STORE",
-        )
     with ExitStack() as stack:
-        if url is None and redis_url is None:
-            yield OlderStore(None, None, stack.enter_context(LegacyObject(find_legacy_store(place or ""))))
-            return
-        store = redis = None
+        store = redis = named = None
+        if place is not None:
+            named = stack.enter_context(LegacyObject(find_legacy_store(place)))
         if url is not None:
             store = stack.enter_context(LegacySwisperStore(url, table=table, timeout_seconds=PATIENCE_SECONDS))
         if redis_url is not None:
             redis = stack.enter_context(LegacyRedis(redis_url))
-        yield OlderStore(store, redis)
+        if store is None and redis is None and named is None:
+            raise ConfigurationError(
+                "legacy",
+                "no legacy store is named: give --legacy-url URL for the table of the original (or, to backfill, "
+                "--legacy-redis-url URL for its keys), else --legacy package.module:name, or LEGACY_STORE",
+            )
+        yield OlderStore(store, redis, named)

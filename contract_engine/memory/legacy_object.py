@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 from contract_engine.memory._effects import call_legacy
@@ -31,26 +32,15 @@ class LegacyObject(Closing):
             raise ConfigurationError("legacy", f"{problem}; add one")
         config = MemoryConfig()
         self._runtime = Runtime(config, breaker=breaker_for(config, is_shared=False))
-        self._listed: frozenset[str] | None = None
 
     def session_names(self) -> list[str]:
-        """Return its session ids, each once, in the order in which it lists them."""
-        store = self._legacy.store
-        found = self._runtime.run(call_legacy(lambda: list(store.session_ids()), self._legacy.breaker))
-        if not all(isinstance(name, str) for name in found):
-            raise InvalidInputError("legacy", f"session_ids() of {type(store).__name__} answers other than texts")
-        names = list(dict.fromkeys(found))
-        self._listed = frozenset(names)
-        return names
-
-    def _last_listed(self) -> Collection[str]:
-        """Return the ids listed last: to list all of them anew for each session that is not there would take long."""
-        return self.session_names() if self._listed is None else self._listed
+        """Return its session ids, each once, in the order in which it lists them; it is asked for them once."""
+        return list(self._names)
 
     def history(self, session_id: str) -> History | None:
-        """Return a session as it is now; None where there is no message, and it was not listed last time."""
+        """Return a session as it is now; None where there is no message, and it is not listed."""
         found = self._runtime.run(self._legacy.history(session_id))
-        if not found and session_id not in self._last_listed():
+        if not found and session_id not in self._names:
             return None
         now_ms = now_in_ms()
         elements = [
@@ -67,3 +57,11 @@ class LegacyObject(Closing):
     def close(self) -> None:
         """Close nothing of the store: whoever made it does that."""
         self._runtime.close()
+
+    @cached_property
+    def _names(self) -> dict[str, None]:
+        store = self._legacy.store
+        found = self._runtime.run(call_legacy(lambda: list(store.session_ids()), self._legacy.breaker))
+        if not all(isinstance(name, str) for name in found):
+            raise InvalidInputError("legacy", f"session_ids() of {type(store).__name__} answers other than texts")
+        return dict.fromkeys(found)
