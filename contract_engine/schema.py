@@ -56,18 +56,15 @@ def steps(current: str | None, revision: str, *, down: bool) -> list[Step]:
     from alembic.script import ScriptDirectory  # costs most of a second
 
     scripts = ScriptDirectory.from_config(_config("postgresql://unused"))
-    target: Any = scripts.get_revision(revision)  # None for base
-    if current is not None:
-        scripts.get_revision(current)  # one that is younger than this package is refused here
-    goal = None if target is None else target.revision
-    # They stand in a row, each on the one before: what lies below either end is all there is of it.
-    below = {
-        end: [one.revision for one in scripts.iterate_revisions(end, "base")] if end else [] for end in (current, goal)
-    }
-    upper, lower = (current, goal) if down else (goal, current)
-    found = [one for one in below[upper] if one not in below[lower]]
-    titles = {one: (scripts.get_revision(one).doc or "").rstrip(".") for one in found}
-    return [Step(one, titles[one]) for one in (found if down else reversed(found))]
+    row = list(scripts.walk_revisions())[::-1]  # each stands on the one before
+
+    def height(end: str) -> int:
+        at: Any = scripts.get_revision(end)  # None for base; refuses what this package does not have
+        return 0 if at is None else row.index(at) + 1
+
+    now, goal = height(current or "base"), height(revision)
+    found = row[goal:now][::-1] if down else row[now:goal]
+    return [Step(one.revision, (one.doc or "").rstrip(".")) for one in found]
 
 
 def head() -> str:

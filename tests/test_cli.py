@@ -671,6 +671,7 @@ def test_migrate_up_and_down(private_servers: PrivateServers) -> None:
     unknown = run("migrate", "--revision", "nonsense", *address)
     assert unknown.code == 2
     assert "Error: revision: Can't locate revision identified by 'nonsense'" in unknown.err
+    assert f"this version of the package has {', '.join(steps)}" in unknown.err
 
 
 def test_migrate_needs_a_database_and_one_direction(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

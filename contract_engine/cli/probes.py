@@ -110,7 +110,8 @@ def planned(current: str | None, revision: str, *, down: bool) -> list[schema.St
     try:
         return schema.steps(current, revision, down=down)
     except CommandError as exc:
-        raise ConfigurationError("revision", str(exc)) from exc
+        known = ", ".join(step.revision for step in schema.steps(None, "head", down=False))
+        raise ConfigurationError("revision", f"{exc}; this version of the package has {known}") from exc
 
 
 def migrate(url: str, revision: str, *, down: bool, advance: Callable[[], object]) -> None:

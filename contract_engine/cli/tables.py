@@ -12,13 +12,18 @@ from contract_engine.cli.outcome import confirm, say
 from contract_engine.cli.servers import Choice, chosen_servers
 from contract_engine.memory import ConfigurationError
 
+Up = Annotated[
+    str | None, typer.Option("--revision", metavar="REVISION", help="Go up to this one; by default to the newest.")
+]
+Down = Annotated[
+    str | None, typer.Option("--down", metavar="REVISION", help="Go back to this one; base drops every table.")
+]
+
 
 def migrate(
     *,
-    revision: Annotated[str | None, typer.Option(help="Go up to this revision; by default to the newest.")] = None,
-    down: Annotated[
-        str | None, typer.Option(metavar="REVISION", help="Go back to this revision; base drops every table.")
-    ] = None,
+    revision: Up = None,
+    down: Down = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     database_url: DatabaseUrl = None,
@@ -37,7 +42,7 @@ def migrate(
         url = config.database_url
         if url is None:
             raise ConfigurationError("database_url", "no database is configured; give --database-url or DATABASE_URL")
-        before = probes.schema_revision(url)
+        before = after = probes.schema_revision(url)
         target = down or revision or "head"
         steps = probes.planned(before, target, down=down is not None)
         if not dry_run:
@@ -47,7 +52,7 @@ def migrate(
             with display.progress(display.notices(), "revisions") as bar:
                 task = bar.add_task("migrate", total=len(steps))
                 probes.migrate(url, target, down=down is not None, advance=lambda: bar.advance(task))
-        after = probes.schema_revision(url)
+            after = probes.schema_revision(url)
     if as_json:
         found = {"from": before, "to": after, "dry_run": dry_run}
         display.print_json(found | {"steps": [step._asdict() for step in steps]})
