@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -1030,6 +1031,20 @@ def test_help_has_panels_and_one_line_for_each_command(monkeypatch: pytest.Monke
         "Set up and operate",
         "Move in from a legacy store",
     ]
+
+
+def test_help_fills_the_lines_of_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    wrapped = 0
+    for name in [*group.commands, "phase set"]:
+        text = run(*name.split(), "--help").out.partition("╭")[0].splitlines()
+        for line, following in itertools.pairwise(one.rstrip() for one in text):
+            if line and following:
+                wrapped += 1
+                assert len(f"{line} {following.split()[0]}") > 79, (name, line)
+    assert wrapped > len(group.commands)
 
 
 def test_version() -> None:

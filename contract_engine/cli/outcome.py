@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,10 @@ UNDONE_CODES = "Exit code 130 after Ctrl-C, 143 after SIGTERM: then nothing was 
 class CommandGroup(TyperGroup):
     """Turns what this package raises on purpose into one line on standard error, and endings into their exit codes."""
 
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        _join_lines(self)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -70,6 +75,14 @@ class CommandGroup(TyperGroup):
             legacy = "--legacy-url, " if "legacy_url" in options else ""
             return f". Start it, or correct {legacy}--database-url or DATABASE_URL (contract-memory doctor tells more)"
         return ""
+
+
+def _join_lines(command: Any) -> None:
+    """Have the help of a command and those below it fill the lines of the terminal, not keep those of the source."""
+    paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
+    command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    for one in getattr(command, "commands", {}).values():
+        _join_lines(one)
 
 
 def confirm(question: str, *, yes: bool) -> None:
