@@ -56,7 +56,7 @@ def examine(config: MemoryConfig) -> Iterator[Finding]:
     """Run every check, one after the other; what a server that is away cannot tell is not reported."""
     yield from redis_findings(config)
     yield from database_findings(config)
-    yield from unlogged_finding(config)
+    yield from unlogged_findings(config)
     yield token_finding(config)
 
 
@@ -117,7 +117,7 @@ def _node_findings(node: Node, address: str, config: MemoryConfig) -> Iterator[F
     yield _persistence(facts, is_durable=config.is_durable)
 
 
-def unlogged_finding(config: MemoryConfig) -> Iterator[Finding]:
+def unlogged_findings(config: MemoryConfig) -> Iterator[Finding]:
     """Tell what waits in Redis to be logged, whoever wrote it; nothing where a server is away or there is no log."""
     if not config.is_durable:
         return

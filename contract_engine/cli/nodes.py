@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import redis
@@ -34,6 +36,24 @@ def open_client(url: str, *, timeout_seconds: float, decode_responses: bool = Fa
     # retry: the client's own default would go on for four seconds at a dead port.
     options: dict[str, Any] = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
     return redis.Redis.from_url(url, decode_responses=decode_responses, retry=Retry(NoBackoff(), 0), **options)
+
+
+@contextmanager
+def redis_failures() -> Iterator[None]:
+    """Turn what redis-py raises into RedisUnavailableError or StoreMisconfiguredError."""
+    try:
+        yield
+    except redis_exc.RedisError as exc:
+        failure, _ = redis_failure(exc)
+        raise failure from exc
+
+
+def redis_info(client: redis.Redis, *sections: str) -> dict[str, Any]:
+    """Return these sections of what one server says of itself, in one round trip."""
+    with client.pipeline(transaction=False) as pipeline:
+        for section in sections:
+            pipeline.info(section)
+        return {name: value for answer in pipeline.execute() for name, value in answer.items()}
 
 
 def find_nodes(url: str, *, timeout_seconds: float) -> Nodes:

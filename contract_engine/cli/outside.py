@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import sqlalchemy as sa
-from redis import exceptions as redis_exc
 
-from contract_engine.cli.nodes import find_nodes, open_client
-from contract_engine.cli.readings import CALL_SECONDS, redis_info, table_counts
+from contract_engine.cli.nodes import find_nodes, open_client, redis_failures, redis_info
+from contract_engine.cli.readings import CALL_SECONDS, table_counts
 from contract_engine.memory import MemoryManager, MemoryServiceError
 from contract_engine.memory._effects import Command, Flow, query, redis_call, scan, transaction
 from contract_engine.memory._layout import parse_unlogged
 from contract_engine.memory._log_outbox import OUTBOX_FIGURES
-from contract_engine.memory._runtime.failures import redis_failure
 from contract_engine.memory.errors import CorruptDataError
 from contract_engine.memory.metrics import Backlog, backlog_metrics, prometheus
 from contract_engine.memory.watched import breaker_metrics
@@ -186,13 +184,12 @@ def _redis_infos(url: str) -> dict[str, dict[str, int]]:
     nodes = find_nodes(url, timeout_seconds=CALL_SECONDS).nodes
     for node in nodes:
         try:
-            with open_client(node.url, timeout_seconds=CALL_SECONDS) as client:
-                info = redis_info(client)
-        except redis_exc.RedisError as exc:
-            failure, _ = redis_failure(exc)
+            with redis_failures(), open_client(node.url, timeout_seconds=CALL_SECONDS) as client:
+                info = redis_info(client, "memory", "stats", "clients")
+        except MemoryServiceError as exc:
             if len(nodes) == 1:
-                raise failure from exc
-            logger.warning("no figures of redis %s: %s", node.name, failure)
+                raise
+            logger.warning("no figures of redis %s: %s", node.name, exc)
             continue
         found[node.name] = {name: int(info[name]) for name in _REDIS_INFO if name in info}
     return found

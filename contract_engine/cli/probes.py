@@ -1,11 +1,11 @@
-"""What the servers say about themselves: the one place of the command line that talks to them directly."""
+"""What the servers say about themselves when they are asked once: for the doctor, and for who migrates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import wait
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psycopg
 import redis
@@ -14,9 +14,9 @@ import sqlalchemy.exc as sa_exc
 from redis import exceptions as redis_exc
 
 from contract_engine import schema
-from contract_engine.cli.nodes import open_client
+from contract_engine.cli.nodes import open_client, redis_failures, redis_info
 from contract_engine.memory._runtime.database import Database
-from contract_engine.memory._runtime.failures import database_failure, redis_failure
+from contract_engine.memory._runtime.failures import database_failure
 from contract_engine.memory.circuit_breaker import CircuitBreaker
 from contract_engine.memory.daemon import start_daemon
 from contract_engine.memory.errors import ConfigurationError, DeadlineExceededError
@@ -56,18 +56,10 @@ class DatabaseFacts:
 
 def redis_facts(url: str) -> RedisFacts:
     """Ask one Redis; raises RedisUnavailableError or StoreMisconfiguredError."""
-    try:
-        with open_client(url, timeout_seconds=CALL_SECONDS, decode_responses=True) as client:
-            client.eval("return 1", 0)  # everything we do there is a script; an ACL may forbid them
-            info: dict[str, Any] = {}
-            for section in ("server", "memory", "persistence", "replication"):
-                answer = client.info(section)
-                assert isinstance(answer, dict)
-                info |= answer
-            settings = _redis_settings(client)
-    except redis_exc.RedisError as exc:
-        failure, _ = redis_failure(exc)
-        raise failure from exc
+    with redis_failures(), open_client(url, timeout_seconds=CALL_SECONDS, decode_responses=True) as client:
+        client.eval("return 1", 0)  # everything we do there is a script; an ACL may forbid them
+        info = redis_info(client, "server", "memory", "persistence", "replication")
+        settings = _redis_settings(client)
     return RedisFacts(
         server=str(info.get("server_name", "redis")),
         version=str(info.get("valkey_version", info.get("redis_version", "0"))),

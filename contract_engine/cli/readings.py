@@ -16,13 +16,11 @@ from urllib.parse import urlsplit
 
 import redis
 import sqlalchemy as sa
-from redis import exceptions as redis_exc
 
-from contract_engine.cli.nodes import Node, find_nodes, open_client
+from contract_engine.cli.nodes import Node, find_nodes, open_client, redis_failures, redis_info
 from contract_engine.cli.samples import ApplicationReading, Away, DatabaseReading, Operation, RedisCounts, RedisReading
 from contract_engine.memory import ConfigurationError, MemoryConfig, MemoryServiceError, StoreUnavailableError
 from contract_engine.memory._runtime.database import Database
-from contract_engine.memory._runtime.failures import redis_failure
 from contract_engine.memory.circuit_breaker import CircuitBreaker
 from contract_engine.memory.daemon import start_daemon
 from contract_engine.memory.keys import unlogged_pattern
@@ -41,6 +39,7 @@ SCAN_CALLS, SCAN_KEYS = 10, 1000
 OUTBOX_ROWS = 10_000
 """How many rows of the outbox are counted at most: counting is the one thing here that grows with what it counts."""
 
+SECTIONS = ("server", "memory", "stats", "clients", "commandstats")
 SCRIPT_COMMANDS = ("evalsha", "eval", "fcall")
 MAX_METRICS_BYTES = 16 * 2**20
 
@@ -108,17 +107,16 @@ class RedisReader:
     def read(self) -> RedisReading:
         """Look once; raises RedisUnavailableError or StoreMisconfiguredError where any of the servers is away."""
         try:
-            self._find_nodes()
-            infos = {node.name: redis_info(client) for node, client in self._clients.items()}
-            at_seconds = time.monotonic()
-            self._scan()
-        except (redis_exc.RedisError, MemoryServiceError) as exc:
+            with redis_failures():
+                self._find_nodes()
+                infos = {node.name: redis_info(client, *SECTIONS) for node, client in self._clients.items()}
+                keys = sum(int(client.dbsize()) for client in self._clients.values())
+                at_seconds = time.monotonic()
+                self._scan()
+        except MemoryServiceError:
             self._begin_scan()
             self._unlogged = None
-            if isinstance(exc, MemoryServiceError):
-                raise
-            failure, _ = redis_failure(exc)
-            raise failure from exc
+            raise
         limits = [int(info.get("maxmemory", 0)) for info in infos.values()]
         return RedisReading(
             at_seconds=at_seconds,
@@ -126,7 +124,7 @@ class RedisReader:
             used_memory_bytes=sum(int(info["used_memory"]) for info in infos.values()),
             max_memory_bytes=sum(limits) if all(limits) else 0,
             clients=sum(int(info["connected_clients"]) for info in infos.values()),
-            keys=sum(int(info["keys"]) for info in infos.values()),
+            keys=keys,
             unlogged_messages=None if self._unlogged is None else self._unlogged[0],
             unlogged_sessions=None if self._unlogged is None else self._unlogged[1],
         )
@@ -177,16 +175,6 @@ class RedisReader:
         # The first element is a header.
         self._unlogged = sum(length - 1 for length in lengths if length), sum(length > 1 for length in lengths)
         self._begin_scan()
-
-
-def redis_info(client: redis.Redis) -> dict[str, Any]:
-    """Return what one server says of itself, and how many ``keys`` it has."""
-    with client.pipeline(transaction=False) as pipeline:
-        for section in ("server", "memory", "stats", "clients", "commandstats"):
-            pipeline.info(section)
-        pipeline.dbsize()
-        *sections, keys = pipeline.execute()
-    return {name: value for section in sections for name, value in section.items()} | {"keys": keys}
 
 
 def _counts(info: Mapping[str, Any]) -> RedisCounts:
