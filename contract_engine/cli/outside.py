@@ -118,7 +118,7 @@ class OutsideMetrics:
             yield from self._durable_metrics()
 
     def _redis_metrics(self) -> Iterator[Metric]:
-        """Yield what Redis tells; where there are several servers, of each under its own label."""
+        """Yield what Redis tells; of a primary that was looked up, in a Cluster or at Sentinels, under its address."""
         gauge, counter = self._core.GaugeMetricFamily, self._core.CounterMetricFamily
         infos = self._kept("redis", HELD_SECONDS, lambda: _redis_infos(self._manager.config.redis_url)) or {}
         for key, (name, text, is_counter) in _REDIS_INFO.items():
