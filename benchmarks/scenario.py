@@ -79,20 +79,17 @@ class Bench:
         return per_call([self.redis.ping] * CALLS)
 
 
-def per_call(calls: list[Callable[[], object]]) -> float:
+def per_call(calls: list[Callable[[], object]], clock: Callable[[], float] = time.perf_counter) -> float:
     """Run the calls one after the other and return the seconds of one."""
-    started = time.perf_counter()
+    started = clock()
     for call in calls:
         call()
-    return (time.perf_counter() - started) / len(calls)
+    return (clock() - started) / len(calls)
 
 
 def work_per_call(calls: list[Callable[[], object]]) -> float:
     """Run the calls one after the other and return how long this thread worked for one, its waits left out."""
-    started = time.thread_time()
-    for call in calls:
-        call()
-    return (time.thread_time() - started) / len(calls)
+    return per_call(calls, time.thread_time)
 
 
 def repeated(call: Callable[[], object]) -> float:
