@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from memory_contract import SYNC, Backend, BlockingView
 
+from contract_engine.memory import MemoryConfig, MemoryManager
 from contract_engine.memory.migration import AsyncEnhancedSessionStore, EnhancedSessionStore, RelaySettings
 
 HASTY = RelaySettings(lease_seconds=2.0, first_delay_seconds=0.01, max_delay_seconds=0.1, poll_seconds=0.05)
@@ -24,10 +25,20 @@ def contents(messages: list[dict[str, Any]]) -> list[str]:
     return [one["content"] for one in messages]
 
 
+def plain_url(config: MemoryConfig) -> str:
+    """Return the address of the database as psycopg takes it."""
+    assert config.database_url is not None
+    return config.database_url.replace("+psycopg", "")
+
+
 def open_store(backend: Backend, legacy: Any, **settings: Any) -> EnhancedSessionStore:
     """Open one more adapter, with a manager of its own: to the servers it is another process."""
+    return adapter(backend, backend.open(), legacy, **settings)
+
+
+def adapter(backend: Backend, manager: MemoryManager, legacy: Any, **settings: Any) -> EnhancedSessionStore:
+    """Make an adapter of a manager that ``backend`` has opened."""
     given: dict[str, Any] = {"relay": HASTY, "is_relaying": False} | settings
-    manager = backend.open()
     if backend.colour == SYNC:
         return EnhancedSessionStore(manager, legacy, **given)
     target: Any = manager

@@ -106,22 +106,22 @@ class Backend:
             config=self.config(**settings),
             facts_writer=facts_writer,
         )
-        return cast("MemoryManager", self._keep(manager))
+        return cast("MemoryManager", self.keep(manager))
 
     def open_buffer(self, max_messages: int | None = None, max_tokens: int | None = None) -> BufferStore:
         """Open a buffer store that stands alone."""
         kind = BufferStore if self.colour == SYNC else AsyncBufferStore
-        return cast("BufferStore", self._keep(kind(max_messages, max_tokens, config=self.config())))
+        return cast("BufferStore", self.keep(kind(max_messages, max_tokens, config=self.config())))
 
     def open_summaries(self, **settings: Any) -> SummaryStore:
         """Open a summary store that stands alone."""
         kind = SummaryStore if self.colour == SYNC else AsyncSummaryStore
-        return cast("SummaryStore", self._keep(kind(config=self.config(**settings))))
+        return cast("SummaryStore", self.keep(kind(config=self.config(**settings))))
 
     def open_log(self, **settings: Any) -> PostgresSessionStore:
         """Open a session store that stands alone."""
         kind = PostgresSessionStore if self.colour == SYNC else AsyncPostgresSessionStore
-        return cast("PostgresSessionStore", self._keep(kind(config=self.config(**settings))))
+        return cast("PostgresSessionStore", self.keep(kind(config=self.config(**settings))))
 
     def keys(self, session_id: str) -> SessionKeys:
         return session_keys("contract", self.tenant, session_id)
@@ -140,7 +140,8 @@ class Backend:
         if self.loop is not None:
             self.loop.close()
 
-    def _keep(self, opened: object) -> object:
+    def keep(self, opened: object) -> Any:
+        """Close it in the end; answers it as tests of any colour use it."""
         if self.colour == ASYNC:
             if self.loop is None:
                 self.loop = asyncio.new_event_loop()

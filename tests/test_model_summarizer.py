@@ -395,7 +395,7 @@ def test_health_shows_the_counts_of_a_writer_that_has_some(durable: Backend) -> 
     writer = ModelSummarizer(lambda messages, max_tokens: "NONE", name="mine")
     assert asyncio.run(writer.write(facts_request())) is None
     kind = MemoryManager if durable.colour == "sync" else AsyncMemoryManager
-    manager = durable._keep(kind(config=durable.config(), facts_writer=writer))
+    manager = durable.keep(kind(config=durable.config(), facts_writer=writer))
     assert isinstance(manager, object)
     summarizer: ModelStats = manager.health().summarizer  # type: ignore[attr-defined]  # a view of either kind
     assert summarizer.model == "mine"

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from crash_hangs import Hangs
 from crash_sessions import Stage
 from crash_trials import stage_of
 from memory_contract import DURABLE, EPHEMERAL
+from server_faults import ServerFaults
+
+from contract_engine.embedded import EmbeddedServers
 
 
 @pytest.fixture(scope="module", params=[DURABLE, EPHEMERAL])
@@ -15,3 +19,13 @@ def stage(request: pytest.FixtureRequest, redis_url: str, database_url: str) -> 
     """One for all tests of a mode: it keeps a template of each state."""
     with stage_of(request.param, redis_url, database_url, f"{request.module.__name__}-{request.param}") as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def hangs() -> Iterator[Hangs]:
+    """A pair of servers that only these tests use."""
+    with (
+        EmbeddedServers(durable=False) as servers,
+        stage_of(DURABLE, servers.redis_url, servers.database_url, "hung") as stage,
+    ):
+        yield Hangs(ServerFaults(redis_server=servers, database=servers), stage)

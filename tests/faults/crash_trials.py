@@ -98,9 +98,3 @@ NO_EFFECTS = ("wait_for_folds", "close", "buffer_store.close", "summary_store.cl
 def expects_effects(stage: Stage, operation: Operation) -> bool:
     """Whether an operation talks to a server at all."""
     return operation.method not in NO_EFFECTS and (stage.is_durable or not operation.needs_log)
-
-
-def backends(table: psycopg.Connection[Any], application: str) -> int:
-    """Return how many connections an application has."""
-    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
-    return int(table.execute(query, (application,)).fetchall()[0][0])

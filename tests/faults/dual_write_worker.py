@@ -13,7 +13,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))
 
 from crash_matrix import Fault, Interposition
-from dual_stores import HASTY, say
+from dual_stores import HASTY, plain_url, say
 from legacy_stores import TableStore
 
 from contract_engine.memory import MemoryConfig, MemoryManager
@@ -23,8 +23,8 @@ UNTOUCHED = 100
 """Exit status of one that met no fault."""
 
 
-def do(store: EnhancedSessionStore, operation: str, session_id: str) -> object:
-    """Do one of the operations of the matrix."""
+def do(store: Any, operation: str, session_id: str) -> Any:
+    """Do one of the operations of the matrix, with an adapter of either colour."""
     if operation == "write":
         return store.append(session_id, say(900), message_id="new")
     if operation == "relay":
@@ -36,7 +36,7 @@ def do(store: EnhancedSessionStore, operation: str, session_id: str) -> object:
 
 def main(given: dict[str, Any]) -> int:
     config = MemoryConfig(**given["settings"])
-    legacy = TableStore(config.database_url.replace("+psycopg", "") if config.database_url else "", given["table"])
+    legacy = TableStore(plain_url(config), given["table"])
     is_relaying = given.get("operation") is None
     with (
         MemoryManager(config=config) as manager,

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
-import sqlalchemy as sa
+from crash_attempts import attempt_in, attempt_in_task, bare, lend, named_url, outlast
+from crash_hangs import IMPATIENT, Hangs
 from crash_matrix import (
     CANCEL_IN_FLIGHT,
     CANCELLATIONS,
@@ -18,12 +17,8 @@ from crash_matrix import (
     HANG,
     KILL_AFTER,
     KILL_BEFORE,
-    REDIS,
-    AsyncInterposition,
     Fault,
-    Interposition,
     name_of,
-    server_of,
 )
 from crash_operations import BY_NAME, LIMITS, OPERATIONS, PATIENT, UNTOUCHED, Errand, Nursery, Operation
 from crash_outcomes import Outcome
@@ -31,20 +26,15 @@ from crash_sessions import Session, Stage
 from crash_trials import (
     MOST_EFFECTS,
     WRITING,
-    backends,
     expects_effects,
     named,
     one_state_of,
-    stage_of,
     usual_states,
     work_through,
 )
-from memory_contract import ASYNC, DURABLE, SYNC, Backend, BlockingView
-from server_faults import ServerFaults, waited_for
+from memory_contract import ASYNC, SYNC, Backend, BlockingView
 
-from contract_engine.embedded import EmbeddedServers
-from contract_engine.memory import AsyncMemoryManager, MemoryManager, StoreUnavailableError
-from contract_engine.memory.errors import MemoryServiceError
+from contract_engine.memory import AsyncMemoryManager, MemoryManager
 
 pytest_plugins = ("crash_fixtures",)
 
@@ -96,10 +86,8 @@ class Tasks:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._application = f"cancelled-{stage.backend.tenant}"
-        self._url = stage.backend.database_url
-        if self._url is not None:
-            url = sa.make_url(self._url).update_query_dict({"application_name": self._application})
-            self._url = url.render_as_string(hide_password=False)
+        url = stage.backend.database_url
+        self._url = None if url is None else named_url(url, self._application)
         self._loop = asyncio.new_event_loop()
         self._lender = self._manager()
 
@@ -109,50 +97,22 @@ class Tasks:
 
     def run(self, session: Session, operation: Operation, fault: Fault) -> tuple[Outcome, BlockingView]:
         manager = self._manager()
-        manager._runtime._redis, manager._runtime._database = (
-            self._lender._runtime._redis,
-            self._lender._runtime._database,
-        )
+        lend(self._lender, manager)
         outcome = self._loop.run_until_complete(self._attempt(manager, session, operation, fault))
         return outcome, BlockingView(manager, self._loop)
 
     async def _attempt(
         self, manager: AsyncMemoryManager, session: Session, operation: Operation, fault: Fault
     ) -> Outcome:
-        outcome = Outcome()
-        interposed = []
         if fault.kind == CANCEL_IN_FLIGHT:
             await self._lender.health()  # else it would be the opening of a connection that is cancelled
-
-        async def call() -> Any:
-            interposed.append(AsyncInterposition(manager, fault))
-            return await operation.call(manager, session.id, len(session.said))
-
-        try:
-            outcome.value = await asyncio.create_task(call())
-        except asyncio.CancelledError:
-            outcome.is_silent = True
-        except MemoryServiceError as exc:
-            outcome.error = exc
-        await manager._runtime.background.join()
-        (interposition,) = interposed
-        interposition.remove()
-        outcome.take(interposition)
-        if fault.kind == CANCEL_IN_FLIGHT and interposition.fired is not None:
-            await self._settle(server_of(interposition.fired))
+        count = len(session.said)
+        outcome = await attempt_in_task(manager, fault, lambda: operation.call(manager, session.id, count))
+        if fault.kind == CANCEL_IN_FLIGHT:
+            await outlast(
+                outcome, self._lender, raw=self._stage.raw, table=self._stage.table, application=self._application
+            )
         return outcome
-
-    async def _settle(self, server: str | None) -> None:
-        """Wait until the server has done what nobody waits for any more."""
-        if server == REDIS:
-            for _ in range(2):  # what lay in its sockets at the first one is done at the second
-                self._stage.raw.ping()
-            return
-        database, table = self._lender._runtime._database, self._stage.table
-        assert database is not None
-        assert table is not None
-        await database.close()
-        assert waited_for(lambda: backends(table, self._application) == 0)
 
     def close(self) -> None:
         self._loop.run_until_complete(self._lender.aclose())
@@ -187,69 +147,8 @@ def test_an_effect_of_a_task_fails(stage: Stage, tasks: Tasks, operation: Operat
 
 # -- a server that hangs
 
-IMPATIENT: dict[str, Any] = {"redis_timeout_seconds": 0.2, "database_timeout_seconds": 0.5}
-
-
 HANG_STATES = ("before a trigger", "evicted", "unlogged, evicted")
 """One effect that hangs takes its deadline, so of the states those with the longest paths must do."""
-
-
-class Hangs:
-    """Stops a server while an effect waits for it, and lets it go on when the caller has given up."""
-
-    def __init__(self, faults: ServerFaults, stage: Stage) -> None:
-        self.faults = faults
-        self.stage = stage
-        self.given_up: list[str] = []
-        self.application = "hung"
-
-    @contextmanager
-    def hang(self, server: str) -> Iterator[None]:
-        if server == REDIS:
-            self.faults.stop_redis()
-        else:
-            self.faults.stop_database()
-        try:
-            yield
-        except StoreUnavailableError:
-            self.given_up.append(server)
-            raise
-        finally:
-            self.faults.go_on()
-            self._settle(server)
-
-    def _settle(self, server: str) -> None:
-        """Wait until the server has done what it was sent while it was stopped."""
-        if server == REDIS:
-            for _ in range(2):
-                self.stage.raw.ping()
-            return
-        table = self.stage.table
-        assert table is not None
-        assert waited_for(lambda: backends(table, self.application) == 0)
-
-    @contextmanager
-    def backend(self, colour: str, number: int) -> Iterator[Backend]:
-        """Lend a backend whose connections are told apart from those of every other number."""
-        made, self.application = self.stage.backend, f"hung-{number}"
-        assert made.database_url is not None
-        url = sa.make_url(made.database_url).update_query_dict({"application_name": self.application})
-        lent = Backend(colour, DURABLE, made.redis_url, url.render_as_string(hide_password=False), made.tenant)
-        try:
-            yield lent
-        finally:
-            self.faults.go_on()
-            lent.close()
-
-
-@pytest.fixture(scope="module")
-def hangs() -> Iterator[Hangs]:
-    """A pair of servers that only these tests use."""
-    with (
-        EmbeddedServers(durable=False) as servers,
-        stage_of(DURABLE, servers.redis_url, servers.database_url, "hung") as stage,
-    ):
-        yield Hangs(ServerFaults(redis_server=servers, database=servers), stage)
 
 
 # Health looks at both servers at once and goes by its last look for a second: test_health stops servers under it.
@@ -307,32 +206,9 @@ def hung(
 ) -> tuple[Outcome, MemoryManager]:
     manager = backend.open(limits=LIMITS, **IMPATIENT)
     assert manager.health().status == "healthy", "it is to hang while it answers, and not while it connects"
-    outcome = Outcome()
-    interposition: Interposition | AsyncInterposition
-    if backend.colour == SYNC:
-        interposition = Interposition(manager, fault, hang=hangs.hang)
-        try:
-            outcome.value = operation.call(manager, session.id, len(session.said))
-        except MemoryServiceError as exc:
-            outcome.error = exc
-    else:
-        target: Any = manager
-
-        async def call() -> tuple[AsyncInterposition, Any]:
-            found = AsyncInterposition(target._target, fault, hang=hangs.hang)
-            try:
-                return found, await operation.call(target._target, session.id, len(session.said))
-            except MemoryServiceError as exc:
-                return found, exc
-
-        assert backend.loop is not None
-        interposition, answer = backend.loop.run_until_complete(call())
-        if isinstance(answer, Exception):
-            outcome.error = answer
-        else:
-            outcome.value = answer
-    manager.wait_for_folds()
-    interposition.remove()
-    outcome.take(interposition)
-    assert outcome.effects < MOST_EFFECTS, [name_of(effect) for effect in interposition.effects]
+    count = len(session.said)
+    outcome = attempt_in(
+        backend, manager, fault, lambda: operation.call(bare(manager), session.id, count), hang=hangs.hang
+    )
+    assert outcome.effects < MOST_EFFECTS, [name_of(effect) for effect in outcome.begun]
     return outcome, manager

@@ -10,7 +10,8 @@ import inspect
 from collections.abc import Iterator
 
 import pytest
-from crash_matrix import DATABASE, ERROR_AFTER, ERROR_BEFORE, OUTAGE, REDIS, Fault, Interposition
+from crash_attempts import attempt, lend
+from crash_matrix import DATABASE, ERROR_AFTER, ERROR_BEFORE, OUTAGE, REDIS, Fault
 from crash_operations import BY_NAME, LIMITS, OPERATIONS, PATIENT, Operation
 from crash_outcomes import Outcome
 from crash_sessions import Session, Stage
@@ -26,7 +27,6 @@ from crash_trials import (
 from memory_contract import DURABLE
 
 from contract_engine.memory import MemoryManager
-from contract_engine.memory.errors import MemoryServiceError
 
 pytest_plugins = ("crash_fixtures",)
 
@@ -65,19 +65,10 @@ class Trials:
 
     def run(self, session: Session, operation: Operation, fault: Fault) -> tuple[Outcome, MemoryManager]:
         manager = MemoryManager(config=self._config)
-        # It gets connections that are open already: to open one to PostgreSQL takes longer than all the rest.
-        lent = self._lender._runtime
-        manager._runtime._redis, manager._runtime._database = lent._redis, lent._database
-        interposition = Interposition(manager, fault, away=self._away)
-        outcome = Outcome()
-        try:
-            outcome.value = operation.call(manager, session.id, len(session.said))
-        except MemoryServiceError as exc:
-            outcome.error = exc
-        manager.wait_for_folds()
+        lend(self._lender, manager)
+        count = len(session.said)
+        outcome = attempt(manager, fault, lambda: operation.call(manager, session.id, count), away=self._away)
         manager._runtime.background.close()
-        interposition.remove()
-        outcome.take(interposition)
         return outcome, manager
 
 

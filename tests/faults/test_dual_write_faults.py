@@ -4,38 +4,52 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+import redis
+from crash_attempts import attempt_in, bare, lend, named_url, outlast
+from crash_hangs import IMPATIENT, Hangs
 from crash_matrix import (
+    CANCEL_IN_FLIGHT,
+    CANCELLATIONS,
     DATABASE,
     ERROR_AFTER,
     ERROR_BEFORE,
+    HANG,
     KILL_AFTER,
     KILL_BEFORE,
     OUTAGE,
     Fault,
+    Hang,
     Interposition,
 )
-from dual_stores import HASTY, contents, open_store, say, talk
+from crash_outcomes import Outcome
+from dual_stores import adapter, contents, open_store, plain_url, say, talk
 from dual_write_worker import UNTOUCHED, do
-from legacy_stores import KnowingStore, ListStore, TableStore
-from memory_contract import Backend
+from legacy_stores import AsyncListStore, KnowingStore, ListStore, TableStore
+from legacy_tables import Older
+from memory_contract import ASYNC, DURABLE, SYNC, Backend
 
-from contract_engine.memory import StoreUnavailableError
+from contract_engine.memory import AsyncLegacySwisperStore, LegacySwisperStore, MemoryManager, StoreUnavailableError
 from contract_engine.memory.circuit_breaker import CircuitBreaker
-from contract_engine.memory.errors import MemoryServiceError
 from contract_engine.memory.migration import EnhancedSessionStore
 
-pytest_plugins = ("memory_fixtures",)
+pytest_plugins = ("memory_fixtures", "crash_fixtures")
 
 WORKER = Path(__file__).parent / "dual_write_worker.py"
-OPERATIONS = ("write", "relay", "read", "forward", "back")
+EFFECTS = {"write": 2, "relay": 6, "read": 4, "forward": 1, "back": 1}
+"""The operations, and how many effects each has at least."""
 MOST_EFFECTS = 40
 SAID = talk(0, 1, 1, 1, 2)
 """Acknowledged before the fault: two of them relayed; the same thing is said again and again."""
@@ -57,6 +71,7 @@ def assert_converged(store: EnhancedSessionStore, legacy: Any, session_id: str, 
     may_be = [SAID, [*SAID, "message 900"]]
     allowed = may_be[1:] if has_new else may_be[:1] if has_new is False else may_be
     assert contents(store.get_chat_history(session_id)) in allowed
+    end_leases(store)
     assert store.settle(60)
     logged = contents(store.memory_manager.session_store.get_chat_history(session_id))
     assert logged in allowed
@@ -67,42 +82,160 @@ def assert_converged(store: EnhancedSessionStore, legacy: Any, session_id: str, 
     assert store.backlog().messages == 0
 
 
-def legacy_list() -> ListStore:
-    return ListStore()
+def end_leases(store: EnhancedSessionStore) -> None:
+    """Have the leases of relays that met a fault run out, as they would by themselves after a while."""
+    config = store.memory_manager.config
+    with psycopg.connect(plain_url(config)) as connection:
+        connection.execute("UPDATE memory_relays SET leased_until = now() WHERE tenant = %s", (config.tenant,))
+
+
+Run = Callable[[str, str, Fault], Outcome]
+"""Does an operation in a session, with a fault."""
+
+
+def work_through(
+    healthy: EnhancedSessionStore,
+    legacy: Any,
+    operation: str,
+    kind: str,
+    run: Run,
+    *,
+    least: Mapping[str, int] = EFFECTS,
+) -> None:
+    """Put a fault at the first effect of an operation, at its second, ..., each in a session of its own."""
+    for number in range(1, MOST_EFFECTS):
+        session_id = f"s{number}"
+        brought_about(healthy, session_id)
+        outcome = run(operation, session_id, Fault(kind, number))
+        is_heard = outcome.error is None and not outcome.is_silent
+        is_write = operation == "write"
+        assert_converged(healthy, legacy, session_id, has_new=is_write if is_heard else None if is_write else False)
+        if not outcome.has_fired:
+            assert is_heard, outcome
+            assert outcome.effects == number - 1, "effects nobody harmed"
+            assert outcome.effects >= least[operation]
+            return
+    raise AssertionError(f"{operation}: does not end")
+
+
+class Trials:
+    """Does operations in adapters of their own, whose connections are open already."""
+
+    def __init__(self, backend: Backend, legacy: Any) -> None:
+        self.backend, self.legacy = backend, legacy
+        self.lender = backend.open()
+
+    def run(self, operation: str, session_id: str, fault: Fault) -> Outcome:
+        manager = self.backend.open()
+        lend(self.lender, manager)
+        return self.attempt(manager, operation, session_id, fault)
+
+    def attempt(
+        self, manager: MemoryManager, operation: str, session_id: str, fault: Fault, *, hang: Hang | None = None
+    ) -> Outcome:
+        breaker = CircuitBreaker(5, 0.05, name="legacy")
+        store = bare(adapter(self.backend, manager, self.legacy, breaker=breaker))
+        return attempt_in(self.backend, manager, fault, lambda: do(store, operation, session_id), hang=hang)
+
+
+@pytest.fixture
+def tasks(blocking: Backend) -> Iterator[Backend]:
+    """What ``blocking`` is for threads, with connections that are told apart from others."""
+    assert blocking.database_url is not None
+    url = named_url(blocking.database_url, f"tasks-{blocking.tenant}")
+    with closing(Backend(ASYNC, DURABLE, blocking.redis_url, url, blocking.tenant)) as found:
+        yield found
 
 
 @pytest.mark.parametrize("kind", [ERROR_BEFORE, ERROR_AFTER, OUTAGE])
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("make", [legacy_list, KnowingStore])
+@pytest.mark.parametrize("operation", EFFECTS)
+@pytest.mark.parametrize("make", [ListStore, KnowingStore])
 def test_an_effect_fails(blocking: Backend, make: Callable[[], ListStore], operation: str, kind: str) -> None:
     legacy = make()
-    faults = 0
-    lender = blocking.open()
     with open_store(blocking, legacy) as healthy:
-        for number in range(1, MOST_EFFECTS):
-            session_id = f"s{number}"
-            brought_about(healthy, session_id)
-            manager = blocking.open()
-            lent = lender._runtime  # connections that are open already
-            manager._runtime._redis, manager._runtime._database = lent._redis, lent._database
-            breaker = CircuitBreaker(5, 0.05, name="legacy")
-            store = EnhancedSessionStore(manager, legacy, relay=HASTY, is_relaying=False, breaker=breaker)
-            interposition = Interposition(manager, Fault(kind, number))
-            has_new: bool | None = operation == "write"
-            try:
-                do(store, operation, session_id)
-            except MemoryServiceError:
-                has_new = None if operation == "write" else False
-            interposition.remove()
-            assert_converged(healthy, legacy, session_id, has_new=has_new)
-            if interposition.fired is None:
-                assert len(interposition.effects) == number - 1
-                break
-            faults += 1
-        else:
-            raise AssertionError("does not end")
-    expected = {"write": 2, "relay": 6, "read": 4, "forward": 1, "back": 1}
-    assert faults >= expected[operation], faults
+        work_through(healthy, legacy, operation, kind, Trials(blocking, legacy).run)
+
+
+@pytest.mark.parametrize("kind", [ERROR_BEFORE, ERROR_AFTER, OUTAGE])
+@pytest.mark.parametrize("operation", EFFECTS)
+@pytest.mark.parametrize("make", [AsyncListStore, KnowingStore])
+def test_an_effect_of_a_task_fails(
+    blocking: Backend, tasks: Backend, make: Callable[[], AsyncListStore | KnowingStore], operation: str, kind: str
+) -> None:
+    """With coroutines of a legacy store that are awaited, and with methods that run beside the event loop."""
+    legacy = make()
+    with open_store(blocking, legacy.inner if isinstance(legacy, AsyncListStore) else legacy) as healthy:
+        work_through(healthy, legacy, operation, kind, Trials(tasks, legacy).run)
+
+
+@pytest.mark.parametrize("kind", CANCELLATIONS)
+@pytest.mark.parametrize("operation", EFFECTS)
+def test_the_task_is_cancelled(blocking: Backend, tasks: Backend, raw: redis.Redis, operation: str, kind: str) -> None:
+    legacy = ListStore()
+    trials = Trials(tasks, legacy)
+    loop = tasks.loop
+    assert loop is not None
+    assert blocking.database_url is not None
+    with (
+        ThreadPoolExecutor(1) as thread,
+        psycopg.connect(blocking.database_url, autocommit=True) as table,
+        open_store(blocking, legacy) as healthy,
+    ):
+        loop.set_default_executor(thread)
+
+        def run(operation: str, session_id: str, fault: Fault) -> Outcome:
+            trials.lender.health()  # else it would be the opening of a connection that is cancelled
+            outcome = trials.run(operation, session_id, fault)
+            if kind == CANCEL_IN_FLIGHT:
+                lender, application = bare(trials.lender), f"tasks-{tasks.tenant}"
+                loop.run_until_complete(outlast(outcome, lender, raw=raw, table=table, application=application))
+                thread.submit(int).result()  # what the legacy store was asked for is done before this
+            return outcome
+
+        work_through(healthy, legacy, operation, kind, run)
+
+
+@pytest.fixture
+def older(hangs: Hangs) -> Iterator[Older]:
+    """A table of the original on the servers that hang."""
+    backend = hangs.stage.backend
+    assert backend.database_url is not None
+    with ExitStack() as stack:
+        yield Older(backend.database_url, backend.redis_url, backend.tenant, stack)
+
+
+class Contents:
+    """A table of the original, looked at as the other legacy stores are."""
+
+    def __init__(self, older: Older) -> None:
+        self._store = older.store
+
+    def contents(self, session_id: str) -> list[str]:
+        return contents(self._store.get_chat_history(session_id))
+
+
+@pytest.mark.parametrize("operation", EFFECTS)
+@pytest.mark.parametrize("colour", [SYNC, ASYNC])
+def test_a_server_hangs(hangs: Hangs, older: Older, tenant: str, colour: str, operation: str) -> None:
+    """Redis, PostgreSQL, or the legacy store: each with a deadline of its own."""
+    hangs.given_up.clear()
+    kind = LegacySwisperStore if colour == SYNC else AsyncLegacySwisperStore
+
+    def run(operation: str, session_id: str, fault: Fault) -> Outcome:
+        with hangs.backend(colour, fault.number, tenant) as backend:
+            legacy: Any = kind(older.url, table=older.table, timeout_seconds=IMPATIENT["database_timeout_seconds"])
+            manager = backend.open(**IMPATIENT)
+            # They are to hang while they answer, and not while they connect.
+            assert backend.keep(legacy).get_chat_history(session_id)
+            assert manager.health().status == "healthy"
+            outcome = Trials(backend, legacy).attempt(manager, operation, session_id, fault, hang=hangs.hang)
+        assert len(hangs.given_up) == fault.number - (not outcome.has_fired), "it did not hang"
+        return outcome
+
+    made = replace(hangs.stage.backend, tenant=tenant, opened=[])
+    with closing(made), open_store(made, older.store) as healthy:
+        # The table takes what has gathered at once.
+        work_through(healthy, Contents(older), operation, HANG, run, least={**EFFECTS, "relay": 4})
 
 
 @pytest.fixture
@@ -129,24 +262,16 @@ def started(backend: Backend, table: str, **given: Any) -> subprocess.Popen[str]
 @pytest.mark.parametrize("kind", [KILL_BEFORE, KILL_AFTER])
 @pytest.mark.parametrize("operation", ["write", "relay", "forward"])
 def test_a_process_dies_at_an_effect(blocking: Backend, table: TableStore, operation: str, kind: str) -> None:
-    deaths = 0
+    def run(operation: str, session_id: str, fault: Fault) -> Outcome:
+        errand = {"operation": operation, "kind": fault.kind, "number": fault.number, "session": session_id}
+        process = started(blocking, table._table, **errand)
+        process.communicate(timeout=120)
+        is_dead = process.returncode == -signal.SIGKILL
+        assert is_dead or process.returncode == UNTOUCHED
+        return Outcome(is_silent=is_dead, has_fired=is_dead, effects=fault.number - 1)
+
     with open_store(blocking, table) as healthy:
-        for number in range(1, MOST_EFFECTS):
-            session_id = f"s{number}"
-            brought_about(healthy, session_id)
-            errand = {"operation": operation, "kind": kind, "number": number, "session": session_id}
-            process = started(blocking, table._table, **errand)
-            process.communicate(timeout=120)
-            has_met_it = process.returncode == -9
-            assert has_met_it or process.returncode == UNTOUCHED
-            has_new = None if has_met_it and operation == "write" else operation == "write"
-            assert_converged(healthy, table, session_id, has_new=has_new)
-            if not has_met_it:
-                break
-            deaths += 1
-        else:
-            raise AssertionError(f"{operation}: does not end")
-    assert deaths >= {"write": 2, "relay": 6, "forward": 1}[operation]
+        work_through(healthy, table, operation, kind, run)
 
 
 @pytest.mark.timeout(600)
