@@ -966,15 +966,7 @@ def test_a_reader_that_goes_away_is_no_failure(
 ) -> None:
     """As after ``| head -1``: nothing is said, and the exit code is that of a program SIGPIPE has ended."""
     given = [one.format(chats=chats) for one in arguments]
-    command = [sys.executable, "-m", "contract_engine.cli", *given, "--redis-url", redis_url, "--ephemeral"]
-    ours, theirs = os.pipe()
-    os.close(ours)
-    try:
-        done = subprocess.run(
-            [*command, "--tenant", tenant], stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=100, check=False
-        )
-    finally:
-        os.close(theirs)
+    done = unread(*given, "--redis-url", redis_url, "--ephemeral", "--tenant", tenant)
     assert done.returncode == 141, done.stderr
     assert len(done.stderr.splitlines()) == 1, "the servers, and nothing else"
 
@@ -991,6 +983,28 @@ def test_a_closed_output_is_no_failure(chats: str, redis_url: str, tenant: str, 
     )
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     assert bool(done.stdout) == (closed == 2)
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("phase", "--help"), ("purge", "--help"), ("--version",)])
+def test_help_that_nobody_reads_is_no_failure(arguments: tuple[str, ...]) -> None:
+    done = unread(*arguments)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_complaint_that_nobody_reads_is_no_failure() -> None:
+    assert unread("no-such-command", is_errors=True).returncode == 141
+
+
+def unread(*arguments: str, is_errors: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run the command with an output, or with errors, that somebody has stopped reading."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    stdout, stderr = (subprocess.PIPE, theirs) if is_errors else (theirs, subprocess.PIPE)
+    command = [sys.executable, "-m", "contract_engine.cli", *arguments]
+    try:
+        return subprocess.run(command, stdout=stdout, stderr=stderr, text=True, timeout=100, check=False)
+    finally:
+        os.close(theirs)
 
 
 def test_help_is_cheap_and_tells_the_exit_codes() -> None:

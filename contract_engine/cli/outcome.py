@@ -49,6 +49,16 @@ class CommandGroup(TyperGroup):
         super().__init__(**given)
         _join_lines(self)
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except SystemExit as exc:
+            # Help and wrong usage are printed outside of any command: there typer and rich end the program as failed.
+            if not isinstance(exc.__context__, BrokenPipeError):
+                raise
+            mute()
+            raise SystemExit(UNREAD) from exc
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
