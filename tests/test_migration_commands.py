@@ -62,9 +62,9 @@ def place(name: str) -> str:
 def test_a_phase_is_shown_set_and_ended(command: Command, store: EnhancedSessionStore) -> None:
     none = command("phase", "show")
     assert (none.exit_code, "no legacy store" in none.stdout) == (1, True)
-    assert "Would go from none to full" in command("phase", "set", "full", "--dry-run").stdout
+    assert "Would go from none to full" in command("phase", "set", "full", "--new-tenant", "--dry-run").stdout
     assert command("phase", "show").exit_code == 1
-    answer = command("phase", "set", "gradual", "--percentage", "25")
+    answer = command("phase", "set", "gradual", "--percentage", "25", "--new-tenant")
     assert answer.exit_code == 0
     assert "Went from none to gradual (25 %)" in answer.stdout
     assert store.get_phase() == ("gradual", 25)
@@ -83,6 +83,29 @@ def test_a_phase_is_shown_set_and_ended(command: Command, store: EnhancedSession
     assert (again.exit_code, "1 messages were not relayed" in again.stdout) == (1, True)
     assert store.settle()
     assert command("phase", "end", "--yes").exit_code == 0
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",), ("--json",)])
+def test_a_tenant_nobody_has_used_is_taken_for_a_mistyped_one(
+    command: Command, blocking: Backend, more: tuple[str, ...]
+) -> None:
+    answer = command("phase", "set", "full", *more)
+    assert (answer.exit_code, answer.stdout) == (2, "")
+    for word in (f"tenant: '{blocking.tenant}'", "no session", "--new-tenant"):
+        assert word in answer.stderr
+    shown = command("phase", "show")
+    assert (shown.exit_code, f"tenant {blocking.tenant} writes to no legacy store" in shown.stdout) == (1, True)
+
+
+def test_a_tenant_with_a_session_or_a_phase_is_known(command: Command, blocking: Backend) -> None:
+    manager = blocking.open()
+    manager.append("s", say(1))
+    assert command("phase", "set", "coexistence").exit_code == 0, "it has a session"
+    manager.clear_session_memory("s")
+    assert manager.session_store.get_all_sessions() == []
+    assert command("phase", "set", "full").exit_code == 0, "it has a phase"
+    assert command("phase", "end", "--yes").exit_code == 0
+    assert command("phase", "set", "full").exit_code == 2, "it has neither any more"
 
 
 @pytest.mark.parametrize("arguments", [("later",), ("gradual",), ("full", "--percentage", "5")])

@@ -19,7 +19,7 @@ from contract_engine.cli.legacy_stores import find_legacy_store
 from contract_engine.cli.options import AsJson, DatabaseUrl, DryRun, RedisUrl, Tenant, Yes
 from contract_engine.cli.outcome import NO, confirm, say
 from contract_engine.cli.servers import Choice, chosen_manager
-from contract_engine.memory import ConfigurationError, InvalidInputError, MemoryServiceError
+from contract_engine.memory import ConfigurationError, InvalidInputError, MemoryManager, MemoryServiceError
 from contract_engine.memory.legacy_store import DEFAULT_TABLE, LegacySwisperStore
 from contract_engine.memory.migration import EnhancedSessionStore
 from contract_engine.memory.migration_control import MigrationControl
@@ -48,11 +48,11 @@ def show_phase(
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
     with chosen_manager(choice, display.notices()) as manager:
         control = MigrationControl(manager)
-        setting, backlog = control.get_phase(), control.backlog()
+        setting, backlog, name = control.get_phase(), control.backlog(), manager.config.tenant
     if as_json:
         display.print_json(_phase_json(setting) | {"backlog": backlog._asdict()})
     elif setting is None:
-        say("No phase: this tenant writes to no legacy store.")
+        say(f"No phase: tenant {name} writes to no legacy store.")
     else:
         say(f"{setting.phase}: {_meaning(setting)}.")
         say(_backlog_line(backlog))
@@ -67,6 +67,9 @@ def set_phase(
     percentage: Annotated[
         float | None, typer.Option(min=0, max=100, metavar="P", help="Of the sessions; with gradual alone.")
     ] = None,
+    new_tenant: Annotated[
+        bool, typer.Option("--new-tenant", help="Also for a tenant without a phase and without any session.")
+    ] = False,
     dry_run: DryRun = False,
     redis_url: RedisUrl = None,
     database_url: DatabaseUrl = None,
@@ -76,13 +79,16 @@ def set_phase(
     """Change the phase of the tenant for every process; the running ones follow within a second.
 
     Going back is safe at any time: what the legacy store does not have yet is read from the outbox. Before going
-    forward, import what it had before the migration, and compare: the new store shows only what it was given.
+    forward, import what it had before the migration, and compare: the new store shows only what it was given. A tenant
+    that has neither a phase nor a session in the log is taken for a mistyped one: exit code 2, and nothing is changed.
     """
     setting = check_phase(phase, percentage)
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
     with chosen_manager(choice, display.notices()) as manager:
         control = MigrationControl(manager)
         before = control.get_phase()
+        if before is None and not new_tenant:
+            _check_known(manager)
         if not dry_run:
             control.set_phase(phase, percentage)
     if as_json:
@@ -90,6 +96,17 @@ def set_phase(
         return
     origin = "none" if before is None else _named(before)
     say(f"{'Would go' if dry_run else 'Went'} from {origin} to {_named(setting)}: {_meaning(setting)}.")
+
+
+def _check_known(manager: MemoryManager) -> None:
+    """Refuse a tenant without any session: no program would hear of its phase, and the one that was meant stays."""
+    if not manager.session_store.get_all_sessions(1):
+        tenant = display.printable(manager.config.tenant)
+        raise InvalidInputError(
+            "tenant",
+            f"{tenant!r} has no phase and no session in the log. Correct --tenant or CONTRACT_MEMORY_TENANT; "
+            "if it is to begin with this phase, give --new-tenant",
+        )
 
 
 @phase_app.command("end")
