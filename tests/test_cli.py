@@ -34,6 +34,7 @@ from contract_engine.cli.conversations import Conversation, conversation_of, rea
 from contract_engine.cli.display import printable
 from contract_engine.cli.replay import replay_conversation, violations
 from contract_engine.cli.servers import ADDRESS_VARIABLES, HOME_VARIABLE, data_directory, own_directory
+from contract_engine.cli.wording import counted
 from contract_engine.embedded import EmbeddedServers
 from contract_engine.memory import ConfigurationError, InvalidInputError, MemoryConfig, MemoryManager
 
@@ -201,7 +202,7 @@ def test_replay_finds_a_log_that_lies(private_servers: PrivateServers, chats: st
     address = ("--redis-url", servers.redis_url, "--database-url", servers.database_url)
     answer = run("replay", chats, "--limit", "1", *address)
     assert answer.code == 1
-    assert "✗ verification FAILED in 1 of 1 sessions: long" in answer.out
+    assert "✗ verification FAILED in 1 of 1 session: long" in answer.out
     assert "the log does not hold the messages that were sent" in answer.out
     told = run("replay", chats, "--limit", "1", "--replace", "--json", *address)
     assert told.code == 1
@@ -1005,6 +1006,21 @@ def unread(*arguments: str, is_errors: bool = False) -> subprocess.CompletedProc
         return subprocess.run(command, stdout=stdout, stderr=stderr, text=True, timeout=100, check=False)
     finally:
         os.close(theirs)
+
+
+@pytest.mark.parametrize(
+    ("number", "verb", "words"),
+    [
+        (0, "", "0 messages"),
+        (1, "", "1 message"),
+        (1, "wait", "1 message waits"),
+        (1, "are", "1 message is"),
+        (1, "were", "1 message was"),
+        (2000, "are", "2,000 messages are"),
+    ],
+)
+def test_numbers_agree_with_their_words(number: int, verb: str, words: str) -> None:
+    assert counted(number, "message", verb) == words
 
 
 def test_help_is_cheap_and_tells_the_exit_codes() -> None:

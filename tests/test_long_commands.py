@@ -43,6 +43,6 @@ def test_a_dry_drain_names_what_waits_and_logs_nothing(blocking: Backend) -> Non
     for _ in range(2):
         shown = CliRunner().invoke(app, ["drain", "--dry-run", "--json", *servers])
         assert json.loads(shown.stdout) == {"waiting": ["waits"], "dry_run": True}
-    assert "Would log the messages of 1 sessions" in CliRunner().invoke(app, ["drain", "--dry-run", *servers]).stdout
+    assert "Would log the messages of 1 session." in CliRunner().invoke(app, ["drain", "--dry-run", *servers]).stdout
     done = CliRunner().invoke(app, ["drain", "--json", *servers])
     assert json.loads(done.stdout)["sessions"] == {"waits": 1}

@@ -71,7 +71,7 @@ def test_a_phase_is_shown_set_and_ended(command: Command, store: EnhancedSession
     store.add_chat_message("s", say(1))
     shown = json.loads(command("phase", "show", "--json").stdout)
     assert (shown["phase"], shown["percentage"], shown["backlog"]["messages"]) == ("gradual", 25, 1)
-    assert "1 messages of 1 sessions wait" in command("phase", "show").stdout
+    assert "1 message of 1 session waits, the oldest" in command("phase", "show").stdout
     changed = json.loads(command("phase", "set", "coexistence", "--json").stdout)
     assert (changed["phase"], changed["before"]["phase"]) == ("coexistence", "gradual")
     assert command("phase", "end").exit_code == 1, "nobody there to ask"
@@ -80,7 +80,7 @@ def test_a_phase_is_shown_set_and_ended(command: Command, store: EnhancedSession
     assert ended.exit_code == 1, "not all"
     assert command("phase", "show").exit_code == 1
     again = command("phase", "end", "--yes")
-    assert (again.exit_code, "1 messages were not relayed" in again.stdout) == (1, True)
+    assert (again.exit_code, "1 message was not relayed" in again.stdout) == (1, True)
     assert store.settle()
     assert command("phase", "end", "--yes").exit_code == 0
 
@@ -169,7 +169,7 @@ def test_relay_shows_and_retries_what_is_parked(command: Command, store: Enhance
     legacy = ("--legacy", place("Refusing"))
     answer = command("relay", *legacy, "--patience", "0.5")
     assert answer.exit_code == 1
-    assert "1 messages of 1 sessions wait" in answer.stdout
+    assert "1 message of 1 session waits" in answer.stdout
     listed = command("relay", "--list")
     assert "refused" in listed.stdout
     assert "LegacyError" in listed.stdout

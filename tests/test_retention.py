@@ -593,7 +593,7 @@ def test_the_commands(blocking: Backend) -> None:
     assert "give --yes" in err
     assert manager.retention.session_ids() == ["a", "b", "c"]
     code, out, _ = run(blocking, "purge", "--older-than", "90d", "--yes", "--limit", "1")
-    assert (code, out.partition(",")[0]) == (0, "Erased 1 sessions with 3 messages")
+    assert (code, out.partition(",")[0]) == (0, "Erased 1 session with 3 messages")
     date = (datetime.now(UTC) - 30 * DAY).date().isoformat()
     code, out, _ = run(blocking, "purge", "--older-than", date, "--yes", "--json", "--rate", "0")
     assert (code, json.loads(out)["sessions"], json.loads(out)["messages"]) == (0, 1, 3)

@@ -44,6 +44,7 @@ from contract_engine.cli.replay import clear_session, replay_all
 from contract_engine.cli.report import SessionReport, reports_as_json
 from contract_engine.cli.servers import Choice, chosen_manager, chosen_servers
 from contract_engine.cli.signals import end_in_order, end_once, mute
+from contract_engine.cli.wording import counted
 from contract_engine.memory import SessionLimits
 
 # Small enough that conversations of forty messages are folded several times.
@@ -264,12 +265,12 @@ def clear(
     with chosen_manager(choice, display.notices()) as manager:
         count = manager.get_context(session)["last_seq"]
         if count:
-            confirm(f"Delete session {session!r} and its {count} messages for good?", yes=yes)
+            confirm(f"Delete session {session!r} and its {counted(count, 'message')} for good?", yes=yes)
         clear_session(manager, session)
     if as_json:
         display.print_json({"session_id": session, "cleared": True, "messages": count})
     elif count:
-        say(f"Cleared session {session!r}: {count} messages, and every summary of them.")
+        say(f"Cleared session {session!r}: {counted(count, 'message')}, and every summary.")
     else:
         say(f"Nothing to clear: there is no session {session!r}.")
 
@@ -336,11 +337,12 @@ def drain(
     if as_json:
         display.print_json(drained.as_json())
     elif drained.counts:
-        say(f"Logged {drained.messages} messages of {len(drained.counts)} sessions.")
+        say(f"Logged {counted(drained.messages, 'message')} of {counted(len(drained.counts), 'session')}.")
     elif not drained.failed:
         say("Nothing waits to be logged.")
     if drained.failed:
-        say(f"{len(drained.failed)} sessions still wait; the first of them says why.", display.notices())
+        waiting = counted(len(drained.failed), "session", "wait")
+        say(f"{waiting} still; the first of them says why.", display.notices())
         raise next(iter(drained.failed.values()))
 
 

@@ -18,8 +18,9 @@ from rich.progress import Progress, TaskID
 
 from contract_engine.cli import display
 from contract_engine.cli.options import AsJson, DatabaseUrl, RedisUrl, Tenant
-from contract_engine.cli.outcome import NO, counted, say, writing
+from contract_engine.cli.outcome import NO, say, writing
 from contract_engine.cli.servers import Choice, chosen_manager
+from contract_engine.cli.wording import counted
 from contract_engine.memory import InvalidInputError, MemoryManager, SessionExistsError
 from contract_engine.memory.archive import MAX_LINE_BYTES
 

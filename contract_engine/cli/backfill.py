@@ -23,8 +23,9 @@ from contract_engine.cli.legacy import (
     older_store,
 )
 from contract_engine.cli.options import AsJson, DatabaseUrl, DryRun, RedisUrl, Tenant
-from contract_engine.cli.outcome import NO, counted, say
+from contract_engine.cli.outcome import NO, say
 from contract_engine.cli.servers import Choice, chosen_servers
+from contract_engine.cli.wording import counted
 from contract_engine.memory.backfill import Backfill, Outcome
 from contract_engine.memory.legacy_store import DEFAULT_TABLE
 from contract_engine.memory.log_writer import LogWriter
@@ -175,7 +176,7 @@ def _print(tally: Tally) -> None:
             "the log has no place for these, and they stay in the legacy table alone."
         )
     if tally.elsewhere:
-        say(f"{tally.elsewhere:,} messages stand elsewhere in the log; contract-memory parity shows them.")
+        say(f"{counted(tally.elsewhere, 'message', 'stand')} elsewhere in the log; contract-memory parity shows where.")
     if tally.told:
         troubles = list(tally.troubles())
         display.output().print(troubles_view(troubles[:SHOWN]))

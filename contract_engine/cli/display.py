@@ -18,6 +18,7 @@ from rich.text import Text
 
 from contract_engine.cli.doctor import Finding, State, worst
 from contract_engine.cli.report import SessionReport
+from contract_engine.cli.wording import counted
 from contract_engine.memory.health import CheckState, HealthReport, HealthStatus
 from contract_engine.memory.mending import SYNTHETIC
 
@@ -104,7 +105,7 @@ def session_panel(report: SessionReport, *, full: bool) -> Panel:
     facts.add_row("tokens", f"{whole:,} in the whole conversation, {given:,} in the context: {saving(whole, given)}")
     if report.turns:
         cost = f"{report.whole_sent:,} with the whole conversation each time, {report.context_sent:,} with the context"
-        facts.add_row(model_calls(report.turns), f"{cost}: {saving(report.whole_sent, report.context_sent)}")
+        facts.add_row(counted(report.turns, "model call"), f"{cost}: {saving(report.whole_sent, report.context_sent)}")
     if report.degraded_reads:
         facts.add_row("degraded", f"{report.degraded_reads} contexts came from PostgreSQL, Redis being away")
     parts: list[RenderableType] = [facts]
@@ -115,23 +116,22 @@ def session_panel(report: SessionReport, *, full: bool) -> Panel:
     return Panel(Group(*parts), title=Text(printable(report.session_id)), title_align="left", border_style="dim")
 
 
-def model_calls(count: int) -> str:
-    """Return a number of model calls in words."""
-    return f"{count:,} model call{'' if count == 1 else 's'}"
-
-
 def totals(reports: Sequence[SessionReport]) -> RenderableType:
     """Show the sums over all conversations, and whether the law held in each."""
     broken = [report for report in reports if report.violations]
     whole, given = sum(report.whole_sent for report in reports), sum(report.context_sent for report in reports)
     facts = _facts()
-    facts.add_row("sessions", f"{len(reports)}, with {sum(report.messages for report in reports):,} messages")
+    facts.add_row("sessions", f"{len(reports)}, with {counted(sum(report.messages for report in reports), 'message')}")
     facts.add_row("folds", f"{sum(len(report.folds) for report in reports)}")
     turns = sum(report.turns for report in reports)
-    facts.add_row(model_calls(turns), f"{whole:,} tokens without the memory, {given:,} with it: {saving(whole, given)}")
+    facts.add_row(
+        counted(turns, "model call"), f"{whole:,} tokens without the memory, {given:,} with it: {saving(whole, given)}"
+    )
     if broken:
         names = ", ".join(printable(report.session_id) for report in broken)
-        result = Text(f"✗ verification FAILED in {len(broken)} of {len(reports)} sessions: {names}", style="bold red")
+        result = Text(
+            f"✗ verification FAILED in {len(broken)} of {counted(len(reports), 'session')}: {names}", style="bold red"
+        )
     else:
         result = Text("✓ verified: every context was summary 1..W + messages W+1..N word for word", style="green")
     return Group(facts, result)

@@ -11,6 +11,7 @@ from contract_engine import schema
 from contract_engine.cli.nodes import Node, Nodes, find_nodes
 from contract_engine.cli.probes import CALL_SECONDS, DatabaseFacts, RedisFacts, database_facts, redis_facts, within
 from contract_engine.cli.servers import database_address, redis_address
+from contract_engine.cli.wording import counted
 from contract_engine.memory import MemoryConfig, MemoryManager, MemoryServiceError, TokenCounter
 from contract_engine.memory._runtime.redis_topology import SLOTS
 from contract_engine.memory.encodings import load_encoding
@@ -131,7 +132,7 @@ def unlogged_findings(config: MemoryConfig) -> Iterator[Finding]:
         except MemoryServiceError:
             return
     if count:
-        detail = f"messages of {count:,} sessions of tenant {config.tenant} are in Redis alone"
+        detail = f"messages of {counted(count, 'session')} of tenant {config.tenant} are in Redis alone"
         yield Finding(UNLOGGED, State.WARN, detail, "when PostgreSQL answers, log them: `contract-memory drain`")
     else:
         yield Finding(UNLOGGED, State.OK, f"nothing of tenant {config.tenant} waits to be logged")

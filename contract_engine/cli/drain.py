@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from contract_engine.cli import display
 from contract_engine.cli.outcome import say
+from contract_engine.cli.wording import counted
 from contract_engine.memory import MemoryManager, MemoryServiceError
 
 
@@ -36,7 +37,7 @@ def show_waiting(manager: MemoryManager, *, as_json: bool) -> None:
         return
     for session_id in sessions:
         say(session_id)
-    say(f"Would log the messages of {len(sessions)} sessions.")
+    say(f"Would log the messages of {counted(len(sessions), 'session')}.")
 
 
 def drain_sessions(manager: MemoryManager) -> Drained:

@@ -19,6 +19,7 @@ from contract_engine.cli.legacy_stores import find_legacy_store
 from contract_engine.cli.options import AsJson, DatabaseUrl, DryRun, RedisUrl, Tenant, Yes
 from contract_engine.cli.outcome import NO, confirm, say
 from contract_engine.cli.servers import Choice, chosen_manager
+from contract_engine.cli.wording import counted
 from contract_engine.memory import ConfigurationError, InvalidInputError, MemoryManager, MemoryServiceError
 from contract_engine.memory.legacy_store import DEFAULT_TABLE, LegacySwisperStore
 from contract_engine.memory.migration import EnhancedSessionStore
@@ -126,14 +127,15 @@ def end_phase(
     with chosen_manager(choice, display.notices()) as manager:
         control = MigrationControl(manager)
         left = control.backlog().messages
-        confirm(f"End the migration of tenant {manager.config.tenant}, with {left} messages not relayed?", yes=yes)
+        not_relayed = f"{counted(left, 'message')} not relayed"
+        confirm(f"End the migration of tenant {manager.config.tenant}, with {not_relayed}?", yes=yes)
         had_one = control.end()
     if as_json:
         display.print_json({"ended": had_one, "not_relayed": left})
     else:
         say("The migration has ended." if had_one else "There was no phase to end.")
         if left:
-            say(f"{left:,} messages were not relayed; `contract-memory relay` still brings them over.")
+            say(f"{counted(left, 'message', 'were')} not relayed; `contract-memory relay` still relays what is left.")
     if left:
         raise typer.Exit(NO)
 
@@ -200,7 +202,7 @@ def relay(
     if as_json:
         display.print_json({"relayed": progress.relayed, "retried": retried, "left": left._asdict()})
     else:
-        say(f"Relayed {progress.relayed} messages. {_backlog_line(left)}")
+        say(f"Relayed {counted(progress.relayed, 'message')}. {_backlog_line(left)}")
     if progress.error is not None:
         raise progress.error
     if left.messages:
@@ -289,7 +291,8 @@ def _print_retried(retried: Sequence[str], *, as_json: bool) -> None:
     if as_json:
         display.print_json({"retried": list(retried)})
     else:
-        say(f"{len(retried)} sessions are tried again by whoever relays next." if retried else "Nothing was put off.")
+        again = f"{counted(len(retried), 'session', 'are')} tried again by whoever relays next."
+        say(again if retried else "Nothing was put off.")
 
 
 def _backlog_line(backlog: Backlog) -> str:
@@ -297,7 +300,8 @@ def _backlog_line(backlog: Backlog) -> str:
         return "The legacy store has everything."
     oldest = "" if backlog.oldest_seconds is None else f", the oldest for {backlog.oldest_seconds:,.0f} s"
     parked = f" Parked sessions: {backlog.parked}; `contract-memory relay --list` names them." if backlog.parked else ""
-    return f"{backlog.messages:,} messages of {backlog.sessions:,} sessions wait{oldest}.{parked}"
+    waits = "waits" if backlog.messages == 1 else "wait"
+    return f"{counted(backlog.messages, 'message')} of {counted(backlog.sessions, 'session')} {waits}{oldest}.{parked}"
 
 
 def _named(setting: PhaseSetting) -> str:

@@ -120,11 +120,6 @@ def writing(option: str, path: Path) -> Iterator[None]:
         raise InvalidInputError(option, f"{path} cannot be written: {exc.strerror}") from exc
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number of things in words: ``1 session``, ``2,000 sessions``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def say(text: str, console: Console | None = None) -> None:
     """Print one line that is not cut or wrapped, on standard output where no console is given."""
     (console or output()).print(Text(printable(text)), soft_wrap=True)

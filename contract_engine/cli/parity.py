@@ -28,8 +28,9 @@ from contract_engine.cli.legacy import (
     older_store,
 )
 from contract_engine.cli.options import AsJson, DatabaseUrl, RedisUrl, Tenant
-from contract_engine.cli.outcome import NO, counted, say, writing
+from contract_engine.cli.outcome import NO, say, writing
 from contract_engine.cli.servers import Choice, chosen_servers
+from contract_engine.cli.wording import counted
 from contract_engine.memory.legacy_store import DEFAULT_TABLE
 from contract_engine.memory.log_writer import LogWriter
 from contract_engine.memory.parity import Difference, Kind, Mark, compare, count_arrived, mark, summed
@@ -96,7 +97,7 @@ def parity(
     else:
         _print(differences, len(names), messages)
         if pending:
-            say(f"{pending:,} messages are pending: contract-memory relay gives them to the older store.")
+            say(f"{counted(pending, 'message', 'are')} pending: contract-memory relay gives the older store the rest.")
     if differences:
         raise typer.Exit(NO)
 

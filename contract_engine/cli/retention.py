@@ -15,6 +15,7 @@ from contract_engine.cli import display
 from contract_engine.cli.options import AsJson, DatabaseUrl, Ephemeral, RedisUrl, Tenant, Yes
 from contract_engine.cli.outcome import NO, confirm, say
 from contract_engine.cli.servers import Choice, chosen_manager
+from contract_engine.cli.wording import counted
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -52,7 +53,7 @@ def purge(
             found = manager.retention.purge(age, limit=limit, dry_run=True)
         if not dry_run and found["sessions"]:
             since = f"not touched since {moment_of(found['before'])}"
-            question = f"Erase {found['sessions']:,} sessions with {found['messages']:,} messages, {since}, for good?"
+            question = f"Erase {_extent(found)}, {since}, for good?"
             confirm(question, yes=yes)
             with display.progress(display.notices(), "sessions") as bar:
                 task = bar.add_task("purge", total=found["sessions"])
@@ -70,9 +71,13 @@ def purge(
         return
     verb = "Would erase" if dry_run else "Erased"
     oldest = f", the oldest of {moment_of(found['oldest'])}" if found["oldest"] else ""
-    say(f"{verb} {found['sessions']:,} sessions with {found['messages']:,} messages{oldest}.")
+    say(f"{verb} {_extent(found)}{oldest}.")
     if found["kept"]:
-        say(f"Kept {found['kept']:,} sessions that were touched meanwhile, or in use.")
+        say(f"Kept {counted(found['kept'], 'session')}, touched meanwhile or in use.")
+
+
+def _extent(found: Mapping[str, Any]) -> str:
+    return f"{counted(found['sessions'], 'session')} with {counted(found['messages'], 'message')}"
 
 
 def erase(
@@ -95,7 +100,7 @@ def erase(
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
     with chosen_manager(choice, display.notices()) as manager:
         if not dry_run:
-            confirm(f"Erase {len(sessions)} sessions for good: {', '.join(map(repr, sessions))}?", yes=yes)
+            confirm(f"Erase {counted(len(sessions), 'session')} for good: {', '.join(map(repr, sessions))}?", yes=yes)
         with display.progress(display.notices(), "sessions") as bar:
             task = bar.add_task("erase", total=len(sessions))
             reports = manager.retention.erase(
@@ -111,7 +116,7 @@ def erase(
         if not dry_run and not left:
             say("Nothing of them is left.")
     for report in left:
-        what = [f"{count} rows of {name}" for name, count in report["left_rows"].items()]
+        what = [f"{counted(count, 'row')} of {name}" for name, count in report["left_rows"].items()]
         what += [f"the key {key!r}" for key in report["left_keys"]]
         say(f"Left of session {report['session_id']!r}: {', '.join(what)}.", display.notices())
     if left:

@@ -534,7 +534,7 @@ def test_a_session_that_cannot_be_logged_keeps_no_other_waiting(blocking: Away, 
     assert found.exit_code == 2, found.output
     answer = json.loads(found.stdout)
     assert (answer["sessions"], list(answer["failed"])) == ({"a": 1, "c": 1}, ["b"])
-    assert "1 sessions still wait" in found.stderr
+    assert "1 session waits still" in found.stderr
     assert manager.unlogged_sessions() == ["b"]
 
 
