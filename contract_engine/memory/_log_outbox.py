@@ -48,14 +48,14 @@ CLAIM = Statement(
     "claim_relays",
     lambda: sa.text("""
         WITH due AS (
-            SELECT session_id, in_doubt FROM memory_relays
+            SELECT tenant, session_id, in_doubt FROM memory_relays
             WHERE tenant = :of_tenant AND due_at <= clock_timestamp() AND parked_at IS NULL
               AND (leased_until IS NULL OR leased_until < clock_timestamp())
             ORDER BY due_at LIMIT CAST(:sessions AS integer) FOR UPDATE SKIP LOCKED)
         UPDATE memory_relays AS relay
         SET lease = :lease, in_doubt = true,
             leased_until = clock_timestamp() + make_interval(secs => CAST(:lease_seconds AS double precision))
-        FROM due WHERE relay.tenant = :of_tenant AND relay.session_id = due.session_id
+        FROM due WHERE relay.tenant = due.tenant AND relay.session_id = due.session_id
         RETURNING relay.session_id, due.in_doubt, relay.attempts"""),
 )
 
@@ -90,18 +90,14 @@ GIVE_BACK = Statement(
         RETURNING session_id"""),
 )
 
-# Those of ``kept`` go on being leased and in doubt: the one behind what is finished has failed.
-FINISH = Statement(
-    "finish_relays",
-    lambda: sa.text("""
-        WITH done AS (
-            SELECT * FROM unnest(CAST(:sessions AS text[]), CAST(:ids AS text[])) AS done(session_id, message_id)),
-        gone AS (
-            DELETE FROM memory_outbox AS item USING done
-            WHERE item.tenant = :of_tenant AND item.session_id = done.session_id
-              AND item.message_id = done.message_id
-            RETURNING item.session_id),
-        counted AS (SELECT session_id, count(*) AS number FROM gone GROUP BY session_id)
+
+def _finish(gone: str) -> sa.TextClause:
+    """Take rows out of the outbox and note it with their sessions.
+
+    Those of ``kept`` go on being leased and in doubt: the one behind what is finished has failed.
+    """
+    noted = """
+        counted AS (SELECT tenant, session_id, count(*) AS number FROM gone GROUP BY tenant, session_id)
         UPDATE memory_relays AS relay
         SET pending = relay.pending - counted.number, attempts = 0, error = NULL, parked_at = NULL,
             due_at = CASE WHEN relay.pending > counted.number THEN clock_timestamp() END,
@@ -110,8 +106,34 @@ FINISH = Statement(
             in_doubt = relay.in_doubt AND (ends.is_kept OR relay.lease IS DISTINCT FROM :lease)
         FROM counted,
             LATERAL (SELECT counted.session_id = ANY(CAST(:kept AS text[]))) AS ends(is_kept)
-        WHERE relay.tenant = :of_tenant AND relay.session_id = counted.session_id
-        RETURNING relay.session_id, relay.pending"""),
+        WHERE relay.tenant = counted.tenant AND relay.session_id = counted.session_id
+        RETURNING relay.session_id, relay.pending"""
+    return sa.text(",".join((gone, noted)))
+
+
+# The tenant comes out of what the planner cannot look into, here and where relays are joined: where tables have no
+# statistics yet it takes the rows of one tenant for few, and would go through all of them each time.
+FINISH_MANY = Statement(
+    "finish_relays",
+    lambda: _finish("""
+        WITH done AS MATERIALIZED (
+            SELECT CAST(:of_tenant AS text) AS tenant, *
+            FROM unnest(CAST(:sessions AS text[]), CAST(:ids AS text[])) AS done(session_id, message_id)),
+        gone AS (
+            DELETE FROM memory_outbox AS item USING done
+            WHERE item.tenant = done.tenant AND item.session_id = done.session_id
+              AND item.message_id = done.message_id
+            RETURNING item.tenant, item.session_id)"""),
+)
+
+# Of one session: its rows are looked up by their key whatever the planner knows, be there ever so many of others.
+FINISH_ONE = Statement(
+    "finish_relay",
+    lambda: _finish("""
+        WITH gone AS (
+            DELETE FROM memory_outbox
+            WHERE tenant = :of_tenant AND session_id = :of_session AND message_id = ANY(CAST(:ids AS text[]))
+            RETURNING tenant, session_id)"""),
 )
 
 # ``in_doubt``: whether the legacy store may have been given something of which no note was taken.
@@ -183,6 +205,11 @@ LOGGED_BEHIND = Statement(
         ORDER BY message.seq"""),
 )
 
+HAS_PENDING = Statement(
+    "outbox_has_pending",
+    lambda: sa.text("SELECT EXISTS (SELECT 1 FROM memory_relays WHERE tenant = :of_tenant AND due_at IS NOT NULL)"),
+)
+
 COUNTS = Statement(
     "outbox_counts",
     lambda: sa.text("""
@@ -211,7 +238,7 @@ OUTBOX_HEALTH = Statement(
         FROM memory_relays WHERE tenant = :of_tenant AND due_at IS NOT NULL"""),
 )
 
-# Of all tenants; the age looks through the outbox, so this is not for every second.
+# Of all tenants: the age is looked up for one after the other.
 OUTBOX_FIGURES = Statement(
     "outbox_figures",
     lambda: sa.text("""

@@ -227,7 +227,7 @@ class DualFlows:
             raise InvalidInputError("timeout_seconds", f"expected a number of seconds, got {timeout_seconds!r}")
         until = self._clock() + timeout_seconds
         while True:
-            if not (yield from self.outbox.counts()).messages:
+            if not (yield from self.outbox.has_pending()):
                 return True
             left = until - self._clock()
             if left <= 0:

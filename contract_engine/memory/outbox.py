@@ -134,10 +134,15 @@ class Outbox:
 
     def finish(self, lease: str, done: Sequence[tuple[str, str]], *, kept: Sequence[str]) -> Flow[None]:
         """Take note that messages are in the legacy store, and give the leases back but those of ``kept``."""
-        if done:
-            sessions, ids = zip(*done, strict=True)
-            parameters = {"lease": lease, "sessions": list(sessions), "ids": list(ids), "kept": list(kept)}
-            yield from query(_log_outbox.FINISH, self._of_tenant | parameters)
+        if not done:
+            return
+        sessions, ids = zip(*done, strict=True)
+        parameters = {"lease": lease, "ids": list(ids), "kept": list(kept)}
+        if len(set(sessions)) == 1:
+            yield from query(_log_outbox.FINISH_ONE, self._key(sessions[0]) | parameters)
+        else:
+            parameters["sessions"] = list(sessions)
+            yield from query(_log_outbox.FINISH_MANY, self._of_tenant | parameters)
 
     def put_off(self, lease: str, session_id: str, how: Mapping[str, Any]) -> Flow[None]:
         """Give a lease back and say when to try again; see ``PUT_OFF`` for what else is noted."""
@@ -188,6 +193,10 @@ class Outbox:
     def counts(self) -> Flow[Counts]:
         """Count what is pending by the sessions alone, at once however much it is: for whoever asks again and again."""
         return Counts._make((yield from query(_log_outbox.COUNTS, self._of_tenant))[0])
+
+    def has_pending(self) -> Flow[bool]:
+        """Whether anything is pending, without counting it: for whoever asks between any two rounds."""
+        return bool((yield from query(_log_outbox.HAS_PENDING, self._of_tenant))[0][0])
 
     def backlog(self) -> Flow[Backlog]:
         """Count what is pending. How long the oldest waits is told by looking through all of it."""

@@ -16,7 +16,7 @@ from dual_stores import contents, open_store, say, talk
 from legacy_stores import ListStore, Messages
 from memory_contract import Backend
 
-from contract_engine.memory._log_outbox import COUNTS
+from contract_engine.memory._log_outbox import HAS_PENDING
 from contract_engine.memory.intake import Intake
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.migration import EnhancedSessionStore, RelaySettings
@@ -210,7 +210,7 @@ def test_waiting_for_a_relay_does_not_look_through_the_outbox(blocking: Backend)
         assert store.settle()
         effects.remove()
         asked = Counter(name_of(effect) for effect in effects.effects)
-        assert asked["outbox_counts"] >= 2
-        assert asked["outbox_backlog"] == 0
-        plans = rows(blocking, "EXPLAIN " + COUNTS.sql.replace("%(of_tenant)s", "%(tenant)s"))
+        assert asked["outbox_has_pending"] >= 2
+        assert asked["outbox_backlog"] == asked["outbox_counts"] == 0
+        plans = rows(blocking, "EXPLAIN " + HAS_PENDING.sql.replace("%(of_tenant)s", "%(tenant)s"))
         assert "memory_outbox" not in str(plans)
