@@ -217,24 +217,29 @@ COUNTS = Statement(
         FROM memory_relays WHERE tenant = :of_tenant AND due_at IS NOT NULL"""),
 )
 
-# The age looks through the outbox, so this is not for every second.
+# The first entry of an index: messages are counted by their sessions and not looked at. ORDER BY and not min(), for
+# which a planner that expects a single row may as well read them all.
 BACKLOG = Statement(
     "outbox_backlog",
     lambda: sa.text("""
         SELECT coalesce(sum(relay.pending), 0)::bigint, count(*), count(relay.parked_at),
                count(*) FILTER (WHERE relay.in_doubt),
                extract(epoch FROM clock_timestamp() - (
-                   SELECT min(created_at) FROM memory_outbox WHERE tenant = :of_tenant))::double precision,
+                   SELECT created_at FROM memory_outbox WHERE tenant = :of_tenant
+                   ORDER BY created_at LIMIT 1))::double precision,
                coalesce(sum(relay.pending) FILTER (WHERE relay.parked_at IS NOT NULL), 0)::bigint
         FROM memory_relays AS relay WHERE relay.tenant = :of_tenant AND relay.due_at IS NOT NULL"""),
 )
 
-# For health checks: by the index of what is due, however much that is. Whoever has no phase may still have a backlog.
+# For health checks: by indexes, however much is due. Whoever has no phase may still have a backlog.
 OUTBOX_HEALTH = Statement(
     "outbox_health",
     lambda: sa.text("""
         SELECT EXISTS (SELECT 1 FROM memory_phases WHERE tenant = :of_tenant), coalesce(sum(pending), 0)::bigint,
-               count(*) FILTER (WHERE attempts > 0), count(parked_at)
+               count(*) FILTER (WHERE attempts > 0), count(parked_at),
+               extract(epoch FROM clock_timestamp() - (
+                   SELECT created_at FROM memory_outbox WHERE tenant = :of_tenant
+                   ORDER BY created_at LIMIT 1))::double precision
         FROM memory_relays WHERE tenant = :of_tenant AND due_at IS NOT NULL"""),
 )
 
@@ -242,10 +247,16 @@ OUTBOX_HEALTH = Statement(
 OUTBOX_FIGURES = Statement(
     "outbox_figures",
     lambda: sa.text("""
+        WITH RECURSIVE oldest AS (
+            (SELECT tenant, created_at FROM memory_outbox ORDER BY tenant, created_at LIMIT 1)
+            UNION ALL
+            SELECT later.tenant, later.created_at FROM oldest CROSS JOIN LATERAL (
+                SELECT tenant, created_at FROM memory_outbox WHERE tenant > oldest.tenant
+                ORDER BY tenant, created_at LIMIT 1) AS later)
         SELECT coalesce(sum(pending), 0)::bigint,
                coalesce(sum(pending) FILTER (WHERE parked_at IS NOT NULL), 0)::bigint,
                coalesce(extract(epoch FROM clock_timestamp() - (
-                   SELECT min(created_at) FROM memory_outbox)), 0)::double precision
+                   SELECT min(created_at) FROM oldest)), 0)::double precision
         FROM memory_relays WHERE due_at IS NOT NULL"""),
 )
 

@@ -30,12 +30,13 @@ from contract_engine.memory.health import (
 
 
 class OutboxHealth(NamedTuple):
-    """How a tenant's outbox is: its messages, and of their sessions those that have failed and those put aside."""
+    """How a tenant's outbox is: its messages, of their sessions those that have failed and those put aside, its age."""
 
     has_phase: bool = False
     messages: int = 0
     failing: int = 0
     parked: int = 0
+    oldest_seconds: float | None = None
 
     @property
     def is_known(self) -> bool:
@@ -157,6 +158,8 @@ class ManagerHealth(Checks[HealthReport]):
         # What was found last is what is known: while the database is away nothing leaves the outbox either.
         found = self._outbox
         detail = f"messages that wait for the legacy store: {found.messages}"
+        if found.oldest_seconds is not None:
+            detail += f", the oldest for {found.oldest_seconds:,.0f} s"
         if found.failing:
             detail += f"; it has failed for sessions: {found.failing}"
         if found.parked:

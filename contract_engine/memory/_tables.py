@@ -112,6 +112,7 @@ outbox = sa.Table(
     sa.Column("seq", sa.BigInteger, nullable=False, comment="its place in the session"),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
 )
+sa.Index("memory_outbox_oldest", outbox.c.tenant, outbox.c.created_at)
 
 relays = sa.Table(
     "memory_relays",

@@ -199,7 +199,7 @@ class Outbox:
         return bool((yield from query(_log_outbox.HAS_PENDING, self._of_tenant))[0][0])
 
     def backlog(self) -> Flow[Backlog]:
-        """Count what is pending. How long the oldest waits is told by looking through all of it."""
+        """Count what is pending, by the sessions, and look up how long the oldest message waits."""
         return Backlog._make((yield from query(_log_outbox.BACKLOG, self._of_tenant))[0])
 
     def waiting(self, limit: int) -> Flow[list[WaitingSession]]:
