@@ -163,7 +163,7 @@ def _search() -> sa.Select[Any]:
     index over all sessions.
     """
     is_wanted = _has(sa.bindparam("wanted"))
-    blank = sa.literal_column("' '")
+    blank: sa.ColumnElement[str] = sa.literal_column("' '")
     written = sa.func.replace(sa.cast(recall.c.terms, sa.Text), blank, _BAR)
     has_more_than_different_ones = recall.c.length > sa.func.length(recall.c.terms)  # asked first, for it costs nothing
     is_counted = sa.and_(has_more_than_different_ones, _has(sa.bindparam("twice")))
