@@ -32,7 +32,7 @@ def test_a_batch_of_the_index_reads_no_more_than_it_takes(blocking: Backend, is_
         connection.execute("UPDATE memory_sessions SET watermark = 4000 WHERE tenant = %s", (blocking.tenant,))
         if is_analyzed:
             connection.execute("ANALYZE memory_messages, memory_sessions")
-        given = {"of_tenant": blocking.tenant, "of_session": "s", "limit": 50}
+        given = {"of_tenant": blocking.tenant, "of_session": "s", "count": 50}
         rows = connection.execute(UNINDEXED.sql.encode(), given).fetchall()
         assert [row[4] for row in rows] == list(range(1, 51))
         answer = connection.execute(b"EXPLAIN (ANALYZE, FORMAT JSON) " + UNINDEXED.sql.encode(), given).fetchone()

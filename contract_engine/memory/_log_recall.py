@@ -41,19 +41,21 @@ _ONE: sa.ColumnElement[int] = sa.literal_column("1")
 
 
 def _unindexed() -> sa.Select[Any]:
-    """The session, with the oldest messages that are folded and not indexed: one row each, or one with no message."""
-    # By itself, so that the limit is applied where rows are found by their numbers. A join that is ordered afterwards
-    # reads every message that is not indexed, with its body, for each batch of them.
+    """The session, with what is folded of the next ``count`` messages to index: a row each, or one with no message."""
+    count = sa.bindparam("count", type_=sa.BigInteger)
+    up_to = sa.func.least(sessions.c.watermark, sessions.c.indexed_seq + count)  # numbers have no gaps
+    # All of this keeps the planner from reading whatever is not indexed, with its body, for each batch of it: where it
+    # has statistics, the upper bound; where it has none, the order and the limit of what is by itself.
     item = (
         sa.select(messages.c.seq, milliseconds(messages.c.created_at).label("at_ms"), messages.c.body)
         .where(
             messages.c.tenant == sessions.c.tenant,
             messages.c.session_id == sessions.c.session_id,
             messages.c.seq > sessions.c.indexed_seq,
-            messages.c.seq <= sessions.c.watermark,
+            messages.c.seq <= up_to,
         )
         .order_by(messages.c.seq)
-        .limit(sa.bindparam("limit", type_=sa.BigInteger))
+        .limit(count)
         .lateral("item")
     )
     return (
@@ -61,7 +63,7 @@ def _unindexed() -> sa.Select[Any]:
             sessions.c.epoch,
             sessions.c.revision,
             sessions.c.indexed_seq,
-            sessions.c.watermark,
+            up_to.label("up_to"),
             item.c.seq,
             item.c.at_ms,
             item.c.body,

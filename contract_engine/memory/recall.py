@@ -115,14 +115,13 @@ class Recall:
         Each batch is one transaction of its own. Two flows at the same session do not harm each other.
         """
         for _ in range(most_batches):
-            rows = yield from query(UNINDEXED, {**self._key(session_id), "limit": BATCH})
+            rows = yield from query(UNINDEXED, {**self._key(session_id), "count": BATCH})
             if not rows:
                 return
-            epoch, revision, after, watermark = rows[0][:4]
-            if after >= watermark:
+            epoch, revision, after, up_to = rows[0][:4]
+            if after >= up_to:
                 return
             indexed = [(seq, _terms(body, at_ms)) for _, _, _, _, seq, at_ms, body in rows if seq is not None]
-            up_to = indexed[-1][0] if indexed else watermark
             yield from query(
                 INDEX,
                 {
