@@ -12,8 +12,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from memory_contract import DURABLE, SYNC, Backend, assert_caps
+from memory_contract import DURABLE, SYNC, Backend, assert_caps, run_threads
 from server_faults import waited_for
+
+from contract_engine.memory import MemoryManager
 
 
 @contextmanager
@@ -145,3 +147,17 @@ class Readers(Background):
         waited_for(lambda: self.reads > 10 or bool(self.errors))
         super().__exit__()
         assert self.reads > 10
+
+
+def run_beside_readers(
+    managers: Sequence[MemoryManager],
+    write: Callable[[int], object],
+    seqs: Sequence[Sequence[int]],
+    acknowledged: Acknowledged,
+) -> None:
+    """Run each writer of session ``s`` in a thread, beside readers, and all folds; each was given growing numbers."""
+    with Readers(lambda: managers[0].get_context("s"), acknowledged):
+        run_threads(len(seqs), write)
+    for manager in managers:
+        manager.wait_for_folds()
+    assert all(found == sorted(found) for found in seqs)

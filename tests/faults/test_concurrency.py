@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 import redis
-from many_writers import Acknowledged, Readers, assert_all_kept, assert_read, run_programs, sync_backend, told
+from many_writers import (
+    Acknowledged,
+    Readers,
+    assert_all_kept,
+    assert_read,
+    run_beside_readers,
+    run_programs,
+    sync_backend,
+    told,
+)
 from memory_contract import (
     ASYNC,
     DURABLE,
@@ -56,11 +65,7 @@ def test_sixteen_threads_on_one_session(redis_url: str, database_url: str, tenan
                     seqs[writer].append(receipt.seq)
                     acknowledged.note(receipt.seq)
 
-        with Readers(lambda: managers[0].get_context("s"), acknowledged):
-            run_threads(writers, write)
-        for manager in managers:
-            manager.wait_for_folds()
-        assert all(found == sorted(found) for found in seqs)
+        run_beside_readers(managers, write, seqs, acknowledged)
         assert len({seq for found in seqs for seq in found}) == writers * each * 4 // 5
         context = managers[0].get_context("s")
         assert_read(context)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import psycopg
 import pytest
@@ -22,9 +21,8 @@ from legacy_stores import ListStore
 from legacy_tables import Older, said
 from memory_contract import Backend, say, talk
 from server_faults import waited_for
-from test_top_on_servers import servers_in
+from test_top_on_servers import own_home, servers_in
 
-from contract_engine.cli.servers import HOME_VARIABLE
 from contract_engine.memory import MemoryManager
 
 pytest_plugins = ("memory_fixtures",)
@@ -117,9 +115,7 @@ def test_a_second_signal_leaves_no_server_of_the_command_behind(
     first: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The servers that the command has started for itself take a while to stop, and the others come meanwhile."""
-    with TemporaryDirectory(prefix="contract-long-") as home:
-        Path(home).chmod(0o711)  # PostgreSQL's user must pass when we are root
-        monkeypatch.setenv(HOME_VARIABLE, home)
+    with own_home(monkeypatch) as home:
         file = Path(home) / "endless.jsonl"
         messages = [{"role": "user", "content": f"number {place}"} for place in range(100_000)]
         file.write_text(json.dumps({"id": "endless", "messages": messages}) + "\n", "utf-8")

@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 import redis
-from many_writers import Acknowledged, Readers, assert_all_kept, assert_read, sync_backend, told
+from many_writers import Acknowledged, assert_all_kept, assert_read, run_beside_readers, sync_backend, told
 from memory_contract import (
     ASYNC,
     DURABLE,
@@ -168,11 +168,7 @@ def test_sixty_four_threads_on_one_session(redis_url: str, database_url: str, te
                 seqs[writer].append(receipt.seq)
                 acknowledged.note(receipt.seq)
 
-        with Readers(lambda: managers[0].get_context("s"), acknowledged):
-            run_threads(writers, write)
-        for manager in managers:
-            manager.wait_for_folds()
-        assert all(found == sorted(found) for found in seqs)
+        run_beside_readers(managers, write, seqs, acknowledged)
         assert sorted(seq for found in seqs for seq in found) == list(range(1, writers * each + 1))
         context = managers[1].get_context("s")
         assert_read(context)

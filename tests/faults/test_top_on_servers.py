@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -282,9 +282,7 @@ def test_being_told_to_end_twice_is_no_reason_to_leave_servers_behind(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The servers that top has started for itself take a while to stop, and the second signal comes meanwhile."""
-    with TemporaryDirectory(prefix="contract-top-") as home:
-        Path(home).chmod(0o711)  # PostgreSQL's user must pass when we are root
-        monkeypatch.setenv(HOME_VARIABLE, home)
+    with own_home(monkeypatch) as home:
         command = [sys.executable, "-m", "contract_engine.cli", "top", "--json"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             assert process.stdout is not None
@@ -298,6 +296,15 @@ def test_being_told_to_end_twice_is_no_reason_to_leave_servers_behind(
             assert process.wait(PATIENCE) == 0
         assert was_ending, "the second signal came too late to prove anything"
         assert servers_in(home) == []
+
+
+@contextmanager
+def own_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Lend a directory to the servers that a command starts for itself."""
+    with TemporaryDirectory(prefix="contract-own-") as home:
+        Path(home).chmod(0o711)  # PostgreSQL's user must pass when we are root
+        monkeypatch.setenv(HOME_VARIABLE, home)
+        yield home
 
 
 def servers_in(home: str) -> list[int]:
