@@ -65,17 +65,21 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(inner)
 
 
-@pytest.mark.parametrize("is_analyzed", [False, True], ids=["without statistics", "with statistics"])
-def test_the_age_of_a_backlog_is_looked_up(connection: Connection, tenant: str, is_analyzed: bool) -> None:
+@pytest.mark.parametrize("analyzed", ["never", "before", "after"])
+def test_the_age_of_a_backlog_is_looked_up(connection: Connection, tenant: str, analyzed: str) -> None:
     """It took a tenth of a second at 200,000 messages, whenever somebody looked."""
+    if analyzed == "before":  # when there was little, and nothing of this tenant
+        gather(connection, "other", sessions=10)
+        connection.execute("ANALYZE memory_outbox, memory_relays")
     gather(connection, tenant)
-    if is_analyzed:
+    if analyzed == "after":
         connection.execute("ANALYZE memory_outbox, memory_relays")
     for statement in (BACKLOG, OUTBOX_HEALTH):
         assert read(connection, statement, {"of_tenant": tenant}, "memory_outbox") == 1
     row = connection.execute("SELECT count(DISTINCT tenant) FROM memory_outbox").fetchone()
     assert row is not None
-    assert read(connection, OUTBOX_FIGURES, {}, "memory_outbox") == row[0]
+    # What a node has read in each of its loops is told as a rounded mean.
+    assert read(connection, OUTBOX_FIGURES, {}, "memory_outbox") <= 2 * row[0]
 
 
 def test_the_age_is_that_of_the_oldest_message_of_one_tenant_and_of_all(connection: Connection, tenant: str) -> None:

@@ -22,9 +22,10 @@ from contract_engine.memory import (
     MemoryManager,
     SessionLimits,
 )
+from contract_engine.memory.hooks import OperationEnded, observers
 from contract_engine.memory.ranking import Candidate, scores
 from contract_engine.memory.recall import BATCH, MOST_BATCHES_OF_A_CONTEXT
-from contract_engine.memory.terms import message_terms, query_terms
+from contract_engine.memory.terms import MAX_QUERY_TERMS, message_terms, query_terms
 
 pytest_plugins = ("memory_fixtures",)
 
@@ -174,7 +175,7 @@ def test_what_was_folded_and_not_indexed_is_indexed_by_whoever_searches(durable:
         lambda: manager.get_context("s", "Ingrid")["recalled"],
     ):
         with psycopg.connect(durable.database_url) as connection:
-            connection.execute("DELETE FROM memory_recall WHERE tenant = %s", (durable.tenant,))
+            connection.execute("DELETE FROM memory_recall WHERE tenant = %s AND seq <> 3", (durable.tenant,))
             connection.execute("UPDATE memory_sessions SET indexed_seq = 0 WHERE tenant = %s", (durable.tenant,))
         assert seqs(search())[0] == 1
         watermark = manager.get_context("s")["watermark"]
@@ -203,6 +204,60 @@ def test_a_context_does_not_wait_for_the_index_of_thousands_of_messages(blocking
     assert context["recall_available"] is True
     assert context["recalled"]
     assert len(manager.search_messages("s", "Ingrid", limit=count)) == count
+
+
+def test_an_index_that_cannot_be_written_changes_nothing_but_the_recall(durable: Backend) -> None:
+    """Whatever PostgreSQL says against it: here it is a constraint of somebody's own."""
+    manager = durable.open(limits=LIMITS)
+    said = told(manager, "s")
+    assert durable.database_url is not None
+    with psycopg.connect(durable.database_url, autocommit=True) as connection:
+        connection.execute("UPDATE memory_sessions SET indexed_seq = 0 WHERE tenant = %s", (durable.tenant,))
+        connection.execute(
+            f"ALTER TABLE memory_recall ADD CONSTRAINT mine CHECK (tenant <> '{durable.tenant}') NOT VALID"
+        )
+        try:
+            for _ in range(6):  # more than the breaker of PostgreSQL would bear
+                context = manager.get_context("s", "Ingrid")
+                assert (context["recall_available"], context["recalled"]) == (False, [])
+                assert (context["last_seq"], context["degraded"]) == (len(said), False)
+            with pytest.raises(DatabaseUnavailableError, match="23514"):
+                manager.search_messages("s", "Ingrid")
+            assert manager.append("s", message("after")).durable is True
+        finally:
+            connection.execute("ALTER TABLE memory_recall DROP CONSTRAINT mine")
+    assert seqs(manager.search_messages("s", "Ingrid"))[0] == 1
+
+
+def test_common_terms_are_sampled_once_for_a_thousand_messages(blocking: Backend) -> None:
+    manager = blocking.open(limits=LIMITS)
+    asked: list[str] = []
+    stop = observers.add(lambda detail: asked.append(detail.operation) if isinstance(detail, OperationEnded) else None)
+
+    def grow(count: int) -> None:
+        for start in range(0, count, 50):
+            manager.add_messages("s", [message(f"Walk number {number}.") for number in range(start, start + 50)])
+        manager.wait_for_folds()
+        manager.search_messages("s", "beekeeper")  # has everything indexed
+
+    def samples(question: str) -> int:
+        asked.clear()
+        manager.get_context("s", question)
+        return asked.count("common")
+
+    try:
+        grow(1100)
+        assert samples("Did a beekeeper walk?") == 1
+        assert samples("What number is the walk?") == 0
+        grow(300)
+        assert samples("Did a beekeeper walk?") == 0
+        grow(800)
+        assert samples("Did a beekeeper walk?") == 1
+        assert manager.clear_session_memory("s")
+        grow(1100)
+        assert samples("Did a beekeeper walk?") == 1, "of another life of the session nothing is known"
+    finally:
+        stop()
 
 
 def test_clearing_a_session_leaves_no_byte_to_search(durable: Backend) -> None:
@@ -373,7 +428,14 @@ def test_a_long_session_ranks_as_a_short_one_does(blocking: Backend) -> None:
     assert {one["message"]["name"] for one in manager.search_messages("s", "Bob", 300)} == {"Bob"}
 
 
-@pytest.mark.parametrize("question", ["walk", "Ann walks and reads", "swim seven 13?", "What did Bob read?"])
+MANY_WORDS = " ".join(str(number) for number in range(7000, 7000 + MAX_QUERY_TERMS))
+"""As many terms as a question may have."""
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["walk", "Ann walks and reads", "swim seven 13?", "What did Bob read?", MANY_WORDS, "Ann: " + MANY_WORDS],
+)
 def test_scores_are_those_of_counting_every_message(blocking: Backend, question: str) -> None:
     """What the database tells of terms is what counting them here gives: how often each stands in each message."""
     manager = blocking.open(limits=LIMITS)
@@ -388,6 +450,9 @@ def test_scores_are_those_of_counting_every_message(blocking: Backend, question:
         }
         for number in range(60)
     ]
+    said[7]["content"] = MANY_WORDS + " 7031 7000?"
+    said[8]["content"] = "7001, 7031."
+    assert len(query_terms(MANY_WORDS)) == MAX_QUERY_TERMS
     manager.add_messages("s", said)
     manager.wait_for_folds()
     assert manager.get_context("s")["watermark"] > 40, "most of them are searched by the database"

@@ -66,12 +66,16 @@ class Statement:
     """One SQL statement, composed and compiled at its first use; run in autocommit, so the answer means committed.
 
     ``is_hot``: prepared on each connection. Only writes whose plan cannot go wrong are: a plan made while its table was
-    nearly empty is kept long after the table has grown.
+    nearly empty is kept long after the table has grown. ``is_optional``: of a part that everything else goes on
+    without; what would be a fault of this package elsewhere is a :class:`DatabaseUnavailableError` of that part alone.
     """
 
-    def __init__(self, name: str, compose: Callable[[], sa.ClauseElement], *, is_hot: bool = False) -> None:
+    def __init__(
+        self, name: str, compose: Callable[[], sa.ClauseElement], *, is_hot: bool = False, is_optional: bool = False
+    ) -> None:
         self.name = name
         self.is_hot = is_hot
+        self.is_optional = is_optional
         self.observed = Observed(name, POSTGRES)
         self._compose = compose
 

@@ -23,7 +23,7 @@ from contract_engine.memory.terms import MAX_QUERY_TERMS
 MOST_TERMS = MAX_QUERY_TERMS + 1
 """How many terms a search is told of: those of a question, and whether a message asks."""
 MAX_FREQUENCY = 255
-"""What PostgreSQL keeps of the positions of one lexeme; a term that stands there more often is no better found."""
+"""How many positions a term has at most, of which PostgreSQL keeps few; to stand there more often is no better."""
 
 
 class _Tsquery(sa.types.UserDefinedType[str]):
@@ -105,9 +105,12 @@ def _index() -> sa.Select[Any]:
     )
     rows = sa.select(tenant, session_id, item.c.seq, item.c.length, sa.cast(item.c.terms, Tsvector))
     rows = rows.select_from(session.join(item, sa.true()))
+    adding = insert(recall).from_select(["tenant", "session_id", "seq", "length", "terms"], rows)
     added = (
-        insert(recall)
-        .from_select(["tenant", "session_id", "seq", "length", "terms"], rows)
+        adding.on_conflict_do_update(
+            index_elements=[recall.c.tenant, recall.c.session_id, recall.c.seq],
+            set_={"length": adding.excluded.length, "terms": adding.excluded.terms},
+        )
         .returning(recall.c.seq)
         .cte("added")
     )
@@ -126,7 +129,7 @@ def _picked(table: sa.Table, *columns: sa.ColumnElement[Any]) -> tuple[sa.TableV
 
 
 def _common() -> sa.Select[Any]:
-    """The terms that more than a share of a few messages have, with the share that does; a row for each term."""
+    """The terms that more than a share of a few messages have, with the share that does: a row each, of so many."""
     seq, row = _picked(recall, recall.c.terms)
     sample = sa.select(row.c.terms).select_from(seq.join(row, sa.true())).cte("sample")
     size = sa.select(sa.func.count()).select_from(sample).scalar_subquery()
@@ -137,6 +140,8 @@ def _common() -> sa.Select[Any]:
         .select_from(sample.join(term, sa.true()))
         .group_by(term.c.lexeme)
         .having(share > sa.cast(sa.bindparam("share"), sa.Float))
+        .order_by(share.desc(), term.c.lexeme)
+        .limit(sa.bindparam("limit", type_=sa.BigInteger))
     )
 
 
@@ -167,7 +172,7 @@ def _search() -> sa.Select[Any]:
     is_wanted = _has(sa.bindparam("wanted"))
     blank: sa.ColumnElement[str] = sa.literal_column("' '")
     written = sa.func.replace(sa.cast(recall.c.terms, sa.Text), blank, _BAR)
-    has_more_than_different_ones = recall.c.length > sa.func.length(recall.c.terms)  # asked first, for it costs nothing
+    has_more_than_different_ones = recall.c.length > sa.func.length(recall.c.terms)  # asked first: it costs the least
     is_counted = sa.and_(has_more_than_different_ones, _has(sa.bindparam("twice")))
     counted = sa.case((is_counted, sa.func.concat(_BAR, written)))
     line = sa.func.concat(recall.c.seq, blank, recall.c.length, blank, _marks(), counted)
@@ -213,11 +218,11 @@ def _fetch() -> sa.Select[Any]:
     )
 
 
-UNINDEXED = Statement("unindexed", _unindexed)
-INDEX = Statement("index", _index)
-COMMON = Statement("common", _common)
-SEARCH = Statement("search", _search)
-FETCH = Statement("fetch", _fetch)
+UNINDEXED = Statement("unindexed", _unindexed, is_optional=True)
+INDEX = Statement("index", _index, is_optional=True)
+COMMON = Statement("common", _common, is_optional=True)
+SEARCH = Statement("search", _search, is_optional=True)
+FETCH = Statement("fetch", _fetch, is_optional=True)
 
 
 def vector_text(terms: Sequence[str]) -> str:
@@ -230,6 +235,7 @@ def vector_text(terms: Sequence[str]) -> str:
 
 def search_words(terms: Sequence[str], wanted: Iterable[str]) -> dict[str, str | None]:
     """Return what ``SEARCH`` is given to find rows with any of the terms wanted, and to tell which of all they have."""
+    assert len(terms) <= MOST_TERMS, "a search is told of all of them"
     lexemes = [f"'{term}'" for term in terms]
     words: dict[str, str | None] = {f"term_{place}": None for place in range(MOST_TERMS)}
     words |= {f"term_{place}": lexeme for place, lexeme in enumerate(lexemes)}

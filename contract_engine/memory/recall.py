@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from contract_engine.memory._log_recall import (
     COMMON,
     FETCH,
     INDEX,
+    MAX_FREQUENCY,
     SEARCH,
     UNINDEXED,
     candidates,
@@ -56,8 +57,10 @@ SAMPLE_SIZE = 100
 COMMON_SHARE = 0.15
 """In a session of so many messages a sample tells which terms are common: the name of who says every second message
 weighs next to nothing, and would have half of the session read for it. It serves until there are as many more."""
+MOST_COMMON = 200
+"""So many terms are common at most: where each message repeats the form of the last, nearly all of them would be."""
 MOST_SAMPLES = 1000
-"""Of so many sessions the common terms are kept."""
+"""The common terms of so many sessions are kept, of those that were asked last."""
 ATTEMPTS = 10
 """How often a search begins anew because the session was erased and begun again meanwhile."""
 
@@ -227,10 +230,14 @@ class Recall:
         if sampled and shares is None:
             shares = yield from self._sample(session_id, sampled)
         common = {term: shares[term] for term in terms if term in shares} if shares else {}
+        if len(common) == len(terms):  # all with any of them are read, and counted
+            common = {}
         found = yield from self._find_any(session_id, terms, up_to, common)
         if common and len(found.candidates) < least:
             found = yield from self._find_any(session_id, terms, up_to, {})
-        if shares is not None and found.is_indexed:  # of all that the sample was drawn from
+        # Of all that the sample was drawn from, and of the life of the session that it is kept for.
+        if shares is not None and found.is_indexed and found.epoch == epoch:
+            self._shares.pop((session_id, epoch, sampled), None)
             self._shares[session_id, epoch, sampled] = shares
             if len(self._shares) > MOST_SAMPLES:
                 self._shares.popitem(last=False)
@@ -240,11 +247,13 @@ class Recall:
         """Look at a few messages, and return the terms that are common among them with the share that has each."""
         # At random, for two speakers take turns; seeded, so that the same question has the same answer.
         seqs = random.Random(up_to).sample(range(1, up_to + 1), SAMPLE_SIZE)
-        rows = yield from query(COMMON, {**self._key(session_id), "seqs": seqs, "share": COMMON_SHARE})
+        rows = yield from query(
+            COMMON, {**self._key(session_id), "seqs": seqs, "share": COMMON_SHARE, "limit": MOST_COMMON}
+        )
         return dict(rows)
 
     def _find_any(self, session_id: str, terms: Sequence[str], up_to: int, common: Mapping[str, float]) -> Flow[_Found]:
-        asked = [term for term in terms if term not in common] or terms
+        asked = [term for term in terms if term not in common]
         told = [*terms, ASKS]
         rows = yield from query(SEARCH, {**self._key(session_id), **search_words(told, asked), "up_to": up_to})
         if not rows:
@@ -273,7 +282,7 @@ def _terms(body: bytes, at_ms: int) -> list[str]:
 
 def _candidate(seq: int, message: Message, at_ms: int) -> Candidate:
     terms = message_terms(message, at_ms / 1000)
-    return Candidate(seq, len(terms), {term: terms.count(term) for term in set(terms)})
+    return Candidate(seq, len(terms), {term: min(count, MAX_FREQUENCY) for term, count in Counter(terms).items()})
 
 
 def _told(seq: int, at_ms: int, message: Message) -> dict[str, Any]:

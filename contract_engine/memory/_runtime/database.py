@@ -31,6 +31,7 @@ from contract_engine.memory.circuit_breaker import CircuitBreaker
 from contract_engine.memory.errors import (
     CircuitOpenError,
     DatabaseCircuitOpenError,
+    DatabaseUnavailableError,
     DeadlineExceededError,
     MemoryServiceError,
 )
@@ -54,10 +55,11 @@ class _Protected:
     Raises :class:`DatabaseCircuitOpenError` on entering; the driver's errors leave it as ours.
     """
 
-    __slots__ = ("_breaker", "_permit")
+    __slots__ = ("_breaker", "_is_optional", "_permit")
 
-    def __init__(self, breaker: CircuitBreaker) -> None:
+    def __init__(self, breaker: CircuitBreaker, *, is_optional: bool = False) -> None:
         self._breaker = breaker
+        self._is_optional = is_optional
 
     def __enter__(self) -> None:
         try:
@@ -74,6 +76,8 @@ class _Protected:
             self._breaker.failure(self._permit, error)
         else:  # it says nothing about the server
             self._breaker.cancel(self._permit)
+            if self._is_optional and isinstance(error, psycopg.Error):
+                error = DatabaseUnavailableError(f"SQLSTATE {error.sqlstate}")
         if error is not exc:
             raise error from exc
 
@@ -112,7 +116,7 @@ class Database(_Deadlines):
 
     def query(self, effect: Query) -> Rows:
         """Run one statement in autocommit and return its rows; repeated if its connection had died while idle."""
-        with _Protected(self.breaker):
+        with _Protected(self.breaker, is_optional=effect.statement.is_optional):
             return self._query_again(effect)
 
     def _query_again(self, effect: Query) -> Rows:
@@ -183,7 +187,7 @@ class AsyncDatabase(_Deadlines):
 
     async def query(self, effect: Query) -> Rows:
         """Run one statement in autocommit and return its rows; repeated if its connection had died while idle."""
-        with _Protected(self.breaker):
+        with _Protected(self.breaker, is_optional=effect.statement.is_optional):
             return await self._query_again(effect)
 
     async def _query_again(self, effect: Query) -> Rows:
