@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import pytest
 from hypothesis import example, given, settings
@@ -14,6 +15,7 @@ from contract_engine.memory.summarizers import ExtractiveSummarizer, Summarizer,
 from contract_engine.memory.summarizers.form import read, written
 from contract_engine.memory.summarizers.salience import content_stems, salience
 from contract_engine.memory.summarizers.sentences import MAX_SENTENCE_CHARS, joined, one_line, sentences
+from contract_engine.memory.summarizers.transcript import turns
 from contract_engine.memory.summarizers.units import Unit, clean_label, message_units
 
 Message = Mapping[str, object]
@@ -199,6 +201,18 @@ class TestTools:
             "tool get_order: order_id W12, status delivered, address (city Porto, zip 4000); "
             "& items item_id 77, price 20.5"
         )
+
+    @pytest.mark.parametrize("mark", [{"is_error": True}, {"status": "error"}])
+    def test_an_answer_that_is_an_error_says_so(self, mark: dict[str, object]) -> None:
+        call = {"id": "c1", "type": "function", "function": {"name": "get_order", "arguments": '{"order_id": "W12"}'}}
+        asked: Message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        answer: dict[str, object] = {"role": "tool", "tool_call_id": "c1", "content": "No order W12 is known."}
+        assert summarize([asked, answer | mark]).splitlines()[1] == "tool error get_order: No order W12 is known."
+        assert summarize([asked, answer | dict.fromkeys(mark)]).splitlines()[1].startswith("tool get_order:")
+        block: dict[str, object] = {"type": "tool_result", "tool_use_id": "c1", "content": "No order W12 is known."}
+        told = [turn.shown for turn in chain.from_iterable(turns([asked, user([block | mark])], ()))]
+        assert told[1] == "tool error get_order: No order W12 is known."
+        assert summarize([asked, user([block | mark])]).splitlines()[1] == told[1]
 
     def test_long_object_repeats_its_id(self) -> None:
         record = {"user_id": "mia_7"} | {f"field_{n}": "some value that is long" for n in range(20)}

@@ -211,6 +211,11 @@ def results_of(message: Mapping[Any, object]) -> list[Hashable]:
     return keys
 
 
+def tells_error(result: Mapping[Any, object]) -> bool:
+    """Whether a result, a message or a block, says that its call failed: as Anthropic or as LangChain marks it."""
+    return result.get("is_error") is True or result.get("status") == "error"
+
+
 def entries_of(value: object) -> list[Mapping[str, object]]:
     """Return the objects in a list, none where it is no list."""
     if type(value) is list or isinstance(value, tuple):

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from contract_engine.memory.exchange import NO_ID, calls_of, entries_of, link, once_each, results_of
+from contract_engine.memory.exchange import NO_ID, calls_of, entries_of, link, once_each, results_of, tells_error
 from contract_engine.memory.mending import UNKNOWN_TOOL, mend
 from contract_engine.memory.packaging.parts import Part, Text, Thought, json_text, parts_of
 
@@ -187,11 +187,11 @@ def _result(message: Mapping[str, Any], key: Hashable, skip: int) -> tuple[list[
     keys = results_of(message)
     own = 1 if role in ("tool", "function") else 0
     if own and keys[0] == key:
-        answers.append((message.get("content"), message.get("is_error") is True or message.get("status") == "error"))
+        answers.append((message.get("content"), tells_error(message)))
     blocks = [block for block in entries_of(message.get("content")) if block.get("type") == "tool_result"]
     for found, block in zip(keys[own:], blocks, strict=True):
         if found == key:
-            answers.append((block.get("content"), block.get("is_error") is True))
+            answers.append((block.get("content"), tells_error(block)))
     if key == NO_ID:
         answers = answers[skip : skip + 1]
     return [part for content, _ in answers for part in parts_of(content)], any(is_error for _, is_error in answers)

@@ -151,7 +151,7 @@ def _statements(message: Mapping[str, object], tools: dict[str, str]) -> Iterato
             if kind == "tool_use":
                 yield CALL_LABEL, _call(block.get("name"), block.get("input"), block.get("id"), tools)
             elif kind == "tool_result":
-                answer = {"role": "tool", "tool_call_id": block.get("tool_use_id")}
+                answer = {**block, "role": "tool", "tool_call_id": block.get("tool_use_id")}
                 yield label_of(answer, tools), _result(block.get("content"))
             else:
                 yield label, _block(block)

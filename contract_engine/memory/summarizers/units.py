@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 
+from contract_engine.memory.exchange import tells_error
 from contract_engine.memory.summarizers.facts import unsigned
 from contract_engine.memory.summarizers.sentences import MAX_SENTENCE_CHARS, one_line, plain_lines, sentences
 
@@ -94,7 +95,7 @@ def _statements(message: Mapping[str, object], *, tools: dict[str, str]) -> Iter
         elif block.get("type") == "tool_use":
             yield from _call(block.get("name"), block.get("input"), call_id=block.get("id"), tools=tools)
         elif block.get("type") == "tool_result":
-            answer = {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": block.get("content")}
+            answer = {**block, "role": "tool", "tool_call_id": block.get("tool_use_id")}
             # An answer holds texts; one inside another is nothing an API makes, and could be nested without end.
             if not _nests(block.get("content")):
                 yield from _statements(answer, tools=tools)
@@ -122,7 +123,7 @@ def label_of(message: Mapping[str, object], tools: Mapping[str, str]) -> str:
     if role in ("tool", "function"):
         call_id = message.get("tool_call_id")
         known = name if isinstance(name, str) else tools.get(call_id, "") if isinstance(call_id, str) else ""
-        return clean_label(f"tool {known}")
+        return clean_label(f"tool error {known}" if tells_error(message) else f"tool {known}")
     if isinstance(name, str) and (label := clean_label(name)):
         # A name must not pass for a role or a tool.
         lowered = label.lower()
