@@ -36,6 +36,10 @@ def methods(manager: MemoryManager) -> list[str]:
     return [entry["method"] for entry in manager.summary_store.get_summary_history("s", 100)]
 
 
+def texts(manager: MemoryManager, session_id: str) -> list[str]:
+    return [entry["text"] for entry in manager.summary_store.get_summary_history(session_id, 100)]
+
+
 def test_a_good_answer_becomes_the_summary(durable: Backend) -> None:
     with model_server("good") as server:
         manager = told(durable, server.url)
@@ -57,6 +61,10 @@ def test_a_good_answer_becomes_the_summary(durable: Backend) -> None:
         ("echoes", "rejected", "echo"),
         ("obeys", "rejected", "malformed"),
         ("other language", "rejected", "wrong_language"),
+        ("chats", "rejected", "malformed"),
+        ("invents", "rejected", "invented"),
+        ("loses", "rejected", "lost_facts"),
+        ("too long", "rejected", "over_budget"),
         ("empty", "rejected", "empty"),
         ("hangs", "failed", None),
         ("drips", "failed", None),
@@ -76,6 +84,10 @@ def test_the_worst_of_a_model_changes_nothing_but_a_counter(
     assert_context(context, SAID)
     assert set(methods(manager)) == {"extractive"}
     assert "#W2378156" in context["current_summary"]
+    alone = durable.open(max_buffer_messages=len(SAID) - 1)
+    alone.add_messages("without a model", SAID)
+    assert alone.get_context("without a model")["current_summary"] == context["current_summary"]
+    assert texts(alone, "without a model") == texts(manager, "s")
     counted = manager.health().summarizer
     assert counted is not None
     assert counted.accepted == 0
