@@ -177,6 +177,80 @@ def test_what_was_altered_or_moved_is_refused(tamper: Callable[[InMemoryManager]
     assert manager.retrieve(of())[0].working_memory == "afresh"
 
 
+LONG_TERM = ConversationMemoryType.LONG_TERM_MEMORY
+ELSEWHERE = {
+    "prefix": RecordKey.under("other", WORKING, "c"),
+    "prefix below": RecordKey.under("memory:other", WORKING, "c"),
+    "type": RecordKey.under("memory", LONG_TERM, "c"),
+    "conversation": RecordKey.under("memory", WORKING, "d"),
+}
+
+
+def with_an_earlier_version(key: RecordKey) -> tuple[InMemoryManager, Versioned, IMemoryInput]:
+    """Return a store with a record under this key, that was written twice, how to read it, and what to ask for."""
+    inner = InMemoryManager(prefix=key.name.partition(f":{key.memory_type}:")[0])
+    manager = Versioned(Encrypted(inner, keys=ring(), metadata=True))
+    request = IMemoryInput(key.conversation_id, key.memory_type, [IWorkingMemory(SECRET, {"a": 1})], metadata={"b": 2})
+    for _ in range(2):
+        assert manager.store(request) == key.name
+    return inner, manager, request
+
+
+@pytest.mark.parametrize("part", ["items", "metadata", "versions"])
+@pytest.mark.parametrize("elsewhere", ELSEWHERE)
+def test_a_ciphertext_opens_under_its_own_key_only(elsewhere: str, part: str) -> None:
+    """The same texts, memory ids and keys of the ring everywhere: nothing but the place tells them apart."""
+    home, _, _ = with_an_earlier_version(KEY)
+    taken = {part: getattr(stored(home), part)}
+    for key, is_home in ((KEY, True), (ELSEWHERE[elsewhere], False)):
+        inner, manager, request = with_an_earlier_version(key)
+        before = stored(inner, key)
+        put(inner, replace(before, **taken), key)
+        assert stored(inner, key) != before
+        if is_home:
+            assert [memory.working_memory for memory in manager.retrieve(request)] == [SECRET]
+            assert len(manager.get_memory_history(key.conversation_id, key.memory_type)) == 1
+            continue
+        with pytest.raises(AlteredMemoryError):
+            manager.retrieve(request)
+        with pytest.raises(AlteredMemoryError):
+            manager.update(request)
+
+
+def test_a_record_that_somebody_copies_in_redis_opens_under_its_own_prefix_only(redis_url: str, tenant: str) -> None:
+    prefixes = [f"{tenant}-{name}" for name in ("theirs", "mine")]
+    theirs, mine = (RedisWorkingMemoryManager(redis_url, prefix=prefix) for prefix in prefixes)
+    with theirs, mine, redis.Redis.from_url(redis_url) as raw:
+        Encrypted(theirs, keys=ring()).store(of(SECRET))
+        source, destination = (f"{prefix}:WORKING_MEMORY:c" for prefix in prefixes)
+        assert raw.copy(source, destination)
+        assert Encrypted(theirs, keys=ring()).retrieve(of())[0].working_memory == SECRET
+        with pytest.raises(AlteredMemoryError):
+            Encrypted(mine, keys=ring()).retrieve(of())
+        for manager in (theirs, mine):
+            manager.delete(of())
+
+
+@pytest.mark.parametrize("part", ["items", "metadata"])
+def test_a_ciphertext_opens_under_the_name_of_its_key_only(part: str) -> None:
+    """Also where two keys of the ring have the same bytes."""
+    twice = {"new": NEW, "same": NEW}
+    inner, other = InMemoryManager(), InMemoryManager()
+    for each, active in ((inner, "new"), (other, "same")):
+        Encrypted(each, keys=ring(active, **twice), metadata=True).store(of(SECRET, metadata={"a": 1}))
+    before, named_otherwise = stored(inner), stored(other)
+    if part == "items":
+        (item,) = before.items
+        renamed = replace(before, items=(replace(item, marks=named_otherwise.items[0].marks),))
+    else:
+        sealed = before.metadata[SEALED_METADATA][1]
+        renamed = replace(before, metadata={SEALED_METADATA: ["same", sealed]})
+    put(inner, renamed)
+    assert stored(inner) != before
+    with pytest.raises(AlteredMemoryError, match="'same'"):
+        Encrypted(inner, keys=ring("new", **twice), metadata=True).retrieve(of())
+
+
 @pytest.mark.parametrize("sealed", ["text", ["new"], ["new", "AAAA"], [1, 2], {"new": "AAAA"}])
 def test_metadata_that_were_altered_are_refused(sealed: object) -> None:
     inner = InMemoryManager()

@@ -129,8 +129,9 @@ class EncryptedLayer(Sealing):
                 raise InvalidInputError("metadata", f"the name {SEALED_METADATA!r} is taken")
             return metadata
         content = encode_value(dict(metadata), field="metadata", max_bytes=_NO_LIMIT)
-        sealed = self._encrypt(key, self._keys.active, (SEALED_METADATA,), content)
-        return {SEALED_METADATA: [self._keys.active, sealed]}
+        active = self._keys.active
+        sealed = self._encrypt(key, active, (SEALED_METADATA, active), content)
+        return {SEALED_METADATA: [active, sealed]}
 
     def open_metadata(self, key: RecordKey, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
         """See :class:`Sealing`."""
@@ -140,7 +141,8 @@ class EncryptedLayer(Sealing):
             raise AlteredMemoryError(key, "its metadata are not encrypted, and only encrypted ones are accepted")
         match metadata[SEALED_METADATA]:
             case [str(key_id), str(sealed)]:
-                found: Mapping[str, Any] = decode_value(self._decrypt(key, key_id, (SEALED_METADATA,), sealed))
+                content = self._decrypt(key, key_id, (SEALED_METADATA, key_id), sealed)
+                found: Mapping[str, Any] = decode_value(content)
                 return found
         raise AlteredMemoryError(key, "its metadata are not what was encrypted")
 
@@ -258,7 +260,7 @@ def _check_key(key_id: object, secret: object) -> None:
 
 def _bound(key: RecordKey, place: tuple[str, ...]) -> bytes:
     """Return where a ciphertext belongs, in a form that no other place has."""
-    return encode_text(json.dumps([str(key.memory_type), key.conversation_id, *place]))
+    return encode_text(json.dumps([key.name, *place]))
 
 
 def _primitives() -> tuple[Any, Any, Any, Any]:
