@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
+import subprocess
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +27,6 @@ from contract_engine.working_memory.compression import (
     train_dictionary,
 )
 from contract_engine.working_memory.errors import (
-    InflationError,
     MissingDictionaryError,
     UnreadableMemoryError,
     WrapperMissingError,
@@ -162,33 +163,63 @@ def deflated(body: bytes) -> bytes:
     return deflater.compress(body) + deflater.flush()
 
 
+BOMB_BYTES = 100_000_000
+
+
 def bombs() -> dict[str, tuple[bytes, str]]:
-    honest = magicless(write_content_size=1).compress(bytes(200_000_000))
+    honest = magicless(write_content_size=1).compress(bytes(BOMB_BYTES))
     nameless = magicless(write_content_size=0).compressobj()
-    silent = nameless.compress(bytes(200_000_000)) + nameless.flush()
+    silent = nameless.compress(bytes(BOMB_BYTES)) + nameless.flush()
     small = magicless(write_content_size=1).compress(bytes(200))
     assert small[1] == 200  # the size is the byte after the description of the head
     return {
         "a size that is too large": (honest, ZSTANDARD),
         "no size": (silent, ZSTANDARD),
-        "deflate": (deflated(bytes(200_000_000)), DEFLATE),
+        "deflate": (deflated(bytes(BOMB_BYTES)), DEFLATE),
     }
 
 
-@pytest.mark.parametrize("kind", ["a size that is too large", "no size", "deflate"])
-def test_a_bomb_is_refused_and_not_inflated(kind: str) -> None:
-    data, mark = bombs()[kind]
-    assert len(data) < MAX_TEXT_BYTES / 100
-    inner = InMemoryManager(max_bytes=2**29)
-    put_raw(inner, data, mark)
-    import resource
+INFLATING = """
+import sys
+from contract_engine.working_memory import Compressed, IMemoryInput, InflationError, InMemoryManager
 
-    manager = Compressed(inner, max_text_bytes=1_000_000)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(InflationError):
-        manager.retrieve(of())
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown < 50_000  # kilobytes; all of it would be 200,000
+def most_kilobytes():  # of this program alone: getrusage() also counts what the one that started it had
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+
+inner, request = InMemoryManager(max_bytes=2**29), IMemoryInput("c", "WORKING_MEMORY")
+for limit, body in zip(sys.argv[1:], sys.stdin.buffer, strict=True):
+    manager = Compressed(inner, max_text_bytes=int(limit))
+    inner.store_of_records.put([("memory:WORKING_MEMORY:c", body, None)])
+    before = most_kilobytes()
+    try:
+        size = len(manager.retrieve(request)[0].working_memory)
+    except InflationError:
+        size = -1
+    print(size, most_kilobytes() - before)
+"""
+
+
+def test_a_bomb_is_refused_and_not_inflated() -> None:
+    """In a process of its own, whose memory nobody else has used; it sees one that is inflated, after the others."""
+    inner, refused = InMemoryManager(), bombs()
+    kinds = {**refused, "within the limit": refused["a size that is too large"]}
+    limits = [*(1_000_000 for _ in refused), BOMB_BYTES]
+    bodies: list[bytes] = []
+    for data, mark in kinds.values():
+        assert len(data) < MAX_TEXT_BYTES / 100
+        put_raw(inner, data, mark)
+        bodies += filter(None, inner.store_of_records.get([KEY.name]))
+    command = [sys.executable, "-W", "error", "-c", INFLATING, *map(str, limits)]
+    lines = b"\n".join(bodies)
+    done = subprocess.run(command, env=dict(os.environ), input=lines, capture_output=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    found = [map(int, line.split()) for line in done.stdout.splitlines()]
+    sizes, grown = (dict(zip(kinds, each, strict=True)) for each in zip(*found, strict=True))
+    assert sizes == {**dict.fromkeys(refused, -1), "within the limit": BOMB_BYTES}
+    inflated = grown.pop("within the limit")
+    assert max(grown.values()) < BOMB_BYTES / 1024 / 4, grown
+    assert inflated > BOMB_BYTES / 1024
 
 
 def test_a_size_that_is_a_lie_is_damage() -> None:
