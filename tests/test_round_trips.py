@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+from working_memory_contract import ASYNC, REDIS, STACKS, SYNC, MemoryBackend, ask, say, texts_of
 
 from contract_engine.memory import MemoryManager
 
 
+@dataclass
+class Direction:
+    """Which way bytes went last on a connection, and when a client last asked for something there."""
+
+    is_asking: bool = False
+    asked_at: float = 0.0
+
+
 class CountingProxy:
-    """Passes bytes on to Redis and counts how often the direction turns from request to reply."""
+    """Passes bytes on to Redis and counts how often the direction turns from request to reply.
+
+    Redis answers the first commands of a long request before it has all of it. A reply waits until nothing has been
+    asked for ``quiet_seconds``, so that what a client sends without having seen any reply counts as one request.
+    """
+
+    quiet_seconds = 0.0
 
     def __init__(self, redis_url: str) -> None:
         parts = urlsplit(redis_url)
@@ -40,21 +58,25 @@ class CountingProxy:
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._sockets += [client, server]
             self.connections += 1
-            state = {"asking": False}
+            state = Direction()
             for source, sink, asks in ((client, server, True), (server, client, False)):
                 thread = threading.Thread(target=self._pump, args=(source, sink, asks, state))
                 self._threads.append(thread)
                 thread.start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, asks: bool, state: dict[str, bool]) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, asks: bool, state: Direction) -> None:
         while True:
             try:
                 data = source.recv(1 << 20)
                 if not data:
                     return
-                if asks and not state["asking"]:
-                    self.round_trips += 1
-                state["asking"] = asks
+                if asks:
+                    state.asked_at = time.monotonic()
+                    self.round_trips += not state.is_asking
+                else:
+                    while (left := state.asked_at + self.quiet_seconds - time.monotonic()) > 0:
+                        time.sleep(left)
+                state.is_asking = asks
                 sink.sendall(data)
             except OSError:
                 return
@@ -125,3 +147,28 @@ def test_an_unknown_script_costs_one_more_round_trip_once(proxy: CountingProxy, 
         manager.add_message("s", {"role": "user", "content": "hello"})
         assert proxy.round_trips - before == 3
         assert manager.get_context("s")["last_seq"] == 3
+
+
+@pytest.mark.parametrize("colour", [SYNC, ASYNC])
+def test_a_batch_of_working_memories_is_one_round_trip_to_redis(
+    proxy: CountingProxy, tenant: str, tmp_path: Path, colour: str
+) -> None:
+    """Each way, however many records it has; so many calls are as many round trips."""
+    with closing(MemoryBackend(REDIS, colour, STACKS["bare"], tenant, proxy.url, "", tmp_path)) as backend:
+        manager = backend.open()
+        requests = [say(f"c{number}", f"text {number} " * 20) for number in range(200)]
+        manager.store(requests[0])  # connects
+        proxy.quiet_seconds = 0.25
+
+        def cost(call: Callable[[], object]) -> int:
+            before = proxy.round_trips
+            call()
+            return proxy.round_trips - before
+
+        assert cost(lambda: manager.store_many(requests)) == 1
+        assert cost(lambda: manager.retrieve_many(requests)) == 1
+        assert cost(lambda: [manager.store(request) for request in requests[:3]]) == 3
+        proxy.quiet_seconds = 0.0
+        found = manager.retrieve_many([ask(request.conversation_id) for request in requests])
+        assert [texts_of(memories) for memories in found] == [[f"text {number} " * 20] for number in range(200)]
+        assert proxy.connections == 1
