@@ -53,7 +53,7 @@ COMBINATIONS = [
     *((kind, colour, stack) for kind in KINDS for colour in (SYNC, ASYNC) for stack in ("bare", "stack")),
     # What wrappers do to a record is the same wherever it is kept, so the other stacks are tried where that is fast.
     *((MEMORY, SYNC, stack) for stack in STACKS if stack not in ("bare", "stack")),
-    (MEMORY, ASYNC, "sealed"),
+    *((MEMORY, ASYNC, stack) for stack in (*NAMES, "sealed")),
     (REDIS, SYNC, "inwards"),
     (POSTGRES, SYNC, "sealed"),
 ]
