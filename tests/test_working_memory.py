@@ -14,7 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from working_memory_contract import ASYNC, COMBINATIONS, STACKS, SYNC, WORKING, MemoryBackend, ask, say, texts_of
+from working_memory_contract import (
+    ASYNC,
+    COMBINATIONS,
+    MEMORY,
+    REDIS,
+    STACKS,
+    SYNC,
+    WORKING,
+    MemoryBackend,
+    ask,
+    say,
+    texts_of,
+)
 
 from contract_engine.memory import InvalidInputError, MemoryServiceError
 from contract_engine.working_memory import (
@@ -285,7 +297,9 @@ def test_one_bad_input_refuses_a_batch(manager: WorkingMemoryManager) -> None:
 
 def test_eight_threads_or_64_tasks_lose_no_update(backend: MemoryBackend, manager: WorkingMemoryManager) -> None:
     """Each has a memory of its own in the same record and counts in it: a lost update takes others' counts back."""
-    workers, rounds = (8, 20) if backend.colour == SYNC else (64, 1)
+    # A task that comes late looks again and again: many rounds of 64 take minutes where a look goes through wrappers.
+    is_quick = backend.kind in (MEMORY, REDIS) and backend.stack is STACKS["bare"]
+    workers, rounds = (8, 20) if backend.colour == SYNC else (64, 10 if is_quick else 1)
     manager.store(say("c1", *["0"] * workers))
 
     def request(worker: int, number: int) -> IMemoryInput:
