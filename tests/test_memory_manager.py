@@ -289,7 +289,7 @@ def test_a_message_larger_than_the_cap_stands_alone(manager: MemoryManager) -> N
     assert context["buffer_messages"] == [say(6, words=5)]
 
 
-def test_a_message_of_sixteen_megabytes_comes_back_word_for_word(backend: Backend) -> None:
+def test_a_message_of_sixteen_megabytes_comes_back_word_for_word(backend: Backend, raw: redis.Redis) -> None:
     """Where it is allowed; by default a message has a megabyte, and a larger one is refused by name."""
     unit = "héllo wörld 😀 \x00\n"
     large = {"role": "user", "content": unit * (2**24 // len(unit.encode()))}
@@ -298,8 +298,16 @@ def test_a_message_of_sixteen_megabytes_comes_back_word_for_word(backend: Backen
     assert caught.value.field == "message"
     manager = backend.open(max_message_bytes=2**25, summary_trigger_tokens=10**7, max_buffer_tokens=10**8)
     assert manager.append("s", large).seq == 1
-    for reader in (manager, backend.open(summary_trigger_tokens=10**7, max_buffer_tokens=10**8)):
-        assert reader.get_context("s")["buffer_messages"] == [large]
+    other = backend.open(summary_trigger_tokens=10**7, max_buffer_tokens=10**8)
+    reads = [(manager, "redis"), (other, "redis")]
+    if backend.is_durable:
+        reads += [(other, "postgres"), (manager, "redis")]
+    for reader, source in reads:
+        if source == "postgres":
+            assert raw.delete(backend.keys("s").buffer) == 1
+        context = reader.get_context("s")
+        assert context["buffer_messages"] == [large]
+        assert (context["source"], context["degraded"]) == (source, False)
     manager.append("s", say(2))
     assert manager.get_context("s")["buffer_messages"] == [large, say(2)]
 
