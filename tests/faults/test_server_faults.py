@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+from crash_matrix import name_of
 from many_writers import Background, told
 from memory_contract import DURABLE, SYNC, Backend, assert_caps, assert_context, logged, run_threads, say, talk
 from network_path import BOTH_COLOURS
@@ -19,6 +22,8 @@ from servers import PrivateServers
 
 from contract_engine.embedded import EmbeddedServers
 from contract_engine.memory import CircuitState, MemoryManager, StoreUnavailableError
+from contract_engine.memory._effects import Pause, Query, RedisCall
+from contract_engine.memory.sessions import FIRST_PAUSE_SECONDS, PAUSES
 
 pytest_plugins = ("memory_fixtures",)
 
@@ -326,43 +331,130 @@ def _is_open(manager: MemoryManager) -> bool:
 READERS = 64
 
 
-@pytest.mark.parametrize("loss", ["evicted", "restarted empty"])
-def test_buffers_heal_without_a_stampede(redis_outage: Outage, loss: str) -> None:
-    """64 readers of one lost session at once: all are right, one installs it, and the others wait for that one."""
-    manager = redis_outage.open(redis_timeout_seconds=5.0, redis_pool_size=READERS, database_pool_size=READERS)
-    said = talk(20)
-    manager.add_messages("s", said)
+LOSSES = pytest.mark.parametrize("loss", ["evicted", "restarted empty"])
+INSTALL = "install"
 
-    def read(_: int) -> None:
-        contexts.append(manager.get_context("s"))
 
-    contexts: list[Mapping[str, Any]] = []
-    run_threads(READERS, read)  # every place of the pool is filled
-    if loss == "evicted":
-        with redis_outage.redis() as client:
-            assert client.delete(redis_outage.backend.keys("s").buffer) == 1
-    else:
-        redis_outage.kill_redis()
-        redis_outage.restart_redis()
-        assert waited_for(lambda: manager.health().is_well("redis"))
+class Stampede:
+    """One manager whose readers have lost their session: all of them read it at once, and what that costs is counted.
+
+    ``passes`` performs each effect in place of the runtime: a test says with it who waits for whom.
+    """
+
+    def __init__(self, outage: Outage, loss: str) -> None:
+        self.outage = outage
+        self.manager = outage.open(redis_timeout_seconds=5.0, redis_pool_size=READERS, database_pool_size=READERS)
+        self.said = talk(20)
+        self.perform = self.manager._runtime._perform
+        self.manager.add_messages("s", self.said)
+        self.read_all()  # every place of the pool is filled
+        if loss == "evicted":
+            with outage.redis() as client:
+                assert client.delete(outage.backend.keys("s").buffer) == 1
+        else:
+            outage.kill_redis()
+            outage.restart_redis()
+            assert waited_for(lambda: self.manager.health().is_well("redis"))
+
+    def interpose(self, passes: Callable[[Any], Any]) -> None:
+        self.manager._runtime._perform = passes  # type: ignore[method-assign]  # the point of it
+
+    def read_all(self) -> Counter[str]:
+        """Read by all at once, each of whom is right, and none of whom is degraded; answers who told them."""
+        sources: list[str] = []
+
+        def read(_: int) -> None:
+            context = self.manager.get_context("s")
+            assert_context(context, self.said)
+            assert context["degraded"] is False, self.manager.circuit_breaker.snapshot()
+            sources.append(context["source"])
+
+        run_threads(READERS, read)
+        return Counter(sources)
+
+    def assert_installed_once(self, before: Mapping[str, int]) -> None:
+        """An installation is the only script here that pushes more than a placeholder: header and 20 messages each."""
+        after = self.outage.calls()
+        assert (after["rpush"] - before.get("rpush", 0)) // (1 + len(self.said)) == 1
+        assert self.read_all() == {"redis": READERS}
+        assert self.outage.calls()["rpush"] == after["rpush"]
+
+
+def is_installation(effect: Any) -> bool:
+    return isinstance(effect, RedisCall) and name_of(effect) == INSTALL
+
+
+@LOSSES
+def test_one_of_64_readers_of_a_lost_buffer_reads_the_log(redis_outage: Outage, loss: str) -> None:
+    """64 readers at once: one is told by the log and installs it, the others wait for that one, however long it takes.
+
+    A wait here ends with the installation, and not by a clock: how many would have waited in vain is no matter of luck.
+    """
+    stampede = Stampede(redis_outage, loss)
+    installed = threading.Event()
+    waited: list[float] = []
+
+    def passes(effect: Any) -> Any:
+        if isinstance(effect, Pause):
+            waited.append(effect.seconds)
+            assert installed.wait(30)
+            return None
+        answer = stampede.perform(effect)
+        if is_installation(effect):
+            installed.set()
+        return answer
+
+    stampede.interpose(passes)
     before = redis_outage.calls()
-    contexts.clear()
-    run_threads(READERS, read)
-    after = redis_outage.calls()
-    assert len(contexts) == READERS
-    for context in contexts:
-        assert_context(context, said)
-    from_log = sum(context["source"] == "postgres" for context in contexts)
-    # An installation is the only script here that pushes more than a placeholder: header and 20 messages each.
-    pushes = after["rpush"] - before.get("rpush", 0)
-    print(f"{loss}: {from_log} of {READERS} read the log")
-    assert 1 <= from_log <= READERS // 4
-    assert pushes // (1 + len(said)) == 1, "one installation"
-    contexts.clear()
-    run_threads(READERS, read)
-    seen = {(context["source"], context["degraded"]) for context in contexts}
-    assert seen == {("redis", False)}, manager.circuit_breaker.snapshot()
-    assert redis_outage.calls()["rpush"] == after["rpush"]
+    assert stampede.read_all() == {"postgres": 1, "redis": READERS - 1}
+    assert set(waited) <= {FIRST_PAUSE_SECONDS}, "nobody waited twice"
+    stampede.assert_installed_once(before)
+
+
+@LOSSES
+def test_readers_do_not_wait_for_ever_for_the_one_who_installs(redis_outage: Outage, loss: str) -> None:
+    """It hangs: after 30 ms the others are told by the log, and one of them installs what it has read."""
+    stampede = Stampede(redis_outage, loss)
+    waited: dict[int, list[float]] = defaultdict(list)
+    answered = threading.Semaphore(0)
+    first: list[int] = []
+    lock = threading.Lock()
+
+    def passes(effect: Any) -> Any:
+        me = threading.get_ident()
+        if isinstance(effect, Pause):
+            waited[me].append(effect.seconds)
+        elif isinstance(effect, Query):
+            with lock:
+                first.append(me)
+            if first[0] == me:
+                assert answered.acquire(timeout=30)  # another has installed it
+        answer = stampede.perform(effect)
+        if is_installation(effect):
+            answered.release()
+        return answer
+
+    stampede.interpose(passes)
+    before = redis_outage.calls()
+    sources = stampede.read_all()
+    assert sources["postgres"] >= 2, "the one that hung, and the one that would not wait for it"
+    assert sources["postgres"] == len(first)
+    patient = [FIRST_PAUSE_SECONDS * 2**attempt for attempt in range(PAUSES)]
+    assert all(pauses == patient[: len(pauses)] for pauses in waited.values())
+    assert sum(waited[reader] != patient for reader in first) == 1, "only one of them has not waited first"
+    assert sum(patient) == pytest.approx(0.030)
+    stampede.assert_installed_once(before)
+
+
+@LOSSES
+def test_buffers_heal_without_a_stampede(redis_outage: Outage, loss: str) -> None:
+    """By the clock, as in earnest: it is one that reads the log, unless the machine stands still for 30 ms."""
+    stampede = Stampede(redis_outage, loss)
+    before = redis_outage.calls()
+    sources = stampede.read_all()
+    print(f"{loss}: {sources['postgres']} of {READERS} read the log")
+    assert 1 <= sources["postgres"] <= READERS // 4
+    stampede.assert_installed_once(before)
 
 
 # -- PostgreSQL
