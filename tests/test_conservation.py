@@ -7,6 +7,7 @@ every context with a model that is nothing but the list of acknowledged messages
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from contract_engine.memory import MemoryManager, MessageConflictError, SessionLimits
+from contract_engine.memory._scripts import ALL_SCRIPTS
 from contract_engine.memory.keys import session_keys
 
 pytest_plugins = ("memory_fixtures",)
@@ -38,6 +40,8 @@ class Conservation(RuleBasedStateMachine):
     """Redis as anybody else reaches it."""
     checked = 0
     """How often the law was held against a context."""
+    fired: Counter[str]
+    """How often each fault was seen to happen."""
     ids: Bundle[tuple[str, dict[str, Any]]] = Bundle("ids")
 
     def __init__(self) -> None:
@@ -145,13 +149,16 @@ class Conservation(RuleBasedStateMachine):
     @precondition(lambda self: self.database_url is not None)
     @rule(which=st.sampled_from(["buffer", "summary", "fold", "all"]))
     def evict(self, which: str) -> None:
-        self.redis.delete(*(self.keys if which == "all" else (getattr(self.keys, which),)))
+        gone = self.redis.delete(*(self.keys if which == "all" else (getattr(self.keys, which),)))
+        self.fired["keys evicted"] += gone
 
     @precondition(lambda self: self.database_url is not None)
     @rule(place=st.integers(-3, 3), garbage=st.binary(max_size=20) | st.sampled_from([b"[]", b"{}", b"1,2", b"[1,2]"]))
     def damage(self, place: int, garbage: bytes) -> None:
         with suppress(redis.ResponseError):  # the list is shorter, or is not there
+            before = self.redis.lindex(self.keys.buffer, place)
             self.redis.lset(self.keys.buffer, place, garbage)  # bytes are fine
+            self.fired["elements damaged"] += before != garbage
 
     @precondition(lambda self: self.database_url is not None)
     @rule(name=st.sampled_from(["buffer", "summary"]))
@@ -159,11 +166,14 @@ class Conservation(RuleBasedStateMachine):
         with self.redis.pipeline(transaction=True) as both:  # a fold in the background may write at any time
             both.delete(getattr(self.keys, name))
             both.hset(getattr(self.keys, name), "field", "value")
-            both.execute()
+            *_, added = both.execute()
+        self.fired["keys of another type"] += added
 
     @rule()
     def forget_scripts(self) -> None:
         self.redis.script_flush()
+        # A fold in the background may have sent one again since.
+        self.fired["scripts forgotten"] += not all(self.redis.script_exists(*(script.sha for script in ALL_SCRIPTS)))
 
     @invariant()
     def law(self) -> None:
@@ -176,19 +186,29 @@ class Conservation(RuleBasedStateMachine):
         assert self.manager.session_store.get_chat_history("s") == self.acknowledged
 
 
+FAULTS = {
+    "durable": {"keys evicted", "elements damaged", "keys of another type", "scripts forgotten"},
+    "ephemeral": {"scripts forgotten"},
+}
+"""What must have happened in the histories of a mode, taken together."""
+
+
 def hold(redis_url: str, database_url: str | None, raw: redis.Redis, *, histories: int) -> int:
-    """Hold so many histories of 30 steps against the law; answers how often it was."""
+    """Hold so many histories of 30 steps against the law; answers how often it was, with every fault seen to happen."""
 
     class Machine(Conservation):
         pass
 
     Machine.redis_url, Machine.database_url, Machine.redis = redis_url, database_url, raw
+    Machine.fired = Counter()
     run_state_machine_as_test(
         Machine,
         settings=settings(
             max_examples=histories, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
+    happened = {fault for fault, count in Machine.fired.items() if count}
+    assert happened == FAULTS["ephemeral" if database_url is None else "durable"], Machine.fired
     return Machine.checked
 
 
