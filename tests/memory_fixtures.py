@@ -5,6 +5,8 @@ Each test that asks for ``backend`` or ``manager`` runs once per combination of 
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, cast
@@ -14,6 +16,8 @@ import redis
 from memory_contract import ASYNC, DURABLE, EPHEMERAL, SYNC, Backend
 
 from contract_engine.memory import MemoryManager
+
+SEED_VARIABLE = "BAD_DATA_SEED"
 
 
 def _backend(request: pytest.FixtureRequest, redis_url: str, tenant: str) -> Iterator[Backend]:
@@ -63,3 +67,11 @@ def raw(redis_url: str) -> Iterator[redis.Redis]:
     """Redis as anybody else reaches it: what tests look at and damage."""
     with redis.Redis.from_url(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def dice() -> random.Random:
+    """Chance that can be had again: the seed is printed, and read from BAD_DATA_SEED."""
+    seed = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**32))
+    print(f"{SEED_VARIABLE}={seed}")
+    return random.Random(seed)

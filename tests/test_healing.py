@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ import redis
 from memory_contract import Backend, assert_caps, assert_context, say, talk
 
 from contract_engine.memory import MemoryManager
+from contract_engine.memory._scripts import ALL_SCRIPTS
 from contract_engine.memory.keys import SessionKeys
 
 pytest_plugins = ("memory_fixtures",)
@@ -73,6 +74,7 @@ def renumbered(client: Any, keys: SessionKeys) -> None:
         client.lset(keys.buffer, index, json.dumps([row[0] + 1, *row[1:]]))
 
 
+KILLED = "connections killed"
 JSON_OF_OTHER_TYPES = [b"null", b"7", b'"text"', b"[]", b'{"a":1}', b'["a","b"]', b"NaN"]
 
 DAMAGES: dict[str, Damage] = {
@@ -82,7 +84,7 @@ DAMAGES: dict[str, Damage] = {
     "no key at all": lambda client, keys: client.delete(*keys),
     "scripts flushed": lambda client, keys: client.script_flush(),
     "scripts and keys gone": lambda client, keys: (client.script_flush(), client.delete(*keys)),
-    "connections killed": lambda client, keys: client.client_kill_filter(_type="normal", skipme=True),
+    KILLED: lambda client, keys: client.client_kill_filter(_type="normal", skipme=True),
     "header of noise": element(0, NOISE.randbytes(40)),
     "header of nothing": element(0, b""),
     "header cut": header(lambda found: json.dumps(found).encode()[:11]),
@@ -138,8 +140,18 @@ DAMAGES: dict[str, Damage] = {
     **{f"header field {place} is {value!r}": field(place, value) for place in range(1, 11) for value in (-1, "x")},
 }
 
+
+def number(place: int, value: int) -> Damage:
+    """Put a number in a header; the next one where it stood there already."""
+
+    def change(found: list[Any]) -> list[Any]:
+        return [*found[:place], value + (found[place] == value), *found[place + 1 :]]
+
+    return header(change)
+
+
 PLAUSIBLE: dict[str, Damage] = {
-    f"header field {place} is {value}": field(place, value) for place in range(1, 11) for value in (0, 1, 10**15)
+    f"header field {place} is {value}": number(place, value) for place in range(1, 11) for value in (0, 1, 10**15)
 }
 """Numbers that could stand there: not all can be told from true ones, but none may be believed against the messages."""
 
@@ -163,11 +175,23 @@ def snapshot(client: Any, keys: SessionKeys) -> list[Any]:
     return [client.dump(key) for key in keys]
 
 
+def known_scripts(client: Any) -> int:
+    """Return how many of our scripts the server knows."""
+    return sum(client.script_exists(*(script.sha for script in ALL_SCRIPTS)))
+
+
 def did_damage(damage: Damage, name: str, client: Any, keys: SessionKeys) -> None:
     """Do it, and make sure that it was done."""
-    before = snapshot(client, keys)
-    damage(client, keys)
-    if not name.startswith(("scripts flushed", "connections killed")):
+    if name.startswith("scripts"):
+        assert known_scripts(client) > 0, "nothing to flush"
+        damage(client, keys)
+        assert known_scripts(client) == 0, "no script was flushed"
+    elif name == KILLED:
+        killed: Any = damage(client, keys)
+        assert killed >= 1, "no connection was killed"
+    else:
+        before = snapshot(client, keys)
+        damage(client, keys)
         assert snapshot(client, keys) != before, "no damage was done"
 
 
@@ -209,11 +233,11 @@ def test_a_writer_goes_on(durable: Backend, raw: redis.Redis, name: str) -> None
 def test_wrong_numbers_in_the_header_are_not_believed(durable: Backend, raw: redis.Redis, name: str) -> None:
     manager, said = begun(durable)
     keys = durable.keys("s")
-    PLAUSIBLE[name](raw, keys)
+    did_damage(PLAUSIBLE[name], name, raw, keys)
     context = manager.get_context("s")
     assert context["buffer_messages"] == said[context["watermark"] :]
     assert context["last_seq"] == len(said)
-    PLAUSIBLE[name](raw, keys)
+    did_damage(PLAUSIBLE[name], name, raw, keys)
     for number in range(14, 24):
         said.append(say(number))
         assert manager.append("s", say(number)).seq == number
@@ -281,29 +305,25 @@ def test_messages_logged_while_redis_knew_nothing_of_them(durable: Backend, raw:
         assert_context(manager.get_context("s"), talk(number + 2))
 
 
-def test_random_damage_over_and_over(durable: Backend, raw: redis.Redis) -> None:
-    seed = int.from_bytes(os.urandom(4), "big")
-    print(f"seed {seed}")
-    dice = random.Random(seed)
+def test_random_damage_over_and_over(durable: Backend, raw: redis.Redis, dice: random.Random) -> None:
     manager, said = begun(durable)
     keys = durable.keys("s")
-    names = [name for name in DAMAGES if not name.startswith("connections")]
+    names = [name for name in DAMAGES if name != KILLED]
     done = 0
     for _ in range(60):
-        name = dice.choice(names)
-        try:
-            DAMAGES[name](raw, keys)
-            done += 1
-        except (redis.ResponseError, ValueError, TypeError, IndexError):
-            pass  # there was nothing left of the kind that it damages
+        manager.wait_for_folds()  # one under way changes keys too, and would be taken for damage
+        before = known_scripts(raw), snapshot(raw, keys)
+        # There may be nothing left of the kind that it damages.
+        with suppress(redis.ResponseError, ValueError, TypeError, IndexError):
+            DAMAGES[dice.choice(names)](raw, keys)
+        done += (known_scripts(raw), snapshot(raw, keys)) != before
         if dice.random() < 0.7:
             said.append(say(len(said) + 1))
             assert manager.append("s", said[-1]).seq == len(said)
         if dice.random() < 0.7:
-            if dice.random() < 0.5:
-                manager.wait_for_folds()
             assert_context(manager.get_context("s"), said)
     assert done >= 30
+    assert manager.health().damaged > 0, "nobody met any of it"
     raw.delete(*keys)
     assert_context(manager.get_context("s"), said)
 
@@ -317,8 +337,7 @@ EVERY: dict[str, Damage] = DAMAGES | PLAUSIBLE
 @pytest.mark.parametrize("name", EVERY)
 def test_a_session_without_a_log_goes_on(ephemeral: Backend, raw: redis.Redis, name: str) -> None:
     manager, _ = begun(ephemeral)
-    damage = EVERY[name]
-    damage(raw, ephemeral.keys("s"))
+    did_damage(EVERY[name], name, raw, ephemeral.keys("s"))
     manager.get_context("s")
     manager.get_session_config("s")
     manager.load_context("s")

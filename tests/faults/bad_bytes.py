@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from contract_engine.memory.keys import SessionKeys
-
-SEED_VARIABLE = "BAD_DATA_SEED"
 
 Damage = Callable[[Any, str, random.Random], None]
 """Does something to one key, whether or not it is there."""
@@ -127,11 +123,3 @@ def do_damage(client: Any, key: str, name: str, dice: random.Random) -> None:
     before = client.dump(key)
     DAMAGES[key.rpartition(":")[2]][name](client, key, dice)
     assert client.dump(key) != before, "no damage was done"
-
-
-@contextmanager
-def seeded_dice() -> Iterator[random.Random]:
-    """Yield chance that can be had again: the seed is printed, and read from BAD_DATA_SEED."""
-    seed = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**32))
-    print(f"{SEED_VARIABLE}={seed}")
-    yield random.Random(seed)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import redis
-from bad_bytes import DAMAGES, do_damage, seeded_dice
+from bad_bytes import DAMAGES, do_damage
 from crash_operations import LIMITS, PATIENT
 from memory_contract import Backend, assert_context, logged, say, talk
 
@@ -18,12 +18,6 @@ from contract_engine.memory import MemoryManager
 from contract_engine.memory.keys import SessionKeys
 
 pytest_plugins = ("memory_fixtures",)
-
-
-@pytest.fixture
-def dice() -> Iterator[random.Random]:
-    with seeded_dice() as found:
-        yield found
 
 
 def begun(backend: Backend) -> tuple[MemoryManager, list[dict[str, Any]]]:

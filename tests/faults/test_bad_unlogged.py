@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
-from bad_bytes import DAMAGES, do_damage, seeded_dice
+from bad_bytes import DAMAGES, do_damage
 from crash_matrix import DATABASE, Interposition
 from crash_operations import LIMITS, PATIENT
 from memory_contract import Backend, assert_context, logged, say, talk
@@ -25,12 +24,6 @@ pytest_plugins = ("memory_fixtures",)
 Messages = list[dict[str, Any]]
 
 WARNING = "session s:"
-
-
-@pytest.fixture
-def dice() -> Iterator[random.Random]:
-    with seeded_dice() as found:
-        yield found
 
 
 def begun(blocking: Backend, *, before: int = 12, waiting: int = 3) -> tuple[MemoryManager, Messages, Messages]:
