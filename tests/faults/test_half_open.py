@@ -1,21 +1,21 @@
-"""The moment of half-open through whole managers: of 64 callers only the permitted ask a Redis that does not answer.
+"""The moment of half-open through whole managers: of 64 callers only the permitted ask a server that does not answer.
 
-Redis is killed until the breaker is open, comes back and is stopped at once: so a probe hangs for as long as a test
-wants it to, and what happens meanwhile happens while the breaker is half-open.
+Redis, or PostgreSQL, is killed until the breaker is open, comes back and is stopped at once: so a probe hangs for as
+long as a test wants it to, and what happens meanwhile happens while the breaker is half-open.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 import pytest
-from memory_contract import ASYNC, DURABLE, SYNC, Backend, assert_context, talk
-from network_path import BOTH_COLOURS
+from memory_contract import ASYNC, DURABLE, SYNC, Backend, assert_context, say, talk
+from network_path import BOTH_COLOURS, POSTGRES, REDIS
 from server_faults import Outage, waited_for
 from servers import PrivateServers
 
@@ -28,7 +28,10 @@ from contract_engine.memory import (
 )
 from contract_engine.memory.circuit_state import Transition
 
+M = TypeVar("M", MemoryManager, AsyncMemoryManager)
+
 CALLERS = 64
+NAMES = [f"s{number}" for number in range(CALLERS)]
 PATIENCE = 30.0
 """Deadline of a round trip to Redis where a probe is to hang: nothing here takes as long."""
 
@@ -49,31 +52,38 @@ class Callers(Protocol):
 
     def start(self, name: str, *args: object) -> Future[Any]: ...
 
-    def start_reads(self, count: int) -> list[Context]:
-        """Read the session by that many callers at once."""
+    def start_at_once(self, name: str, arguments: Sequence[tuple[object, ...]]) -> list[Future[Any]]:
+        """Call the same with each of these arguments, at one moment."""
         ...
 
     def close(self) -> None: ...
 
 
+def guarded(manager: M, server: str, breaker: CircuitBreaker) -> M:
+    """Put a breaker of the test's own in front of a server; that of PostgreSQL, nobody but a manager makes."""
+    vars(manager)["circuit_breaker" if server == REDIS else "database_breaker"] = breaker
+    return manager
+
+
 class Threads:
     """A blocking manager, called from threads."""
 
-    def __init__(self, config: MemoryConfig, breaker: CircuitBreaker) -> None:
-        self._manager = MemoryManager(config=config, breaker=breaker)
+    def __init__(self, config: MemoryConfig, server: str, breaker: CircuitBreaker) -> None:
+        self._manager = guarded(MemoryManager(config=config), server, breaker)
         self._pool = ThreadPoolExecutor(CALLERS + 4)
 
     def start(self, name: str, *args: object) -> Future[Any]:
         return self._pool.submit(getattr(self._manager, name), *args)
 
-    def start_reads(self, count: int) -> list[Context]:
-        barrier = threading.Barrier(count)
+    def start_at_once(self, name: str, arguments: Sequence[tuple[object, ...]]) -> list[Future[Any]]:
+        barrier = threading.Barrier(len(arguments))
+        method = getattr(self._manager, name)
 
-        def read() -> dict[str, Any]:
+        def call(args: tuple[object, ...]) -> Any:
             barrier.wait()
-            return self._manager.get_context("s")
+            return method(*args)
 
-        return [self._pool.submit(read) for _ in range(count)]
+        return [self._pool.submit(call, args) for args in arguments]
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -83,8 +93,8 @@ class Threads:
 class Tasks:
     """An asyncio manager, called from tasks on a loop in a thread of its own."""
 
-    def __init__(self, config: MemoryConfig, breaker: CircuitBreaker) -> None:
-        self._manager = AsyncMemoryManager(config=config, breaker=breaker)
+    def __init__(self, config: MemoryConfig, server: str, breaker: CircuitBreaker) -> None:
+        self._manager = guarded(AsyncMemoryManager(config=config), server, breaker)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -92,8 +102,8 @@ class Tasks:
     def start(self, name: str, *args: object) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(getattr(self._manager, name)(*args), self._loop)
 
-    def start_reads(self, count: int) -> list[Context]:
-        return [self.start("get_context", "s") for _ in range(count)]
+    def start_at_once(self, name: str, arguments: Sequence[tuple[object, ...]]) -> list[Future[Any]]:
+        return [self.start(name, *args) for args in arguments]
 
     def close(self) -> None:
         self.start("aclose").result(PATIENCE)
@@ -121,6 +131,23 @@ class Situation:
         context: dict[str, Any] = self.do("get_context", session)
         return context
 
+    def start_reads(self, count: int) -> list[Context]:
+        """Read the session by that many callers at once."""
+        return self.callers.start_at_once("get_context", [("s",)] * count)
+
+    def probes_among(self, futures: list[Future[Any]], permits: int) -> list[Future[Any]]:
+        """Return the calls that hang on the server that is stopped, which must be as many as are permitted.
+
+        Whoever has been answered was answered without it, and whoever has not is a probe.
+        """
+        assert waited_for(lambda: sum(future.done() for future in futures) >= len(futures) - permits, PATIENCE / 2)
+        during = self.counted("rejected", "successful", "failed")
+        probes = [future for future in futures if not future.done()]
+        assert len(probes) == permits
+        assert self.breaker.get_state() is CircuitState.HALF_OPEN
+        assert during == (len(futures) - permits, 0, 0)
+        return probes
+
     @property
     def path(self) -> list[tuple[str, str]]:
         return [(change.to_state.value, change.reason) for change in self.changes]
@@ -145,10 +172,32 @@ class Situation:
         assert len(self.changes) == 1, "the state that the next caller meets: nobody has called"
         self.before = self.breaker.snapshot()
 
+    def reach_half_open_database(self) -> None:
+        """Kill PostgreSQL, see its breaker open, bring it back, stop it, and wait until half-open.
+
+        Each of the sessions has a copy in Redis by then, so that to append to it takes one statement.
+        """
+        for name in NAMES:
+            assert self.do("append", name, say(1)).durable
+        self.outage.kill_database()
+        for number in range(THRESHOLD):
+            assert not self.do("append", f"refused{number}", say(1)).durable
+        assert self.path == [("open", f"{THRESHOLD} failures in a row")]
+        self.outage.restart_database()
+        self.outage.stop_database()
+        assert waited_for(lambda: self.breaker.get_state() is CircuitState.HALF_OPEN)
+        assert len(self.changes) == 1, "the state that the next caller meets: nobody has called"
+        self.before = self.breaker.snapshot()
+
     def counted(self, *names: str) -> tuple[int, ...]:
         """Return what the breaker has counted since it was half-open."""
         after = self.breaker.snapshot()
         return tuple(getattr(after, name) - getattr(self.before, name) for name in names)
+
+    def logged_twice(self) -> set[str]:
+        """Return the sessions of which the PostgreSQL that was harmed holds a second message."""
+        with psycopg.connect(self.outage.database.database_url) as connection:
+            return {name for (name,) in connection.execute("SELECT session_id FROM memory_messages WHERE seq = 2")}
 
     def bring_redis_back(self) -> None:
         """Restart it, and have another process put its copies back in place."""
@@ -167,7 +216,7 @@ class Situation:
     def assert_rejected(self, count: int = 8) -> None:
         """Have callers come while the probe hangs: each is rejected at once, and told the truth by the log."""
         before = self.breaker.snapshot()
-        for future in self.callers.start_reads(count):
+        for future in self.start_reads(count):
             assert_from_log(future.result(PATIENCE))
         after = self.breaker.snapshot()
         # An open breaker counts without its lock, and may lose a few.
@@ -197,25 +246,34 @@ def assert_from_redis(context: Mapping[str, Any], said: list[dict[str, Any]] = S
 class Arrange(Protocol):
     """Make a manager of either colour with a breaker of its own, and bring it to half-open."""
 
-    def __call__(self, colour: str, *, redis_timeout: float = PATIENCE, **breaker: Any) -> Situation: ...
+    def __call__(
+        self, colour: str, server: str = REDIS, *, redis_timeout: float = PATIENCE, **breaker: Any
+    ) -> Situation: ...
 
 
 @pytest.fixture
-def arrange(private_servers: PrivateServers, database_url: str, tenant: str) -> Iterator[Arrange]:
+def arrange(private_servers: PrivateServers, redis_url: str, database_url: str, tenant: str) -> Iterator[Arrange]:
     closing: list[Callable[[], None]] = []
 
-    def make(colour: str, *, redis_timeout: float = PATIENCE, **breaker: Any) -> Situation:
-        servers = private_servers(postgres=False)
-        backend = Backend(SYNC, DURABLE, servers.redis_url, database_url, tenant)
+    def make(colour: str, server: str = REDIS, *, redis_timeout: float = PATIENCE, **breaker: Any) -> Situation:
+        if server == REDIS:
+            servers = private_servers(postgres=False)
+            backend = Backend(SYNC, DURABLE, servers.redis_url, database_url, tenant)
+        else:
+            servers = private_servers(redis=False)
+            backend = Backend(SYNC, DURABLE, redis_url, servers.database_url, tenant)
         outage = Outage(servers, backend)
         closing.append(outage.close)
-        guard = CircuitBreaker(THRESHOLD, RECOVERY, **breaker)
+        guard = CircuitBreaker(THRESHOLD, RECOVERY, name=server, **breaker)
         config = backend.config(redis_timeout_seconds=redis_timeout, database_timeout_seconds=PATIENCE)
-        callers: Callers = Threads(config, guard) if colour == SYNC else Tasks(config, guard)
+        callers: Callers = (Threads if colour == SYNC else Tasks)(config, server, guard)
         closing.append(callers.close)
         closing.append(outage.go_on)  # first of all: nobody may wait for a stopped server
         situation = Situation(outage, callers, guard)
-        situation.reach_half_open()
+        if server == REDIS:
+            situation.reach_half_open()
+        else:
+            situation.reach_half_open_database()
         return situation
 
     yield make
@@ -227,14 +285,8 @@ def arrange(private_servers: PrivateServers, database_url: str, tenant: str) -> 
 @pytest.mark.parametrize("permits", [1, 3, 5])
 def test_of_64_callers_exactly_the_permitted_ask_redis(arrange: Arrange, colour: str, permits: int) -> None:
     situation = arrange(colour, half_open_permits=permits, half_open_max_seconds=None)
-    futures = situation.callers.start_reads(CALLERS)
-    assert waited_for(lambda: sum(future.done() for future in futures) >= CALLERS - permits, PATIENCE / 2)
-    # Redis is stopped: whoever has been answered was answered without it, and whoever has not is a probe.
-    during = situation.counted("rejected", "successful", "failed")
-    probes = [future for future in futures if not future.done()]
-    assert len(probes) == permits
-    assert situation.breaker.get_state() is CircuitState.HALF_OPEN
-    assert during == (CALLERS - permits, 0, 0)
+    futures = situation.start_reads(CALLERS)
+    probes = situation.probes_among(futures, permits)
     for future in futures:
         if future not in probes:
             assert_from_log(future.result())
@@ -245,6 +297,29 @@ def test_of_64_callers_exactly_the_permitted_ask_redis(arrange: Arrange, colour:
     assert situation.counted("successful") == (permits,)
     assert situation.path[1:] == [("half_open", "wait is over"), ("closed", "probes succeeded")]
     situation.assert_recovered()
+
+
+@BOTH_COLOURS
+@pytest.mark.parametrize("permits", [1, 3, 5])
+def test_of_64_callers_exactly_the_permitted_ask_postgres(arrange: Arrange, colour: str, permits: int) -> None:
+    """The others go on in Redis at once, and what they said is logged when their sessions are touched again."""
+    situation = arrange(colour, POSTGRES, half_open_permits=permits, half_open_max_seconds=None)
+    futures = situation.callers.start_at_once("append", [(name, say(2)) for name in NAMES])
+    probes = situation.probes_among(futures, permits)
+    for future in futures:
+        if future not in probes:
+            assert (future.result().durable, future.result().degraded) == (False, True)
+    situation.outage.go_on()
+    for future in probes:
+        assert (future.result(PATIENCE).durable, future.result().degraded) == (True, False)
+    assert situation.counted("successful", "failed") == (permits, 0)
+    assert situation.path[1:] == [("half_open", "wait is over"), ("closed", "probes succeeded")]
+    asked = {name for name, future in zip(NAMES, futures, strict=True) if future in probes}
+    assert situation.logged_twice() == asked
+    for name in NAMES:
+        assert situation.do("drain", name) == (name not in asked)
+        assert_context(situation.read(name), talk(2))
+    assert situation.logged_twice() == set(NAMES)
 
 
 @BOTH_COLOURS
@@ -302,10 +377,8 @@ def test_a_probe_that_fails_when_the_breaker_has_been_closed_changes_nothing(arr
 def test_a_cancelled_probe_gives_its_place_to_another(arrange: Arrange, permits: int) -> None:
     """Tasks only: a thread cannot be cancelled. Who takes the place is not given the answer to the cancelled one."""
     situation = arrange(ASYNC, half_open_permits=permits, half_open_max_seconds=None)
-    futures = situation.callers.start_reads(CALLERS)
-    assert waited_for(lambda: sum(future.done() for future in futures) >= CALLERS - permits, PATIENCE / 2)
-    first, *others = [future for future in futures if not future.done()]
-    assert len(others) == permits - 1
+    futures = situation.start_reads(CALLERS)
+    first, *others = situation.probes_among(futures, permits)
     assert first.cancel()
     assert waited_for(lambda: situation.counted("cancelled") == (1,))
     assert situation.path[1:] == [("half_open", "wait is over")]
@@ -328,7 +401,7 @@ def test_cancelled_callers_that_were_rejected_change_nothing(arrange: Arrange, d
     probe = situation.begin_probe()
     with psycopg.connect(database_url) as connection:
         connection.execute("LOCK TABLE memory_sessions, memory_messages")
-        futures = situation.callers.start_reads(CALLERS)
+        futures = situation.start_reads(CALLERS)
         assert waited_for(lambda: situation.counted("rejected") >= (CALLERS,))
         assert sum(future.cancel() for future in futures) == CALLERS
     situation.assert_rejected(CALLERS)
