@@ -10,12 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from memory_contract import DURABLE, SYNC, Backend, assert_caps, run_threads
 from server_faults import waited_for
 
 from contract_engine.memory import MemoryManager
+from contract_engine.memory.hooks import Detail, FoldEnded, observers
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -91,6 +94,25 @@ class Acknowledged:
     def note(self, seq: int) -> None:
         with self._lock:
             self.newest = max(self.newest, seq)
+
+
+class Commits(Generic[T]):
+    """The folds that are committed while a ``with`` block lasts: of each, what ``note`` answers when it is told."""
+
+    def __init__(self, note: Callable[[], T]) -> None:
+        self.found: list[T] = []
+        self._note = note
+
+    def _hear(self, detail: Detail) -> None:
+        if isinstance(detail, FoldEnded):
+            self.found.append(self._note())
+
+    def __enter__(self) -> Self:
+        self._stop = observers.add(self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
 
 
 class Background:

@@ -13,6 +13,7 @@ import redis
 from canaries import Search, canary_of, fill, search_of
 from crash_matrix import DATABASE, HANG, KILL_AFTER, KILL_BEFORE, Fault, Interposition
 from crash_operations import LIMITS, PATIENT, UNTOUCHED, Errand, Nursery
+from many_writers import Commits
 from memory_contract import (
     DURABLE,
     EPHEMERAL,
@@ -26,6 +27,7 @@ from memory_contract import (
     row_counts,
     run_threads,
 )
+from server_faults import waited_for
 from typer.testing import CliRunner
 
 from contract_engine.cli.app import app
@@ -165,9 +167,10 @@ def test_twenty_writers_and_a_fold(blocking: Backend, raw: redis.Redis, search_b
     """What was acknowledged before the clearing is gone, what was begun after it is all there."""
     managers = [blocking.open(limits=LIMITS, **PATIENT) for _ in range(2)]
     life = Life(blocking.tenant)
-    begun = cleared = folds = 0
+    begun = cleared = 0
     done = threading.Event()
     writers_left = threading.Semaphore(0)
+    commits = Commits(life.tick)
 
     def write(writer: int) -> None:
         for number in range(EACH):
@@ -178,6 +181,7 @@ def test_twenty_writers_and_a_fold(blocking: Backend, raw: redis.Redis, search_b
         nonlocal begun, cleared
         for _ in range(WRITERS * EACH // 3):
             life.written.acquire()
+        assert waited_for(lambda: bool(commits.found)), "there was nothing to fold"
         begun = life.tick()
         assert managers[0].clear_session_memory("s")
         cleared = life.tick()
@@ -186,10 +190,8 @@ def test_twenty_writers_and_a_fold(blocking: Backend, raw: redis.Redis, search_b
         done.set()
 
     def fold() -> None:
-        nonlocal folds
         while not done.is_set():
             managers[1]._runtime.run(managers[1]._flows._sessions.folding.fold_when_due("s"))
-            folds += 1
 
     def work(number: int) -> None:
         if number < WRITERS:
@@ -197,13 +199,17 @@ def test_twenty_writers_and_a_fold(blocking: Backend, raw: redis.Redis, search_b
         else:
             (clear, fold)[number - WRITERS]()
 
-    run_threads(WRITERS + 2, work)
-    for manager in managers:
-        manager.wait_for_folds()
+    with commits:
+        run_threads(WRITERS + 2, work)
+        for manager in managers:
+            manager.wait_for_folds()
     gone, kept = life.before(begun), life.since(cleared)
     assert len(gone) >= WRITERS, "the clearing came too early"
     assert len(kept) >= WRITERS, "the clearing came too late"
-    assert folds >= 3
+    moments = commits.found
+    print(f"{len(moments)} folds, {sum(moment < begun for moment in moments)} of them before the clearing")
+    assert min(moments) < begun, "nothing was folded before it was cleared"
+    assert max(moments) > cleared, "nothing was folded after it was cleared"
     there = everything(raw, blocking)
     assert [mark for mark in gone if mark.encode() in there] == []
     contexts = [manager.get_context("s") for manager in managers]

@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 import redis
-from many_writers import Acknowledged, assert_all_kept, assert_read, run_beside_readers, sync_backend, told
+from many_writers import Acknowledged, Commits, assert_all_kept, assert_read, run_beside_readers, sync_backend, told
 from memory_contract import (
     ASYNC,
     DURABLE,
@@ -130,15 +130,25 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
     found.close()
 
 
-def summary_ranges(backend: Backend, session_id: str = "s") -> list[tuple[int, int, int]]:
-    """Return version, first and last message of every summary in the log."""
+Ranges = list[tuple[int, int, int]]
+"""Version, first and last message of summaries."""
+
+
+def ranges_of_all(backend: Backend) -> dict[str, Ranges]:
+    """Return the range of every summary in the log, by session."""
     assert backend.database_url is not None
+    found: dict[str, Ranges] = {}
     with psycopg.connect(backend.database_url) as connection:
-        return connection.execute(
-            "SELECT version, first_seq, last_seq FROM memory_summaries WHERE tenant = %s AND session_id = %s"
-            " ORDER BY version",
-            (backend.tenant, session_id),
-        ).fetchall()
+        for session_id, *one in connection.execute(
+            "SELECT session_id, version, first_seq, last_seq FROM memory_summaries WHERE tenant = %s ORDER BY version",
+            (backend.tenant,),
+        ):
+            found.setdefault(session_id, []).append((one[0], one[1], one[2]))
+    return found
+
+
+def summary_ranges(backend: Backend) -> Ranges:
+    return ranges_of_all(backend).get("s", [])
 
 
 def assert_one_version_per_range(ranges: Sequence[tuple[int, int, int]]) -> None:
@@ -187,11 +197,15 @@ def test_sixty_four_threads_on_one_session(redis_url: str, database_url: str, te
 
 # -- many sessions in several processes
 
-SESSIONS, PROCESSES, TURNS = 10_000, 4, 1
-"""Each of the processes adds to each of the sessions: 40,000 messages."""
+SESSIONS, PROCESSES = 10_000, 4
+LONG_EVERY, LONG_TURNS = 50, 4
+"""Each of the processes adds to each of the sessions, to every 50th of them four messages: 42,400 messages."""
 
 MANY = """
+import gc
 import random
+import sys
+import threading
 
 def say(session, turn):
     return {"role": "user", "session": session, "writer": number, "n": turn, "content": f"{session} says {turn}."}
@@ -200,40 +214,62 @@ begin()
 sessions = list(range(given["sessions"]))
 random.Random(number).shuffle(sessions)
 reads = 0
+own = psutil.Process()
 
 def work(thread):
     global reads
-    for session in sessions[thread::4]:
-        for turn in range(given["turns"]):
+    for session in sessions[start + thread : end_of_half : 4]:
+        is_long = session % given["long_every"] == 0
+        for turn in range(given["long_turns"] if is_long else 1):
             manager.append(f"s{session}", say(session, turn), message_id=f"{number}-{turn}")
-        if session % 25 == number:
+        if is_long or session % 25 == number:
             context = manager.get_context(f"s{session}")
             assert_read(context)
             assert context["session_id"] == f"s{session}"
             assert {message["session"] for message in context["buffer_messages"]} == {session}
             reads += 1
 
-run_threads(4, work)
-manager.wait_for_folds()
-sockets = len(psutil.Process().net_connections("tcp"))
+blocks = []
+for start, end_of_half in ((0, len(sessions) // 2), (len(sessions) // 2, len(sessions))):
+    run_threads(4, work)
+    manager.wait_for_folds()
+    gc.collect()
+    blocks.append(sys.getallocatedblocks())
+sockets = len(own.net_connections("tcp"))
 manager.close()
-end({"reads": reads, "sockets": sockets, "left": len(psutil.Process().net_connections("tcp"))})
+answer = {"reads": reads, "sockets": sockets, "grown": blocks[1] - blocks[0]}
+end(answer | {"left": len(own.net_connections("tcp")), "threads": [one.name for one in threading.enumerate()]})
 """
+
+
+def turns_of(session: int) -> int:
+    return 1 if session % LONG_EVERY else LONG_TURNS
 
 
 def test_many_sessions_in_four_processes(
     crowd: Crowd, redis_url: str, database_url: str, tenant: str, raw: redis.Redis
 ) -> None:
+    limits = {"max_buffer_messages": 6}
     with sync_backend(redis_url, database_url, tenant) as backend:
         found = crowd.run(
-            MANY, backend, count=PROCESSES, limits={"max_buffer_messages": 6}, sessions=SESSIONS, turns=TURNS
+            MANY,
+            backend,
+            count=PROCESSES,
+            limits=limits,
+            sessions=SESSIONS,
+            long_every=LONG_EVERY,
+            long_turns=LONG_TURNS,
         )
-        assert [one["reads"] == SESSIONS // 25 for one in found] == [True] * PROCESSES
-        assert all(0 < one["sockets"] <= 2 * (4 + 2) and one["left"] == 0 for one in found), found
-        total = PROCESSES * TURNS
+        print(found)
+        for number, one in enumerate(found):
+            assert one["reads"] == sum(s % LONG_EVERY == 0 or s % 25 == number for s in range(SESSIONS))
+            assert 0 < one["sockets"] <= 2 * (4 + 2)
+            assert (one["left"], one["threads"]) == (0, ["MainThread"])
+            assert one["grown"] < SESSIONS // 2, "less than a block for each session of the second half"
+        long = SESSIONS // LONG_EVERY
         counts = row_counts(database_url, tenant)
         assert counts["memory_sessions"] == SESSIONS
-        assert counts["memory_messages"] == SESSIONS * total
+        assert counts["memory_messages"] == PROCESSES * (SESSIONS - long + long * LONG_TURNS)
         with psycopg.connect(database_url) as connection:
             rows = connection.execute(
                 "SELECT session_id, array_agg(seq ORDER BY seq), array_agg(convert_from(body, 'UTF8') ORDER BY seq)"
@@ -241,15 +277,22 @@ def test_many_sessions_in_four_processes(
                 (tenant,),
             ).fetchall()
         assert {session_id for session_id, _, _ in rows} == {f"s{number}" for number in range(SESSIONS)}
-        expected = {(writer, n): 1 for writer in range(PROCESSES) for n in range(TURNS)}
-        manager = backend.open(max_buffer_messages=6, **PATIENT)
+        ranges = ranges_of_all(backend)
+        assert set(ranges) == {f"s{number}" for number in range(0, SESSIONS, LONG_EVERY)}
+        manager = backend.open(**limits, **PATIENT)
         for place, (session_id, seqs, bodies) in enumerate(rows):
             messages = [json.loads(body) for body in bodies]
-            assert seqs == list(range(1, total + 1)), session_id
+            turns = turns_of(int(session_id[1:]))
+            assert seqs == list(range(1, PROCESSES * turns + 1)), session_id
+            expected = {(writer, n): 1 for writer in range(PROCESSES) for n in range(turns)}
             assert Counter((message["writer"], message["n"]) for message in messages) == expected, session_id
             assert {f"s{message['session']}" for message in messages} == {session_id}, "a message of another session"
-            if place % 50 == 0:
-                assert_context(manager.get_context(session_id), messages)
+            if turns == LONG_TURNS or place % 50 == 0:
+                context = manager.get_context(session_id)
+                assert_context(context, messages)
+                if turns == LONG_TURNS:
+                    assert_one_version_per_range(ranges[session_id])
+                    assert ranges[session_id][-1][2] == context["watermark"] >= PROCESSES * turns - 6
         # One that was overtaken while it rebuilt a copy leaves that to the next reader: now every session has one.
         rebuilt = sum(manager.get_context(f"s{number}")["source"] == "postgres" for number in range(SESSIONS))
         assert rebuilt < SESSIONS / 10, "copies are kept by writers, not by readers"
@@ -313,6 +356,7 @@ def test_folds_appends_clearings_and_rebuilds_at_once_in_threads(
         done = threading.Event()
         rebuilt = folds = 0
         keys = backend.keys("s")
+        commits = Commits(threading.get_ident)
 
         def write(writer: int) -> None:
             for number in range(EACH):
@@ -338,7 +382,7 @@ def test_folds_appends_clearings_and_rebuilds_at_once_in_threads(
             manager = managers[1]
             while not done.is_set():
                 manager._runtime.run(manager._flows._sessions.folding.fold_when_due("s"))
-                folds += 1
+            folds = commits.found.count(threading.get_ident())
 
         def rebuild(reader: int) -> None:
             nonlocal rebuilt
@@ -347,11 +391,13 @@ def test_folds_appends_clearings_and_rebuilds_at_once_in_threads(
                 assert_read(managers[reader % 2].get_context("s"))
 
         work: list[Callable[[int], None]] = [*[write] * WRITERS, clear, fold, rebuild, rebuild]
-        run_threads(len(work), lambda number: work[number](number))
+        with commits:
+            run_threads(len(work), lambda number: work[number](number))
         for manager in managers:
             manager.wait_for_folds()
         assert rebuilt >= 2, "it was lost beside the others"
-        assert folds >= 5
+        print(f"{folds} of {len(commits.found)} folds")
+        assert folds >= 5, "of those who hold no lease"
         rows = logged(database_url, tenant, "s")
         assert_only_what_was_said_since(rows, said, clearings[-1])
         for manager in managers:
@@ -369,6 +415,7 @@ async def test_folds_appends_clearings_and_rebuilds_at_once_in_tasks(
     written = asyncio.Semaphore(0)
     done = asyncio.Event()
     rebuilt = folds = 0
+    commits = Commits(asyncio.current_task)
     async with (
         AsyncMemoryManager(max_buffer_messages=6, config=config) as one,
         AsyncMemoryManager(max_buffer_messages=6, config=config) as other,
@@ -393,7 +440,7 @@ async def test_folds_appends_clearings_and_rebuilds_at_once_in_tasks(
             nonlocal folds
             while not done.is_set():
                 await other._runtime.run(other._flows._sessions.folding.fold_when_due("s"))
-                folds += 1
+            folds = commits.found.count(asyncio.current_task())
 
         async def rebuild(manager: AsyncMemoryManager) -> None:
             nonlocal rebuilt
@@ -401,14 +448,16 @@ async def test_folds_appends_clearings_and_rebuilds_at_once_in_tasks(
                 rebuilt += await asyncio.to_thread(raw.delete, keys.buffer) == 1
                 assert_read(await manager.get_context("s"))
 
-        others = [asyncio.create_task(task) for task in (fold(), rebuild(one), rebuild(other))]
-        await asyncio.gather(*(write(writer) for writer in range(WRITERS)), clear())
-        done.set()
-        await asyncio.gather(*others)
+        with commits:
+            others = [asyncio.create_task(task) for task in (fold(), rebuild(one), rebuild(other))]
+            await asyncio.gather(*(write(writer) for writer in range(WRITERS)), clear())
+            done.set()
+            await asyncio.gather(*others)
         for manager in (one, other):
             await manager.wait_for_folds()
         assert rebuilt >= 2, "it was lost beside the others"
-        assert folds >= 5
+        print(f"{folds} of {len(commits.found)} folds")
+        assert folds >= 5, "of those who hold no lease"
         rows = logged(database_url, tenant, "s")
         assert_only_what_was_said_since(rows, said, clearings[-1])
         for manager in (one, other):
@@ -419,27 +468,67 @@ async def test_folds_appends_clearings_and_rebuilds_at_once_in_tasks(
 # -- fifty triggers, one fold
 
 TRIGGERS = """
+import threading
+import time
+import redis
+from contract_engine.memory.hooks import FoldEnded, observers
+
+committed = []
+observers.add(lambda detail: committed.append(detail) if isinstance(detail, FoldEnded) else None)
 manager.get_context("s")
+begun = 0
+
+def all_are_here():
+    "Wait until every fold of every process has read the session and is about to write its summary."
+    global begun
+    begun += given["threads"]
+    everybody = given["threads"] * given["count"]
+    with redis.Redis.from_url(manager.config.redis_url) as client:
+        here = client.incrby(given["meeting"], given["threads"])
+        deadline = time.monotonic() + 30
+        while here < everybody:
+            assert time.monotonic() < deadline, here
+            time.sleep(0.01)
+            here = int(client.get(given["meeting"]))
+
+meeting = threading.Barrier(given["threads"], action=all_are_here, timeout=40)
+
+class Summarizer:
+    def __init__(self, summarizer):
+        self.summarizer = summarizer
+
+    def summarize(self, request):
+        text = self.summarizer.summarize(request)
+        meeting.wait()
+        return text
+
+manager._runtime._summarizer = Summarizer(manager._runtime._summarizer)
 begin()
 folding = manager._flows._sessions.folding
 run_threads(given["threads"], lambda _: manager._runtime.run(folding.fold_when_due("s")))
 manager.wait_for_folds()
-end(manager.get_context("s")["summary_version"])
+end([manager.get_context("s")["summary_version"], begun, len(committed)])
 """
 
 
 def test_fifty_triggers_from_four_processes_are_one_fold(
-    crowd: Crowd, redis_url: str, database_url: str, tenant: str
+    crowd: Crowd, redis_url: str, database_url: str, tenant: str, raw: redis.Redis
 ) -> None:
-    """The triggers hold no lease: whoever comes second is stopped by the compare-and-set alone."""
+    """The triggers hold no lease, and none commits before all have read: the compare-and-set alone stops 51."""
+    threads = 13
+    meeting = f"meeting:{tenant}"
     with sync_backend(redis_url, database_url, tenant) as backend:
         manager = backend.open(**PATIENT)
         said = talk(20)
         manager.add_messages("s", said)
         assert summary_ranges(backend) == []
         manager.set_session_config("s", {"summary_trigger_tokens": 200})
-        versions = crowd.run(TRIGGERS, backend, count=4, threads=13)
-        assert versions == [1] * 4
+        answers = crowd.run(TRIGGERS, backend, count=PROCESSES, threads=threads, meeting=meeting)
+        assert raw.getdel(meeting) == b"%d" % (threads * PROCESSES), "all of them were about to write"
+        versions, begun, committed = zip(*answers, strict=True)
+        assert versions == (1,) * PROCESSES
+        assert begun == (threads,) * PROCESSES, "each has folded, once"
+        assert sum(committed) == 1
         ranges = summary_ranges(backend)
         assert len(ranges) == 1
         context = manager.get_context("s")
