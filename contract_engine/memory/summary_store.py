@@ -142,11 +142,11 @@ class SummaryFlows:
         return self._readable(found, session_id)
 
     def _readable(self, found: object, session_id: str) -> list[dict[str, Any]]:
-        """Return the entries of a history that can be read; the others are counted."""
+        """Return the entries of a history that can be read; the others are counted, and what is no list at all."""
         entries = []
-        for item in found if isinstance(found, list) else ():
+        for item in found if isinstance(found, list) else (found,):
             try:
-                entry = decode_value(item)
+                entry = decode_value(item) if isinstance(item, bytes) else None
             except CorruptDataError:
                 entry = None
             if isinstance(entry, dict) and "text" in entry:
