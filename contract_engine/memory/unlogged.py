@@ -161,14 +161,15 @@ class Unlogged:
         """Return the oldest messages that wait, None where none do."""
         found = yield from self._cache.read_unlogged(session_id, most_messages=ROUND, most_bytes=ROUND_BYTES)
         if found is None or not found.elements:
+            if found is not None:
+                logger.warning("session %s: no list of ours under the unlogged key; it is deleted", session_id)
+                self._cache.damaged += 1
             # Redis may have evicted the list alone. The buffer then says that there was one, and has the end of it.
             state = (yield from self._cache.read(session_id)).state
             if state is not None and state.is_unlogged:
                 return _Waiting(0, 0, state.entries, [])
             if found is not None:
                 # Whatever lies there holds no message, and would keep everybody from rebuilding for ever.
-                logger.warning("session %s: no list of ours under the unlogged key; it is deleted", session_id)
-                self._cache.damaged += 1
                 yield from self._cache.drained(session_id, ())
             return None
         entries = []
