@@ -38,7 +38,7 @@ PATIENCE = 30.0
 THRESHOLD = 3
 RECOVERY = 0.2
 LONG = 1000.0
-OPEN_FOR_LONG = {"backoff": LONG / RECOVERY, "max_recovery_timeout": LONG}
+OPEN_FOR_LONG: dict[str, Any] = {"backoff": LONG / RECOVERY, "max_recovery_timeout": LONG}
 """Once it is open again, nothing but what a test does moves the breaker."""
 
 SAID = talk(5)
