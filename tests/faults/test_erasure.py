@@ -170,10 +170,14 @@ def test_twenty_writers_and_a_fold(blocking: Backend, raw: redis.Redis, search_b
     begun = cleared = 0
     done = threading.Event()
     writers_left = threading.Semaphore(0)
+    # A third of it all is said before the clearing, the last of each writer after it, and the rest whenever it comes.
+    is_clearing, is_cleared = threading.Event(), threading.Event()
     commits = Commits(life.tick)
 
     def write(writer: int) -> None:
         for number in range(EACH):
+            if number in (EACH // 3, EACH - 1):
+                assert (is_cleared if number == EACH - 1 else is_clearing).wait(30)
             life.say(managers[writer % 2], writer, number)
         writers_left.release()
 
@@ -183,8 +187,10 @@ def test_twenty_writers_and_a_fold(blocking: Backend, raw: redis.Redis, search_b
             life.written.acquire()
         assert waited_for(lambda: bool(commits.found)), "there was nothing to fold"
         begun = life.tick()
+        is_clearing.set()
         assert managers[0].clear_session_memory("s")
         cleared = life.tick()
+        is_cleared.set()
         for _ in range(WRITERS):
             writers_left.acquire()
         done.set()
