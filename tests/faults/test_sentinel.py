@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
 import pytest
 import redis
-from memory_contract import ASYNC, DURABLE, SYNC, Backend, assert_context, say, talk
+from memory_contract import ASYNC, DURABLE, SYNC, Backend, assert_context, logged, run_between, say, talk
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis_topologies import DOWN_AFTER_MS, PASSWORD, SERVICE, Server, Watched, waited_for, watched_primary
@@ -31,8 +31,11 @@ from contract_engine.memory import (
     CircuitOpenError,
     CircuitState,
     MemoryManager,
+    MessageConflictError,
+    Receipt,
     RedisUnavailableError,
     StoreMisconfiguredError,
+    StoreUnavailableError,
 )
 from contract_engine.memory._effects import scan
 
@@ -83,11 +86,14 @@ def test_a_failover_under_writers(log: Backend, watched: Watched, how: str) -> N
     with SteadyWriters(log.colour, config, sessions) as writers:
         writers.progress()
         before = watched.primary
+        crossing = {name: receipts[-5:] for name, receipts in writers.receipts.items()}
+        without_answer(log)
         assert is_served(reader, "s0")
         if how == "killed":
             before.kill()
         else:
             assert watched.sentinels[0].say("SENTINEL", "FAILOVER", SERVICE) == b"OK"
+        send_again(reader, crossing)
         writers.progress()
         assert waited_for(lambda: watched.primary is not before)
         if how == "on command":
@@ -106,19 +112,51 @@ def test_a_failover_under_writers(log: Backend, watched: Watched, how: str) -> N
     if how == "killed":
         before.start()
     assert waited_for(watched.is_settled), "the old primary follows the new one"
-    send_again(reader, writers)
+    for sent in (crossing, {name: receipts[-5:] for name, receipts in writers.receipts.items()}):
+        send_again(reader, sent)
+    assert all(len(writers.receipts[name]) > receipts[-1].seq + 5 for name, receipts in crossing.items())
     writers.assert_nothing_lost(log, reader)
+    for _ in range(2):
+        for number in range(1, 5):
+            receipt = reader.append("unanswered", say(number), message_id=f"m{number}")
+            assert (receipt.seq, receipt.durable) == (number, True)
+    assert log.database_url is not None
+    assert logged(log.database_url, log.tenant, "unanswered") == list(enumerate(talk(4), 1))
+    assert_context(reader.get_context("unanswered"), talk(4))
 
 
-def send_again(manager: MemoryManager, writers: SteadyWriters) -> None:
-    """Send the last five messages of each session under their ids again, one to five times each."""
-    for session_id, receipts in writers.receipts.items():
-        last = receipts[-5:]
-        assert len(last) == 5
-        for times, receipt in enumerate(last, 1):
+def send_again(manager: MemoryManager, sent: Mapping[str, Sequence[Receipt]]) -> None:
+    """Send five messages of each session under their ids again, one to five times each, and once with other content."""
+    for session_id, receipts in sent.items():
+        assert len(receipts) == 5
+        for times, receipt in enumerate(receipts, 1):
             for _ in range(times):
                 again = manager.append(session_id, say(receipt.seq), message_id=receipt.message_id)
                 assert (again.seq, again.durable) == (receipt.seq, True)
+            with pytest.raises(MessageConflictError):
+                manager.append(session_id, say(receipt.seq, words=7), message_id=receipt.message_id)
+
+
+def without_answer(log: Backend) -> None:
+    """Send four messages to session ``unanswered``: two are logged and their answers lost, two are refused."""
+    with closing(Backend(SYNC, DURABLE, log.redis_url, log.database_url, log.tenant)) as backend:
+        for number, effects in ((1, 1), (2, 2)):  # before Redis is told, and after it
+            manager = backend.open(**SETTINGS)
+            flow = manager._flows.append("unanswered", say(number), f"m{number}")
+            with pytest.raises(KeyboardInterrupt):
+                run_between(manager, flow, after=effects, action=die)
+        manager = backend.open(**SETTINGS)
+        manager.circuit_breaker.force_open()
+        manager.database_breaker.force_open()
+        for number in (3, 4):
+            with pytest.raises(StoreUnavailableError):
+                manager.append("unanswered", say(number), message_id=f"m{number}")
+    assert log.database_url is not None
+    assert logged(log.database_url, log.tenant, "unanswered") == list(enumerate(talk(2), 1))
+
+
+def die() -> None:
+    raise KeyboardInterrupt
 
 
 def test_an_open_breaker_does_not_hide_a_failover(log: Backend, watched: Watched) -> None:
