@@ -97,6 +97,18 @@ class ServerFaults:
         with self.redis() as client:
             client.config_set("appendfsync", "always")
 
+    def fill_redis(self) -> None:
+        """Have Redis be at its limit, and evict nothing."""
+        with self.redis() as client:
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("maxmemory", 1)
+            self._must_fail(lambda: client.set("probe", "x"), redis.OutOfMemoryError)
+
+    def make_room(self) -> None:
+        """Have Redis be full no longer."""
+        with self.redis() as client:
+            client.config_set("maxmemory", 0)
+
     def stats(self, section: str = "stats") -> dict[str, Any]:
         """Return a section of INFO."""
         with self.redis() as client:
@@ -115,8 +127,8 @@ class ServerFaults:
         assert self._database is not None, "no PostgreSQL to harm"
         return self._database
 
-    def kill_database(self) -> int:
-        """Kill every process of PostgreSQL with SIGKILL and return how many there were."""
+    def kill_database(self) -> frozenset[int]:
+        """Kill every process of PostgreSQL with SIGKILL and return the pids they had."""
         postmaster = psutil.Process(self.database.postgres_pid)
         # Stopped first: a backend forked between the look and the kill would outlive its postmaster.
         self._stop([postmaster])
@@ -128,7 +140,7 @@ class ServerFaults:
         if left:
             raise NoFaultError(f"still alive: {left}")
         self._must_fail(self._ping_database, psycopg.OperationalError)
-        return len(processes)
+        return frozenset(process.pid for process in processes)
 
     def stop_database(self) -> int:
         """Stop every process of PostgreSQL with SIGSTOP and return how many there are."""
@@ -144,18 +156,20 @@ class ServerFaults:
 
     def terminate_backends(self, application: str = "contract-memory") -> int:
         """End the connections of an application and return how many there were."""
-        return self._count("pg_terminate_backend(pid)", application)
+        return len(self._backends("pid, pg_terminate_backend(pid)", application))
 
     def backends(self, application: str = "contract-memory") -> int:
         """Return how many connections an application has."""
-        return self._count("pid", application)
+        return len(self.backend_pids(application))
 
-    def _count(self, what: str, application: str) -> int:
-        query = f"SELECT count({what}) FROM pg_stat_activity WHERE application_name = %s"
+    def backend_pids(self, application: str = "contract-memory") -> frozenset[int]:
+        """Return the processes that serve the connections of an application."""
+        return self._backends("pid", application)
+
+    def _backends(self, what: str, application: str) -> frozenset[int]:
+        query = f"SELECT {what} FROM pg_stat_activity WHERE application_name = %s"
         with psycopg.connect(self.database.database_url) as connection:
-            row = connection.execute(query.encode(), (application,)).fetchone()
-        assert row is not None
-        return int(row[0])
+            return frozenset(row[0] for row in connection.execute(query.encode(), (application,)))
 
     def _ping_database(self) -> None:
         with psycopg.connect(self.database.database_url, connect_timeout=2):

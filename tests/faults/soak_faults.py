@@ -201,7 +201,7 @@ class Injector:
         return f"{count} processes" + self._meanwhile(fault, self.faults.go_on)
 
     def _kill_database(self, fault: Planned) -> str:
-        count = self.faults.kill_database()
+        count = len(self.faults.kill_database())
         return f"{count} processes" + self._meanwhile(fault, self.faults.restart_database)
 
     def _meanwhile(self, fault: Planned, end: Callable[[], None]) -> str:

@@ -17,7 +17,7 @@ from crash_matrix import name_of
 from many_writers import Background, told
 from memory_contract import DURABLE, SYNC, Backend, assert_caps, assert_context, logged, run_threads, say, talk
 from network_path import BOTH_COLOURS
-from server_faults import DATABASE_SECONDS, RECOVERY_SECONDS, REDIS_SECONDS, Outage, waited_for
+from server_faults import DATABASE_SECONDS, REDIS_SECONDS, Outage, waited_for
 from servers import PrivateServers
 
 from contract_engine.embedded import EmbeddedServers
@@ -28,31 +28,42 @@ from contract_engine.memory.sessions import FIRST_PAUSE_SECONDS, PAUSES
 pytest_plugins = ("memory_fixtures",)
 
 SESSIONS = ("s", "t", "u")
+WRITERS = 6
 STOPPED_SECONDS = 10.0
 
 
 class Load(Background):
     """Writers on a few sessions; each message is sent until it is acknowledged, under the same id."""
 
-    def __init__(self, managers: list[MemoryManager], *, writers: int = 6, limit_seconds: float = 60.0) -> None:
+    def __init__(self, managers: list[MemoryManager], *, writers: int = WRITERS, limit_seconds: float = 60.0) -> None:
         super().__init__(writers, self._send)
         self.acknowledged: list[tuple[str, int, int]] = []
+        self.seqs: dict[tuple[str, str], int] = {}
+        """What the receipt of each message said, by session and id."""
         self.refused = 0
         self.degraded = 0
+        self.undurable = 0
         self.times: list[float] = []
         self._managers = managers
         self._limit = limit_seconds
         self._sent = [0] * writers
+        self._began = [0.0] * writers
+
+    @property
+    def under_way(self) -> int:
+        """How many writers are within a call."""
+        return sum(began > 0 for began in self._began)
 
     def _send(self, writer: int) -> None:
         number = self._sent[writer]
         manager = self._managers[writer % len(self._managers)]
         session = SESSIONS[writer % len(SESSIONS)]
         deadline = time.monotonic() + self._limit
+        message_id = f"{writer}-{number}"
         while True:
-            started = time.monotonic()
+            self._began[writer] = started = time.monotonic()
             try:
-                receipt = manager.append(session, told(writer, number), message_id=f"{writer}-{number}")
+                receipt = manager.append(session, told(writer, number), message_id=message_id)
             except StoreUnavailableError:
                 self.refused += 1
                 if time.monotonic() > deadline:
@@ -60,9 +71,13 @@ class Load(Background):
                 time.sleep(0.02)
                 continue
             finally:
+                self._began[writer] = 0.0
                 self.times.append(time.monotonic() - started)
+            assert receipt.message_id == message_id
+            self.seqs[session, message_id] = receipt.seq
             self.acknowledged.append((session, writer, number))
             self.degraded += receipt.degraded
+            self.undurable += not receipt.durable
             self._sent[writer] += 1
             return
 
@@ -88,6 +103,16 @@ class Load(Background):
             for writer in {writer for writer, _ in keys}:
                 assert [n for one, n in keys if one == writer] == sorted(n for one, n in keys if one == writer)
             assert_context(reader.get_context(session), [message for _, message in rows])
+
+    def assert_numbered(self, database_url: str, backend: Backend) -> None:
+        """Each receipt was that of its own message: its number is that in the log, which was there all the time."""
+        with psycopg.connect(database_url) as connection:
+            rows = connection.execute(
+                "SELECT session_id, message_id, seq FROM memory_messages WHERE tenant = %s", (backend.tenant,)
+            ).fetchall()
+        numbers = {(session, message_id): seq for session, message_id, seq in rows}
+        assert len(self.seqs) == len(self.acknowledged)
+        assert {key: numbers.get(key) for key in self.seqs} == self.seqs
 
 
 @pytest.fixture
@@ -131,6 +156,7 @@ def test_redis_killed_under_load(database_url: str, tenant: str, *, persistent: 
         for manager in managers:
             manager.wait_for_folds()
         load.assert_kept(database_url, outage.backend)
+        load.assert_numbered(database_url, outage.backend)
 
 
 def test_redis_stopped_for_ten_seconds_under_load(redis_outage: Outage, database_url: str) -> None:
@@ -166,6 +192,7 @@ def test_redis_stopped_for_ten_seconds_under_load(redis_outage: Outage, database
     assert times[len(times) * 19 // 20] < 10 * REDIS_SECONDS + 2 * DATABASE_SECONDS
     assert times[-1] < STOPPED_SECONDS, "a call has waited for the server to go on"
     load.assert_kept(database_url, redis_outage.backend)
+    load.assert_numbered(database_url, redis_outage.backend)
 
 
 @BOTH_COLOURS
@@ -203,11 +230,8 @@ def test_a_full_redis_that_evicts_nothing(redis_outage: Outage) -> None:
     said = talk(5)
     manager.add_messages("s", said)
     assert manager.get_context("s")["source"] == "redis"
+    redis_outage.fill_redis()
     with redis_outage.redis() as client:
-        client.config_set("maxmemory-policy", "noeviction")
-        client.config_set("maxmemory", 1)
-        with pytest.raises(redis.OutOfMemoryError):
-            client.set("probe", "x")
         degraded = 0
         for number in range(6, 30):
             said.append(say(number))
@@ -220,12 +244,37 @@ def test_a_full_redis_that_evicts_nothing(redis_outage: Outage) -> None:
         assert manager.circuit_breaker.snapshot().failed >= 3, "errors are counted"
         said.append(say(30))
         assert_context(manager.add_and_get_context("s", say(30)), said)
-        client.config_set("maxmemory", 0)
+    redis_outage.make_room()
     assert waited_for(lambda: not manager.get_context("s")["degraded"])
     assert_context(manager.get_context("s"), said)
     assert manager.append("s", say(31)).degraded is False
     assert_context(manager.get_context("s"), [*said, say(31)])
     assert manager.get_context("s")["source"] == "redis"
+
+
+@BOTH_COLOURS
+def test_a_full_redis_takes_no_new_session(redis_outage: Outage, database_url: str) -> None:
+    """Not one message of it: else it would grow past its limit by something of each session that begins."""
+    manager = redis_outage.open(breaker_failure_threshold=100)
+    backend = redis_outage.backend
+    alone = backend.open(database_url=None, tenant="alone")
+    alone.append("s", say(1))
+    redis_outage.fill_redis()
+    with redis_outage.redis() as client:
+        before = client.dbsize()
+        for number in range(3):
+            receipt = manager.append(f"s{number}", say(1))
+            assert (receipt.seq, receipt.durable, receipt.degraded) == (1, True, True)
+            assert_context(manager.get_context(f"s{number}"), talk(1))
+            assert alone.add_message(f"s{number}", say(1)) is False
+        assert client.dbsize() == before
+    redis_outage.make_room()
+    for number in range(3):
+        assert waited_for(lambda number=number: not manager.get_context(f"s{number}")["degraded"])  # type: ignore[misc]  # bound as a default
+        assert manager.append(f"s{number}", say(2)).degraded is False
+        assert_context(manager.get_context(f"s{number}"), talk(2))
+        assert waited_for(lambda number=number: alone.append(f"s{number}", say(1)).seq == 1)  # type: ignore[misc]
+        assert logged(database_url, backend.tenant, f"s{number}") == list(enumerate(talk(2), 1))
 
 
 @BOTH_COLOURS
@@ -482,17 +531,19 @@ def under_load(outage: Outage, harm: Callable[[Load], None], **settings: Any) ->
 
 
 def test_postgres_killed_under_load(database_outage: Outage) -> None:
-    killed: list[int] = []
-
     def harm(load: Load) -> None:
         for _ in range(2):
-            killed.append(database_outage.kill_database())
-            time.sleep(RECOVERY_SECONDS)  # the outage itself
+            serving = database_outage.backend_pids()
+            killed = database_outage.kill_database()
+            assert serving & killed, "no backend of the writers was among them"
+            undurable = load.undurable
+            load.go(60)
+            assert load.undurable > undurable, "no writer has noticed"
             database_outage.restart_database()
             load.go(60)
+            assert waited_for(lambda: len(database_outage.backend_pids()) > 0), "nobody has returned to the log"
 
     under_load(database_outage, harm)
-    assert min(killed) > 2, "the backends too"
 
 
 def test_backends_terminated_under_load(database_outage: Outage) -> None:
@@ -507,37 +558,78 @@ def test_backends_terminated_under_load(database_outage: Outage) -> None:
     assert sum(ended) >= 20
 
 
-def test_too_few_connections(database_outage: Outage) -> None:
-    """Callers queue for what there is, for as long as they may wait; nothing is lost, and it ends with the shortage."""
+CONNECTIONS = 2
+
+
+@pytest.fixture
+def starved(database_outage: Outage) -> Iterator[psycopg.Connection]:
+    """Managers of ``database_outage`` log in as somebody who may have two connections; for those who may have more."""
     with psycopg.connect(database_outage.servers.database_url, autocommit=True) as connection:
-        connection.execute("CREATE ROLE few LOGIN PASSWORD 'few' CONNECTION LIMIT 2")
+        connection.execute(f"CREATE ROLE few LOGIN PASSWORD 'few' CONNECTION LIMIT {CONNECTIONS}".encode())
         for grant in (
             "GRANT ALL ON ALL TABLES IN SCHEMA public TO few",
             "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO few",
         ):
             connection.execute(grant.encode())
-        backend = database_outage.backend
-        all_rights = backend.database_url
-        assert all_rights is not None
-        backend.database_url = f"postgresql://few:few@{all_rights.partition('@')[2]}"
-        refusals = 0
-        with psycopg.connect(backend.database_url), psycopg.connect(backend.database_url):
-            with pytest.raises(psycopg.OperationalError, match="too many connections"):
-                psycopg.connect(backend.database_url)
-            starved = database_outage.open()
-            try:
-                receipt = starved.append("s", say(1), message_id="first")
-                refusals += not receipt.durable
-            except StoreUnavailableError:
-                refusals += 1
-            assert refusals == 1, "there was no connection to be had"
-        managers = [database_outage.open(max_buffer_messages=8, database_timeout_seconds=5.0) for _ in range(2)]
-        with Load(managers) as load:
-            load.go(120)
-            row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = 'few'").fetchone()
-            assert row is not None
-            assert row[0] <= 2
-            connection.execute("ALTER ROLE few CONNECTION LIMIT -1")
-            load.go(60)
-        assert max(load.times) < 60.0
-        load.assert_kept(all_rights, backend)
+        address = database_outage.servers.database_url.partition("@")[2]
+        database_outage.backend.database_url = f"postgresql://few:few@{address}"
+        yield connection
+
+
+def test_no_connection_to_be_had(database_outage: Outage, starved: psycopg.Connection) -> None:
+    """Others have them all: what the server refuses is an outage of it, and ends with the shortage."""
+    url = database_outage.backend.database_url
+    assert url is not None
+    manager = database_outage.open()
+    with psycopg.connect(url), psycopg.connect(url):
+        with pytest.raises(psycopg.OperationalError, match="too many connections"):
+            psycopg.connect(url)
+        receipt = manager.append("s", say(1), message_id="first")
+        assert (receipt.seq, receipt.durable, receipt.degraded) == (1, False, True)
+    assert waited_for(lambda: manager.append("s", say(2), message_id="second").durable)
+    rows = logged(database_outage.servers.database_url, database_outage.backend.tenant, "s")
+    assert rows == list(enumerate(talk(2), 1))
+
+
+def test_more_connections_wanted_than_allowed(database_outage: Outage, starved: psycopg.Connection) -> None:
+    """Pools that are larger than what the server allows: some calls are refused there, and nothing is lost."""
+    managers = [database_outage.open(max_buffer_messages=8, database_timeout_seconds=5.0) for _ in range(2)]
+    with Load(managers) as load:
+        load.go(120)
+        assert waited_for(lambda: load.undurable > 0), "nobody was refused"
+        starved.execute("ALTER ROLE few CONNECTION LIMIT -1")
+        load.go(60)
+    assert load.refused == 0
+    load.assert_kept(database_outage.servers.database_url, database_outage.backend)
+
+
+def test_too_few_connections(database_outage: Outage, starved: psycopg.Connection) -> None:
+    """Six writers on two connections queue in their pools, and each is served by the log."""
+    tenant = database_outage.backend.tenant
+    managers = [
+        database_outage.open(max_buffer_messages=8, database_timeout_seconds=20.0, database_pool_size=1)
+        for _ in range(CONNECTIONS)
+    ]
+
+    def in_the_server(state: str = "") -> int:
+        row = starved.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = 'few' AND (%s IN ('', wait_event_type))", (state,)
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    with Load(managers) as load:
+        load.go(60)
+        assert waited_for(lambda: in_the_server() == CONNECTIONS)
+        for _ in range(3):
+            with starved.transaction():
+                starved.execute("SELECT FROM memory_sessions WHERE tenant = %s FOR UPDATE", (tenant,))
+                assert waited_for(lambda: in_the_server("Lock") == CONNECTIONS)
+                # Those two hold every connection there is: the other writers come to wait in the queue of a pool.
+                assert waited_for(lambda: load.under_way == WRITERS)
+                assert in_the_server() == in_the_server("Lock") == CONNECTIONS
+            load.go(30)
+        starved.execute("ALTER ROLE few CONNECTION LIMIT -1")  # for who looks at it in the end
+    assert (load.refused, load.undurable, load.degraded) == (0, 0, 0)
+    load.assert_kept(database_outage.servers.database_url, database_outage.backend)
+    load.assert_numbered(database_outage.servers.database_url, database_outage.backend)

@@ -48,7 +48,8 @@ local function place_ticket(key, text, run, ticket, ttl, epoch, tail)
   local held_run, held, held_epoch, held_tail = string.match(text, '^%[0,(%d+),(%d+),(%d+),(%d+)%]$')
   local fresh = held_run ~= run
   if fresh then
-    redis.call('DEL', key)
+    -- Only what is there: a full Redis that evicts nothing would refuse no write that comes after it.
+    if redis.call('EXISTS', key) == 1 then redis.call('DEL', key) end
     redis.call('RPUSH', key, string.format('[0,%s,%s,%s,%s]', run, ticket, epoch, tail))
     redis.call('EXPIRE', key, ttl)
     return ticket, true

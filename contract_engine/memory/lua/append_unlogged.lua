@@ -44,23 +44,26 @@ for i = FIRST, #ARGV, 2 do added = added + ARGV[i] end
 if (count > 0 or n > 1) and (count + n > h.max_messages or h.tokens + added > h.max_tokens) then
   return { 0, h.last, 0 }
 end
+-- The list first, and nothing is deleted that is not there: where Redis is full and evicts nothing, it refuses the first
+-- write of a script, and with it all of the script; but none that comes after a DEL.
+local kind = redis.call('TYPE', unlogged).ok
+if kind ~= 'list' then
+  if kind ~= 'none' then redis.call('DEL', unlogged) end
+  redis.call('RPUSH', unlogged, string.format('[%s,%d]', h.epoch, h.last))
+end
+
+local first, elements = h.last + 1, {}
+for i = FIRST, #ARGV, 2 do
+  h.last = h.last + 1
+  local element = string.format('[%d,%s,%s,', h.last, ARGV[i], now) .. ARGV[i + 1]
+  redis.call('RPUSH', unlogged, string.sub(element, 1, -2) .. ',' .. ARGV[6] .. ']')
+  elements[#elements + 1] = element
+end
 if begins then
   redis.call('DEL', buffer)
   redis.call('RPUSH', buffer, '')
 end
-local kind = redis.call('TYPE', unlogged).ok
-if kind ~= 'list' then
-  redis.call('DEL', unlogged)
-  redis.call('RPUSH', unlogged, string.format('[%s,%d]', h.epoch, h.last))
-end
-
-local first = h.last + 1
-for i = FIRST, #ARGV, 2 do
-  h.last = h.last + 1
-  local element = string.format('[%d,%s,%s,', h.last, ARGV[i], now) .. ARGV[i + 1]
-  redis.call('RPUSH', buffer, element)
-  redis.call('RPUSH', unlogged, string.sub(element, 1, -2) .. ',' .. ARGV[6] .. ']')
-end
+for _, element in ipairs(elements) do redis.call('RPUSH', buffer, element) end
 h.format, h.tokens, h.updated = '2', h.tokens + added, now
 redis.call('LSET', buffer, 0, header_text(h))
 redis.call('EXPIRE', buffer, ARGV[1])

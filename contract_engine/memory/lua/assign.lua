@@ -82,7 +82,8 @@ while at_cap == 'drop' and count > 0 and not fits() do
 end
 if not fits() then return { 0, h.last, 0 } end
 if begins then
-  redis.call('DEL', buffer)
+  -- Only what is there: a full Redis that evicts nothing would refuse no write that comes after it.
+  if redis.call('EXISTS', buffer) == 1 then redis.call('DEL', buffer) end
   redis.call('RPUSH', buffer, '')
 elseif dropped > 0 then
   drop_oldest(buffer, h, dropped)
