@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,8 +33,11 @@ def is_served(manager: MemoryManager, session_id: str) -> bool:
 class SteadyWriters:
     """Writes message 1, 2, 3 ... to every session until the ``with`` block ends; raises there what a writer raised."""
 
-    def __init__(self, colour: str, config: MemoryConfig, sessions: Sequence[str]) -> None:
+    def __init__(
+        self, colour: str, config: MemoryConfig, sessions: Sequence[str], *, limits: Mapping[str, Any] = LIMITS
+    ) -> None:
         self._config = config
+        self._limits = limits
         self._ended = threading.Event()
         self._errors: list[BaseException] = []
         self.receipts: dict[str, list[Receipt]] = {session_id: [] for session_id in sessions}
@@ -91,7 +94,7 @@ class SteadyWriters:
             self._errors.append(exc)
 
     def _write(self) -> None:
-        with MemoryManager(config=self._config, **LIMITS) as manager:
+        with MemoryManager(config=self._config, **self._limits) as manager:
             threads = [
                 threading.Thread(target=self._run, args=(lambda s=s: self._say(manager, s),)) for s in self.receipts
             ]
@@ -114,7 +117,7 @@ class SteadyWriters:
         asyncio.run(self._write_async())
 
     async def _write_async(self) -> None:
-        async with AsyncMemoryManager(config=self._config, **LIMITS) as manager, asyncio.TaskGroup() as tasks:
+        async with AsyncMemoryManager(config=self._config, **self._limits) as manager, asyncio.TaskGroup() as tasks:
             for session_id in self.receipts:
                 tasks.create_task(self._say_async(manager, session_id))
 
