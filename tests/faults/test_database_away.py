@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from contract_engine.memory import (
 pytest_plugins = ("memory_fixtures",)
 
 RECOVERY_SECONDS = 0.2
+OUTAGE_SECONDS = 60.0
 SETTINGS: dict[str, Any] = {
     "redis_timeout_seconds": 5.0,
     "database_timeout_seconds": 2.0,
@@ -573,51 +575,101 @@ def test_kill_9_in_the_middle_of_a_drain(blocking: Away, tmp_path: Path, tenant:
     assert rows[1:] == talk(4000, start=2, words=0)
 
 
+@dataclass
+class Seen:
+    """What one writer was answered; ``away`` is set from when the database was dead until before it returned."""
+
+    away: threading.Event
+    acknowledged: list[str] = field(default_factory=list)
+    answers: list[bool] = field(default_factory=list)
+    """Of each read of the session of all writers, whether it was complete."""
+    times: list[float] = field(default_factory=list)
+    durable: list[bool] = field(default_factory=list)
+    """Of each append within the outage."""
+    reads: int = 0
+    own_reads: int = 0
+    """Within the outage, of the session of all and of the one that this writer has to itself."""
+
+    def append(self, manager: MemoryManager, session_id: str, text: str) -> None:
+        began_away, started = self.away.is_set(), time.monotonic()
+        receipt = manager.append(session_id, {"content": text}, message_id=text)
+        self.times.append(time.monotonic() - started)
+        assert receipt.message_id == text
+        if began_away and self.away.is_set():
+            self.durable.append(receipt.durable)
+
+    def read(self, manager: MemoryManager) -> None:
+        began_away = self.away.is_set()
+        with suppress(DatabaseUnavailableError):  # the copy may just be out of date: then only the log can tell
+            context = manager.get_context("s")
+            assert_caps(context)
+            is_away = began_away and self.away.is_set()
+            if is_away or context["complete"]:
+                assert_without_a_hole(context)
+            if is_away:
+                assert (context["source"], context["degraded"]) == ("redis", True)
+                self.reads += 1
+            self.answers.append(context["complete"])
+
+    def read_own(self, manager: MemoryManager, session_id: str) -> None:
+        """Nobody overtakes the one writer of a session, so Redis had all of it when the database died."""
+        if self.away.is_set():
+            context = manager.get_context(session_id)
+            assert_context(context, [{"content": text} for text in self.acknowledged])
+            self.own_reads += 1
+
+
 def test_writers_through_a_minute_of_outage(blocking: Away) -> None:
     """Threads go on writing while the database dies and returns; every acknowledged message is there once, in order."""
     managers = [blocking.open(max_buffer_messages=8) for _ in range(4)]
-    acknowledged: list[list[str]] = [[] for _ in managers]
-    answers: list[list[bool]] = [[] for _ in managers]
-    stop = threading.Event()
+    away, stop = threading.Event(), threading.Event()
+    writers = [Seen(away) for _ in managers]
 
     def work(number: int) -> None:
         if number == len(managers):
             try:
-                time.sleep(0.3)
+                assert waited_for(lambda: all(len(writer.acknowledged) >= 5 for writer in writers), 60.0)
                 blocking.kill_database()
-                time.sleep(60.0)
+                away.set()
+                time.sleep(OUTAGE_SECONDS)
+                away.clear()
                 blocking.end()
                 time.sleep(1.0)
             finally:
                 stop.set()  # or the writers would never end
             return
-        turn = 0
+        manager, writer = managers[number], writers[number]
         while not stop.is_set():
-            text = f"{number}.{turn}"
-            receipt = managers[number].append("s", {"content": text}, message_id=text)
-            acknowledged[number].append(text)
-            with suppress(DatabaseUnavailableError):  # the copy may just be out of date: then only the log can tell
-                context = managers[number].get_context("s")
-                assert_caps(context)
-                if context["complete"]:
-                    assert_without_a_hole(context)
-                answers[number].append(context["complete"])
-            turn += 1
+            text = f"{number}.{len(writer.acknowledged)}"
+            writer.append(manager, "s", text)
+            writer.append(manager, f"s{number}", text)
+            writer.acknowledged.append(text)
+            writer.read(manager)
+            writer.read_own(manager, f"s{number}")
             time.sleep(0.02)
-            assert receipt.message_id == text
 
     run_threads(len(managers) + 1, work)
-    asked, answered = sum(map(len, acknowledged)), sum(map(len, answers))
-    complete = sum(map(sum, answers))
-    print(f"{asked} reads, {answered} answered, {complete} of them complete")
+    asked = sum(len(writer.acknowledged) for writer in writers)
+    answered = sum(len(writer.answers) for writer in writers)
+    complete = sum(sum(writer.answers) for writer in writers)
+    longest = max(max(writer.times) for writer in writers)
+    print(f"{asked} reads, {answered} answered, {complete} of them complete; longest append {longest:.2f} s")
+    print("of the outage:", [(len(writer.durable), writer.reads, writer.own_reads) for writer in writers])
     assert answered >= 0.9 * asked
     assert complete > 0
-    managers[0].drain("s")
+    for writer in writers:
+        assert writer.durable == [False] * len(writer.durable), "the log was not away"
+        assert len(writer.durable) > 2 * OUTAGE_SECONDS, "a writer stood still"
+        assert min(writer.reads, writer.own_reads) > OUTAGE_SECONDS
+    assert longest < 2 * (SETTINGS["redis_timeout_seconds"] + SETTINGS["database_timeout_seconds"])
+    for name in ("s", *(f"s{number}" for number in range(len(managers)))):
+        managers[0].drain(name)
     managers[0].wait_for_folds()
     rows = [row["content"] for row in blocking.logged()]
-    assert sorted(rows) == sorted(text for texts in acknowledged for text in texts)
-    for number, texts in enumerate(acknowledged):
-        assert [row for row in rows if row.startswith(f"{number}.")] == texts
+    assert sorted(rows) == sorted(text for writer in writers for text in writer.acknowledged)
+    for number, writer in enumerate(writers):
+        assert [row for row in rows if row.startswith(f"{number}.")] == writer.acknowledged
+        assert [row["content"] for row in blocking.logged(f"s{number}")] == writer.acknowledged
     assert any(manager.database_breaker.snapshot().failed for manager in managers), "the outage was noticed"
     assert_context(managers[1].get_context("s"), [{"content": row} for row in rows])
 
