@@ -22,6 +22,9 @@ from contract_engine.memory.migration import EnhancedSessionStore
 UNTOUCHED = 100
 """Exit status of one that met no fault."""
 
+SWITCHES = {"forward": ("full", None), "gradual": ("gradual", 50.0), "back": ("coexistence", None)}
+"""The operations that change the phase, and the phase and percentage that are set."""
+
 
 def do(store: Any, operation: str, session_id: str) -> Any:
     """Do one of the operations of the matrix, with an adapter of either colour."""
@@ -31,7 +34,7 @@ def do(store: Any, operation: str, session_id: str) -> Any:
         return store.relay_once()
     if operation == "read":
         return store.get_chat_history(session_id)
-    return store.set_phase("full" if operation == "forward" else "coexistence")
+    return store.set_phase(*SWITCHES[operation])
 
 
 def main(given: dict[str, Any]) -> int:

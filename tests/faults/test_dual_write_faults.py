@@ -29,6 +29,7 @@ from crash_matrix import (
     HANG,
     KILL_AFTER,
     KILL_BEFORE,
+    NOT_PERFORMED,
     OUTAGE,
     Fault,
     Hang,
@@ -36,7 +37,7 @@ from crash_matrix import (
 )
 from crash_outcomes import Outcome
 from dual_stores import adapter, contents, open_store, plain_url, say, talk
-from dual_write_worker import UNTOUCHED, do
+from dual_write_worker import SWITCHES, UNTOUCHED, do
 from legacy_stores import AsyncListStore, KnowingStore, ListStore, TableStore
 from legacy_tables import Older
 from memory_contract import ASYNC, DURABLE, SYNC, Backend
@@ -44,12 +45,15 @@ from memory_contract import ASYNC, DURABLE, SYNC, Backend
 from contract_engine.memory import AsyncLegacySwisperStore, LegacySwisperStore, MemoryManager, StoreUnavailableError
 from contract_engine.memory.circuit_breaker import CircuitBreaker
 from contract_engine.memory.migration import EnhancedSessionStore
+from contract_engine.memory.phases import PhaseSetting, check_phase
 
 pytest_plugins = ("memory_fixtures", "crash_fixtures")
 
 WORKER = Path(__file__).parent / "dual_write_worker.py"
-EFFECTS = {"write": 2, "relay": 6, "read": 4, "forward": 1, "back": 1}
+EFFECTS = {"write": 2, "relay": 6, "read": 4, "forward": 1, "gradual": 1, "back": 1}
 """The operations, and how many effects each has at least."""
+BEFORE = {"back": "full"}
+"""The phase an operation begins in, where that is not coexistence."""
 MOST_EFFECTS = 40
 SAID = talk(0, 1, 1, 1, 2)
 """Acknowledged before the fault: two of them relayed; the same thing is said again and again."""
@@ -70,16 +74,38 @@ def assert_converged(store: EnhancedSessionStore, legacy: Any, session_id: str, 
     """
     may_be = [SAID, [*SAID, "message 900"]]
     allowed = may_be[1:] if has_new else may_be[:1] if has_new is False else may_be
-    assert contents(store.get_chat_history(session_id)) in allowed
+    for reader in (store, anew(store)):
+        assert contents(reader.get_chat_history(session_id)) in allowed
     end_leases(store)
     assert store.settle(60)
     logged = contents(store.memory_manager.session_store.get_chat_history(session_id))
     assert logged in allowed
     assert legacy.contents(session_id) == logged
-    for phase in ("full", "coexistence"):
-        store.set_phase(phase)
+    for phase, percentage in SWITCHES.values():
+        store.set_phase(phase, percentage)
         assert contents(store.get_chat_history(session_id)) == logged
     assert store.backlog().messages == 0
+
+
+def anew(store: EnhancedSessionStore) -> EnhancedSessionStore:
+    """Make an adapter that goes by no phase read before."""
+    return EnhancedSessionStore(store.memory_manager, store.legacy_store, is_relaying=False)
+
+
+def begin_in(store: EnhancedSessionStore, operation: str) -> tuple[PhaseSetting, PhaseSetting]:
+    """Bring about the phase an operation begins in; answers it, and the one that is to be in force afterwards."""
+    before = store.set_phase(BEFORE.get(operation, "coexistence"))
+    after = check_phase(*SWITCHES[operation]) if operation in SWITCHES else before
+    assert (after != before) == (operation in SWITCHES), "nothing would be switched"
+    return before, after
+
+
+def phases_possible(outcome: Outcome, kind: str, before: PhaseSetting, after: PhaseSetting) -> set[PhaseSetting]:
+    """Return the phases one of which must be in force when an operation has met a fault."""
+    if outcome.error is None and not outcome.is_silent:
+        return {after}
+    # A switch is one effect: where that was not performed, nothing has been changed.
+    return {before} if kind in NOT_PERFORMED else {before, after}
 
 
 def end_leases(store: EnhancedSessionStore) -> None:
@@ -106,7 +132,9 @@ def work_through(
     for number in range(1, MOST_EFFECTS):
         session_id = f"s{number}"
         brought_about(healthy, session_id)
+        before, after = begin_in(healthy, operation)
         outcome = run(operation, session_id, Fault(kind, number))
+        assert anew(healthy).get_phase() in phases_possible(outcome, kind, before, after)
         is_heard = outcome.error is None and not outcome.is_silent
         is_write = operation == "write"
         assert_converged(healthy, legacy, session_id, has_new=is_write if is_heard else None if is_write else False)
@@ -260,7 +288,7 @@ def started(backend: Backend, table: str, **given: Any) -> subprocess.Popen[str]
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", [KILL_BEFORE, KILL_AFTER])
-@pytest.mark.parametrize("operation", ["write", "relay", "forward"])
+@pytest.mark.parametrize("operation", EFFECTS)
 def test_a_process_dies_at_an_effect(blocking: Backend, table: TableStore, operation: str, kind: str) -> None:
     def run(operation: str, session_id: str, fault: Fault) -> Outcome:
         errand = {"operation": operation, "kind": fault.kind, "number": fault.number, "session": session_id}
