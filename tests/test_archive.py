@@ -508,6 +508,17 @@ def test_the_commands(blocking: Backend, elsewhere: Backend, tmp_path: Path) -> 
         assert exported(other, name) == exported(manager, name)
 
 
+def test_a_session_of_which_all_waits_in_redis_is_one_of_all(blocking: Backend, tmp_path: Path) -> None:
+    blocking.open().append("logged", say(1))
+    away = Backend(blocking.colour, blocking.mode, blocking.redis_url, "postgresql://127.0.0.1:1/x", blocking.tenant)
+    assert away.open().append("waits", say(2)).durable is False
+    away.close()
+    code, out, _ = run(blocking, "export", "--all", "--folder", str(tmp_path), "--json")
+    assert (code, json.loads(out)["sessions"]) == (0, 2)
+    assert {file.name for file in tmp_path.iterdir()} == {"logged.jsonl", "waits.jsonl"}
+    assert logged(str(blocking.database_url), blocking.tenant, "waits") == [(1, say(2))]
+
+
 def test_what_the_commands_refuse(blocking: Backend, tmp_path: Path) -> None:
     code, out, err = run(blocking, "export", "never", "-o", str(tmp_path / "f"))
     assert (code, out) == (1, "")

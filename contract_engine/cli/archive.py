@@ -152,6 +152,9 @@ class _Told:
 
 
 def _all_sessions(manager: MemoryManager) -> Iterator[str]:
+    """Yield the sessions of the tenant, having logged what waits: the log does not name one of which all waits."""
+    for waiting in manager.unlogged_sessions():
+        manager.drain(waiting)
     names = manager.retention.session_ids()
     while names:
         yield from names

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -36,7 +37,7 @@ COMMANDS = {
     "purge": ("purge", "--older-than", "1s", "--yes"),
     "erase": ("erase", "s", "--yes"),
     "export": ("export", "--all", "--folder", "{folder}/out"),
-    "import": ("import", "{folder}/archive.jsonl", "--replace"),
+    "import": ("import", "{folder}/archive.jsonl", "--session", "copy"),
     "backfill": ("backfill", "--legacy-url", "{url}", "--table", "{table}"),
     "parity": ("parity", "--legacy-url", "{url}", "--table", "{table}"),
     "relay": ("relay", "--legacy", "test_interrupted_commands:LEGACY"),
@@ -45,6 +46,18 @@ COMMANDS = {
 }
 AGAIN_CODES = {"parity": (0, 1)}
 """What a command that is called again may answer, where that is not 0 alone."""
+
+LOGGED = {"s": 12, "relayed": 1}
+"""How many messages of each session the log has at first."""
+LOGGED_AFTER = {
+    "purge": {},
+    "erase": {"relayed": 1},
+    "export": LOGGED | {"waits": 1},
+    "import": LOGGED | {"copy": 12},
+    "backfill": LOGGED | {"old": 29},
+    "drain": LOGGED | {"waits": 1},
+}
+"""And when a command has done its work, where that changes it."""
 
 
 @pytest.fixture
@@ -59,14 +72,40 @@ def prepare(backend: Backend, older: Older, folder: Path) -> None:
     manager.add_messages("s", talk(12, words=40))
     manager.get_context("s")
     manager.wait_for_folds()
-    archive = io.BytesIO()
-    manager.retention.export_session("s", archive.write)
-    (folder / "archive.jsonl").write_bytes(archive.getvalue())
+    (folder / "archive.jsonl").write_bytes(exported(backend, "s"))
     older.fill("old", [said(number) for number in range(1, 30)])
     open_store(backend, LEGACY).add_chat_message("relayed", say(1))
     away = Backend(backend.colour, backend.mode, backend.redis_url, "postgresql://127.0.0.1:1/x", backend.tenant)
     assert away.open().append("waits", say(1)).durable is False
     away.close()
+
+
+def logged(watcher: psycopg.Connection[Any], tenant: str) -> dict[str, int]:
+    """Return how many messages of each session the log has."""
+    query = "SELECT session_id, count(*) FROM memory_messages WHERE tenant = %s GROUP BY session_id"
+    return dict(watcher.execute(query, (tenant,)).fetchall())
+
+
+def assert_archived(backend: Backend, folder: Path) -> None:
+    """The files have all that is in the sessions, and there are no others: nothing is left of what was begun."""
+    made = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+    assert made == {f"{name}.jsonl": exported(backend, name) for name in LOGGED_AFTER["export"]}
+    assert made["s.jsonl"] == (folder / "archive.jsonl").read_bytes()
+
+
+def assert_copied(backend: Backend, folder: Path) -> None:
+    """The session that was imported is the archive, line for line but for its name and the sum of all of it."""
+    assert exported(backend, "copy").splitlines()[1:-1] == (folder / "archive.jsonl").read_bytes().splitlines()[1:-1]
+
+
+def exported(backend: Backend, session_id: str) -> bytes:
+    archive = io.BytesIO()
+    assert backend.open().retention.export_session(session_id, archive.write) is not None
+    return archive.getvalue()
+
+
+DONE = {"export": assert_archived, "import": assert_copied}
+"""What else a command has brought about when it was called again."""
 
 
 @pytest.mark.parametrize(
@@ -106,8 +145,12 @@ def test_a_command_that_is_told_to_end_does_so_and_can_be_called_again(
             out, err = process.communicate(timeout=90)
         assert process.returncode == (130 if number == signal.SIGINT else 143), err
         assert "Traceback" not in out + err
+        before = logged(watcher, blocking.tenant)
+        assert before == LOGGED, "it was held before it had done anything"
         again = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
-    assert again.returncode in AGAIN_CODES.get(name, (0,)), again.stderr
+        assert again.returncode in AGAIN_CODES.get(name, (0,)), again.stderr
+        assert logged(watcher, blocking.tenant) == LOGGED_AFTER.get(name, LOGGED)
+    DONE.get(name, lambda backend, folder: None)(blocking, tmp_path)
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
