@@ -28,6 +28,7 @@ COMMANDS = {
     "erase": (("erase", "s1", "s2", "s3", "--yes"), "sessions", 3),
     "drain": (("drain",), "sessions", 2),
     "export": (("export", "--all", "--folder", "{folder}/out"), "messages", 12),
+    "import": (("import", "{folder}/archive.jsonl", "--replace"), "messages", 12),
     "resummarize": (("resummarize", "s1"), "messages", None),
     "replay": (("replay", "{folder}/chat.jsonl"), "messages", 20),
     "relay": (("relay", "--legacy-url", "{url}", "--table", "{table}"), "messages", 4),
@@ -62,6 +63,9 @@ def prepare(backend: Backend, name: str, older: Older, folder: Path) -> None:
         manager.add_messages(session_id, talk(12, words=40))
         manager.get_context(session_id)
     manager.wait_for_folds()
+    if name == "import":
+        with (folder / "archive.jsonl").open("wb") as file:
+            assert manager.retention.export_session("s1", file.write) is not None
     assert backend.database_url is not None
     with psycopg.connect(backend.database_url) as connection:
         ago = "UPDATE memory_sessions SET updated_at = now() - interval '1 day' WHERE tenant = %s"
