@@ -387,8 +387,27 @@ async def test_one_who_is_cancelled_takes_nothing_from_the_others(redis_url: str
 
 
 def test_a_report_is_held_for_a_second(manager: MemoryManager) -> None:
+    """Until a second has gone by nobody is asked, and all get the same one; from then on everybody is asked again."""
+    manager.append("s", say(1))
+    pings = Pings(manager)
+    began = time.monotonic()
     first = manager.health()
-    assert waited_for(lambda: manager.health() is not first, 30)
+    ended = time.monotonic()
+    assert first.status == "healthy", "all have answered, and none of them is late"
+    asked = pings.servers.copy()
+    assert asked["redis"] == 1
+    again = began
+    while True:
+        asked_again, report = time.monotonic(), manager.health()
+        if report is not first:
+            break
+        again = time.monotonic()
+        assert asked_again < ended + 1, "it was given for longer than a second"
+        assert pings.servers == asked
+        time.sleep(0.02)
+    assert time.monotonic() >= began + 1, "it was not given for a second"
+    assert again > began, "nobody was given it"
+    assert {name: count - asked[name] for name, count in pings.servers.items()} == asked
 
 
 def test_an_async_manager_goes_on_in_the_next_loop(redis_url: str, tenant: str) -> None:
