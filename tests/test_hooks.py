@@ -7,8 +7,9 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, get_args
 
+import msgspec
 import pytest
 from memory_contract import DURABLE, SYNC, Backend, say, talk
 from server_faults import SETTINGS, Outage, waited_for
@@ -18,6 +19,7 @@ from contract_engine.memory import AsyncMemoryManager, InvalidInputError, Memory
 from contract_engine.memory.hooks import (
     BufferRead,
     Detail,
+    Ending,
     Fallback,
     FoldEnded,
     MessagesDrained,
@@ -235,10 +237,22 @@ def test_what_is_no_hook_is_refused() -> None:
 
 
 def test_details_are_frozen(told: list[Detail], manager: MemoryManager) -> None:
-    manager.add_message("s", say(1))
-    for detail in told:
-        with pytest.raises(AttributeError):
-            detail.seconds = 0.0  # type: ignore[misc,union-attr]  # on purpose
+    manager.add_messages("s", talk(12))
+    manager.set_session_config("s", {"max_buffer_messages": 8})
+    manager.get_context("s")
+    manager.wait_for_folds()
+    assert {type(one) for one in told} >= {OperationEnded, BufferRead, FoldEnded, SummaryWritten}
+    parts: list[Any] = [*told, *(one.ending for one in of_kind(told, OperationEnded))]
+    for part in parts:
+        for name in part.__struct_fields__:
+            with pytest.raises(AttributeError):
+                setattr(part, name, None)
+
+
+@pytest.mark.parametrize("kind", [Ending, *get_args(Detail)])
+def test_every_kind_of_detail_is_frozen(kind: type[msgspec.Struct]) -> None:
+    assert kind.__struct_fields__
+    assert kind.__struct_config__.frozen
 
 
 async def test_a_cancelled_call_is_told_as_one(redis_url: str, tenant: str, told: list[Detail]) -> None:

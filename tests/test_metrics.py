@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server_faults import SETTINGS, Outage, waited_for
 from servers import PrivateServers
 
-from contract_engine.memory import ConfigurationError, MemoryManager
+from contract_engine.memory import AsyncMemoryManager, ConfigurationError, MemoryManager, StoreUnavailableError
 from contract_engine.memory._effects import Flow
 from contract_engine.memory.durations import MOST_PENDING, Distribution, Totals, durations_of
 from contract_engine.memory.hooks import DualWriteMismatch, observers
@@ -80,6 +81,35 @@ def test_every_operation_layer_and_outcome_is_counted(
     assert value(metrics, "memory_buffer_messages_sum") == 15
     assert value(metrics, "memory_buffer_tokens_sum") == 3 * manager.get_context("s")["buffer_info"]["total_tokens"]
     assert value(metrics, "memory_buffer_ttl_seconds_count") >= 3
+
+
+def test_what_was_refused_and_what_failed_are_counted(backend: Backend, metrics: MemoryMetrics) -> None:
+    manager = backend.open(
+        redis_url="redis://127.0.0.1:1/0",
+        database_url="postgresql://127.0.0.1:1/x" if backend.is_durable else None,
+    )
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError):
+            manager.append("s", say(1))
+    assert manager.add_message("s", say(1)) is False
+    assert counted(metrics, "append", outcome="unavailable") == 2
+    assert counted(metrics, "add_message", outcome="refused") == 1
+    assert counted(metrics, "append") == counted(metrics, "add_message") == 0
+    shown = samples(metrics.text())
+    layers = {dict(labels)["backend"] for _, labels in shown if ("outcome", "unavailable") in labels}
+    assert layers == {"manager", "redis"} | ({"postgres"} if backend.is_durable else set())
+
+
+async def test_what_was_cancelled_is_counted(redis_url: str, tenant: str, metrics: MemoryMetrics) -> None:
+    async with AsyncMemoryManager(redis_url=redis_url, tenant=tenant) as manager:
+        await manager.add_message("s", say(1))
+        task = asyncio.create_task(manager.get_context("s"))
+        await asyncio.sleep(0)  # one turn of the loop begins it, and no answer can be there yet
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert counted(metrics, "get_context", outcome="cancelled") == 1
+    assert counted(metrics, "get_context") == 0
 
 
 def test_counts_are_exact_under_threads(metrics: MemoryMetrics) -> None:
