@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import psycopg
 import pytest
 from crash_matrix import Interposition, name_of
-from dual_stores import contents, open_store, say, talk
+from dual_stores import HASTY, contents, open_store, say, talk
 from legacy_stores import ListStore, Messages
+from legacy_tables import Older
 from memory_contract import Backend
+from server_faults import waited_for
 
+from contract_engine.memory import AsyncLegacySwisperStore, AsyncMemoryManager, LegacySwisperStore
 from contract_engine.memory._log_outbox import HAS_PENDING
 from contract_engine.memory.intake import Intake
 from contract_engine.memory.message_log import LogFlows
-from contract_engine.memory.migration import EnhancedSessionStore, RelaySettings
+from contract_engine.memory.migration import AsyncEnhancedSessionStore, EnhancedSessionStore, RelaySettings
 from contract_engine.memory.relaying import BYTES
 
-pytest_plugins = ("memory_fixtures",)
+pytest_plugins = ("memory_fixtures", "legacy_fixtures")
 
 PATIENCE = 30.0
 
@@ -89,6 +94,63 @@ def test_a_session_waits_for_its_own_relay_and_for_no_other(blocking: Backend) -
         assert (store.stats.relayed, store.stats.failed) == (8 * 15, 0)
         assert len(min(held, key=len)) == 1
         assert sum(map(len, held)) < 4 * len(held), "fewer are claimed where they take long"
+
+
+HUNG_SECONDS = 10.0
+"""The deadline of a legacy store that hangs."""
+
+
+@contextmanager
+def hanging(older: Older) -> Iterator[Callable[[], bool]]:
+    """Lock the table of the original, so that whoever asks for it hangs; yields what tells whether anybody does."""
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = %s::regclass"
+    with psycopg.connect(older.url) as holder, psycopg.connect(older.url, autocommit=True) as watcher:
+        holder.execute(f"LOCK TABLE {older.table} IN ACCESS EXCLUSIVE MODE")
+        yield lambda: watcher.execute(waiting, (older.table,)).fetchall() != [(0,)]
+
+
+def test_a_legacy_store_that_hangs_holds_up_no_append(blocking: Backend, older: Older) -> None:
+    with (
+        closing(LegacySwisperStore(older.url, table=older.table, timeout_seconds=HUNG_SECONDS)) as legacy,
+        EnhancedSessionStore(blocking.open(), legacy, relay=HASTY) as store,
+    ):
+        with hanging(older) as is_waited_for:
+            store.append("s", say(0))
+            assert waited_for(is_waited_for)
+            taken = []
+            for number in range(1, 21):
+                started = time.monotonic()
+                store.append("s", say(number))
+                taken.append(time.monotonic() - started)
+            assert is_waited_for(), "the relay has hung all the while"
+        assert max(taken) < HUNG_SECONDS / 4, taken
+        assert sum(taken) < HUNG_SECONDS / 2, taken
+        assert store.settle(PATIENCE)
+        assert contents(older.store.get_chat_history("s")) == talk(*range(21))
+
+
+async def test_nor_does_it_an_append_of_a_task(redis_url: str, database_url: str, tenant: str, older: Older) -> None:
+    async with (
+        AsyncMemoryManager(redis_url=redis_url, database_url=database_url, tenant=tenant) as manager,
+        AsyncLegacySwisperStore(older.url, table=older.table, timeout_seconds=HUNG_SECONDS) as legacy,
+        AsyncEnhancedSessionStore(manager, legacy, relay=HASTY) as store,
+    ):
+        with hanging(older) as is_waited_for:
+            await store.append("s", say(0))
+            until = time.monotonic() + PATIENCE
+            while not is_waited_for():
+                assert time.monotonic() < until
+                await asyncio.sleep(0.02)
+            taken = []
+            for number in range(1, 21):
+                started = time.monotonic()
+                await store.append("s", say(number))
+                taken.append(time.monotonic() - started)
+            assert is_waited_for(), "the relay has hung all the while"
+        assert max(taken) < HUNG_SECONDS / 4, taken
+        assert sum(taken) < HUNG_SECONDS / 2, taken
+        assert await store.settle(PATIENCE)
+        assert contents(older.store.get_chat_history("s")) == talk(*range(21))
 
 
 def test_what_there_is_no_time_for_is_no_failure(blocking: Backend, caplog: pytest.LogCaptureFixture) -> None:
