@@ -12,9 +12,9 @@ from typing import Any
 
 import psycopg
 from psycopg.types.json import Jsonb
-from scenario import CALLS, WIDE, Bench, Scenario, Timer, message, per_call
+from scenario import CALLS, WIDE, Bench, Scenario, Timer, message, usual_call
 
-from contract_engine.memory import MemoryManager
+from contract_engine.memory import LegacySwisperStore, MemoryManager
 from contract_engine.memory.intake import Intake
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.migration import EnhancedSessionStore
@@ -22,6 +22,12 @@ from contract_engine.memory.migration import EnhancedSessionStore
 BACKLOG = 4000
 REACH_PER_SECOND = 2000
 SESSIONS = 100
+SWISPER_HISTORY = 200
+"""Messages that each row of the original's table has before anything is relayed to it."""
+
+ROWS_RUN = 1
+"""The sessions that these rows are of."""
+
 RELAYS = 4
 """Threads that relay, as many as ``contract-memory relay`` has."""
 
@@ -104,7 +110,7 @@ def dual_write(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
         def dual() -> float:
             name, fresh = f"dual-{next(names)}", bench.fresh(CALLS)
             add = store.add_chat_message
-            seconds = per_call([lambda one=one: add(name, one) for one in fresh])  # type: ignore[misc]  # bound now
+            seconds = usual_call([lambda one=one: add(name, one) for one in fresh])  # type: ignore[misc]  # bound now
             assert store.settle(60), "the next round is not to pay for this one"
             return seconds
 
@@ -115,13 +121,16 @@ def dual_write(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
                 manager.add_message(name, one)
                 legacy.add_chat_message(name, one)
 
-            return per_call([lambda one=one: add(one) for one in fresh])  # type: ignore[misc]  # bound now
+            return usual_call([lambda one=one: add(one) for one in fresh])  # type: ignore[misc]  # bound now
 
         yield dual, both
 
 
-def drain(make: Callable[[Bench], Any], relays: int) -> Callable[[Bench], Any]:
-    """Make the scenario of a backlog that is relayed: seconds per message, against those of the rate to reach."""
+def drain(make: Callable[[Bench], Any], relays: int, *, run: int | None = None) -> Callable[[Bench], Any]:
+    """Make the scenario of a backlog that is relayed: seconds per message, against those of the rate to reach.
+
+    With a ``run`` each round goes to the sessions of that name, which grow.
+    """
 
     @contextmanager
     def prepare(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
@@ -132,7 +141,7 @@ def drain(make: Callable[[Bench], Any], relays: int) -> Callable[[Bench], Any]:
         ):
 
             def timer() -> float:
-                fill(manager, time.time_ns())
+                fill(manager, time.time_ns() if run is None else run)
                 threads = [threading.Thread(target=store.settle, args=(120,)) for _ in range(relays)]
                 started = time.perf_counter()
                 for thread in threads:
@@ -146,6 +155,27 @@ def drain(make: Callable[[Bench], Any], relays: int) -> Callable[[Bench], Any]:
             yield timer, lambda: 1 / REACH_PER_SECOND
 
     return prepare
+
+
+@contextmanager
+def drain_to_rows(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+    """Relay to the original's table: one row per session, which is written anew with all of its messages each time."""
+    table = f"swisper_{time.time_ns()}"
+
+    def grown(bench: Bench) -> LegacySwisperStore:
+        store = LegacySwisperStore(bench.database_url, table=table, timeout_seconds=30.0)
+        store.create_table()
+        history = bench.fresh(SWISPER_HISTORY)
+        for session in range(SESSIONS):
+            store.add_chat_messages(f"{ROWS_RUN}-{session}", history)
+        return store
+
+    try:
+        with drain(grown, RELAYS, run=ROWS_RUN)(bench) as timers:
+            yield timers
+    finally:
+        with psycopg.connect(bench.database_url) as connection:
+            connection.execute(f"DROP TABLE {table}")
 
 
 @contextmanager
@@ -189,5 +219,6 @@ SCENARIOS = (
         drain(lambda bench: BatchStore(bench.database_url), RELAYS),
         rounds=3,
     ),
+    Scenario("relay of a message, original's table", "2,000 a second", 1.0, drain_to_rows, rounds=3),
     Scenario("relay of a message, table, one by one", "the same without a relay", 1.5, drain_one_by_one, rounds=3),
 )
