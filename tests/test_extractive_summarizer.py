@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -411,3 +415,24 @@ def test_salience_prefers_what_will_be_asked_for() -> None:
     assert score("We went to Lake Garda last summer.") > score("That sounds so nice!")
     assert score("get_order(order_id=W12, date=2024-05-20)", "tool call") > score("think(thought=hmm)", "tool call")
     assert 0 < score("") < score("Ana lives in Porto.") < 1
+
+
+def test_every_process_writes_the_same() -> None:
+    """Sets of texts have another order in each, unless a program is told not to."""
+    program = (
+        "from test_extractive_summarizer import MAY_8, summarize, user\n"
+        "names = ('Ana Silva', 'Bo Li', 'Cem Kaya', 'Dana Ruiz')\n"
+        "said = [user(f'{names[n % 4]} paid {n * 7} euros for order W{n} in Porto, and {names[n % 3]} likes tea.')"
+        " for n in range(60)]\n"
+        "print(summarize(said, times=[MAY_8] * 60, max_tokens=200))"
+    )
+    told = set()
+    for seed in ("0", "1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True, check=True, timeout=60
+        )
+        told.add(done.stdout)
+    assert len(told) == 1
+    assert "euros" in told.pop()
