@@ -289,3 +289,14 @@ def run_threads(count: int, work: Callable[[int], object]) -> None:
         thread.join()
     if errors:
         raise errors[0]
+
+
+async def cancel_a_read(redis_url: str, tenant: str) -> None:
+    """Cancel ``get_context`` while it is on its way."""
+    async with AsyncMemoryManager(redis_url=redis_url, tenant=tenant) as manager:
+        await manager.add_message("s", say(1))
+        task = asyncio.create_task(manager.get_context("s"))
+        await asyncio.sleep(0)  # one turn of the loop begins it, and no answer can be there yet
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()

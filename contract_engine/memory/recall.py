@@ -157,10 +157,10 @@ class Recall:
             state = yield from self._log.read_state(session_id)
             if state is None:
                 return []
-            found = yield from self._find(session_id, state.epoch, terms, state.watermark, least=limit)
+            found = yield from self._find(session_id, state, terms, least=limit)
             if not found.is_indexed:
                 yield from self.index(session_id)
-                found = yield from self._find(session_id, state.epoch, terms, state.watermark, least=limit)
+                found = yield from self._find(session_id, state, terms, least=limit)
             if found.epoch != state.epoch:
                 continue
             entries = {entry.seq: entry for entry in state.entries[-MOST_UNFOLDED:]}
@@ -194,10 +194,10 @@ class Recall:
         if not terms or not state.watermark:
             return Recalled([], 0, True)
         try:
-            found = yield from self._find(session_id, state.epoch, terms, state.watermark, least=least)
+            found = yield from self._find(session_id, state, terms, least=least)
             if not found.is_indexed:
                 yield from self.index(session_id, most_batches=MOST_BATCHES_OF_A_CONTEXT)
-                found = yield from self._find(session_id, state.epoch, terms, state.watermark, least=least)
+                found = yield from self._find(session_id, state, terms, least=least)
                 if not found.is_indexed:
                     yield from self.spawn_index(session_id)
                     return NOT_AVAILABLE
@@ -221,10 +221,11 @@ class Recall:
             logger.warning("session %s: nothing recalled: %s", session_id, exc)
             return NOT_AVAILABLE
 
-    def _find(self, session_id: str, epoch: int, terms: Sequence[str], up_to: int, *, least: int) -> Flow[_Found]:
-        """Find the messages with any of the terms; where ``least`` have others, those with nothing but common ones are
-        left out.
+    def _find(self, session_id: str, state: SessionState, terms: Sequence[str], *, least: int) -> Flow[_Found]:
+        """Find the messages with any of the terms that the summary of ``state`` covers; where ``least`` have others,
+        those with nothing but common ones are left out.
         """
+        epoch, up_to = state.epoch, state.watermark
         sampled = up_to - up_to % SAMPLE_FROM if len(terms) > 1 else 0
         shares = self._shares.get((session_id, epoch, sampled))
         if sampled and shares is None:
