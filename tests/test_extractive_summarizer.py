@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from hypothesis import example, given, settings
@@ -415,6 +416,23 @@ def test_salience_prefers_what_will_be_asked_for() -> None:
     assert score("We went to Lake Garda last summer.") > score("That sounds so nice!")
     assert score("get_order(order_id=W12, date=2024-05-20)", "tool call") > score("think(thought=hmm)", "tool call")
     assert 0 < score("") < score("Ana lives in Porto.") < 1
+
+
+def test_sentences_that_are_alike_are_not_weighed_again_and_again() -> None:
+    """Each choice makes all of them worth less: only the best of them is looked at then."""
+    count, weighed = 1000, 0
+
+    def count_weighing(frame: FrameType, event: str, _: object) -> None:
+        nonlocal weighed
+        weighed += event == "call" and frame.f_code.co_name == "_gain"
+
+    sys.setprofile(count_weighing)
+    try:
+        text = summarize([user(f"Order {number} is late") for number in range(count)], max_tokens=800)
+    finally:
+        sys.setprofile(None)
+    chosen = text.count("Order")
+    assert 20 < chosen <= weighed <= 10 * count < chosen * count // 2
 
 
 def test_every_process_writes_the_same() -> None:

@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush, nlargest
+from heapq import heapify, heappop, heappush, heapreplace, nlargest
 
 from contract_engine.memory.summarizers.facts import with_signs
 from contract_engine.memory.summarizers.form import label_text, read, written
@@ -87,6 +87,7 @@ class _Selection:
     news: defaultdict[str, float] = field(default_factory=lambda: defaultdict(lambda: 1.0))
     tokens: list[int] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
+    kinds: list[tuple[str, ...]] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,6 +99,10 @@ class _Selection:
         self.rates = [
             candidate.value / max(1, tokens) ** LENGTH_POWER
             for candidate, tokens in zip(self.candidates, self.tokens, strict=True)
+        ]
+        times = Counter(stem for candidate in self.candidates for stem in candidate.stems)
+        self.kinds = [
+            tuple(stem if times[stem] > 1 else "" for stem in candidate.stems) for candidate in self.candidates
         ]
         speakers = {candidate.unit.speaker for candidate in self.candidates}
         self.labels = {speaker: self.count_tokens(label_text(speaker).rstrip()) for speaker in sorted(speakers)}
@@ -135,18 +140,19 @@ class _Selection:
     def _choose(self, room: int) -> None:
         """Take units by gain, the best first, while ``room`` tokens last.
 
-        Novelty only falls, so a gain computed earlier is an upper bound: it is computed again when it comes first.
+        Novelty only falls, so a gain computed earlier is an upper bound: it is computed again when it comes first. Of
+        units that are alike only the one of the highest rate is in the heap.
         """
-        taken = set(self.chosen)
-        days = {self.candidates[index].unit.day for index in taken}
-        heap = [(-self._gain(index), index) for index in range(len(self.candidates)) if index not in taken]
+        days = {self.candidates[index].unit.day for index in self.chosen}
+        heap = [(-self._gain(alike[-1]), alike.pop(), alike) for alike in self._alike()]
         heapify(heap)
         while heap and room > 0:
-            bound, index = heappop(heap)
+            bound, index, alike = heap[0]
             gain = self._gain(index)
             if gain < -bound:
-                heappush(heap, (-gain, index))
+                heapreplace(heap, (-gain, index, alike))
                 continue
+            heappop(heap)
             unit = self.candidates[index].unit
             cost = self.tokens[index] + (0 if self._continues(index) else self.labels[unit.speaker])
             cost += DAY_TOKENS if unit.day and unit.day not in days else 0
@@ -156,6 +162,19 @@ class _Selection:
                 insort(self.chosen, index)
                 self.history.append(index)
                 self._say(self.candidates[index].stems, 1)
+            if alike:
+                heappush(heap, (-self._gain(alike[-1]), alike.pop(), alike))
+
+    def _alike(self) -> Iterable[list[int]]:
+        """Return those not chosen, together where their novelty is the same whatever is chosen: they have the stems in
+        common that more than one candidate has, and as many of their own. The highest rate comes last.
+        """
+        taken = set(self.chosen)
+        alike: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+        for index in sorted(range(len(self.kinds)), key=lambda index: (self.rates[index], -index)):
+            if index not in taken:
+                alike[self.kinds[index]].append(index)
+        return alike.values()
 
     def _gain(self, index: int) -> float:
         """Return value x novelty / length; what the chosen units say already is worth little."""
