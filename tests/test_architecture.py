@@ -272,7 +272,7 @@ def test_each_script_is_called_with_the_arguments_its_header_states() -> None:
         ),
         "claim": _scripts.claim_call(keys, ticket=1, ticket_ttl=1, seen=b""),
         "install": _scripts.install_call(
-            keys, ticket=1, epoch=1, last_seq=1, header=b"", buffer_ttl=1, summary_ttl=1, summary=b"", elements=(),
+            keys, ticket=1, header=b"", buffer_ttl=1, summary_ttl=1, summary=b"", elements=(),
         ),
         "commit": _scripts.commit_call(
             keys, epoch=1, revision=1, version=1, new_revision=1, watermark=1, buffer_ttl=1, summary_ttl=1, summary=b"",

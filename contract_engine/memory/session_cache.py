@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 WAITING = -1
 """In place of a ticket: acknowledged messages are in the unlogged list."""
 
+INSTALLED, OVERTAKEN = 1, 2
+"""Of a buffer that was read from the log: it is in place; messages behind what was read are acknowledged."""
+
 TICKET_TTL_SECONDS = 30
 """How long a rebuild may take before another process takes it over."""
 
@@ -180,14 +183,15 @@ class SessionCache:
         ticket, is_fresh = answer
         return int(ticket), bool(is_fresh)
 
-    def install(self, session_id: str, state: SessionState, ticket: int) -> Flow[bool]:
-        """Put a session that was read from the log in place; False where the ticket or the reading is out of date."""
-        (done,) = yield from redis_call(
+    def install(self, session_id: str, state: SessionState, ticket: int) -> Flow[int]:
+        """Put a session that was read from the log in place, and answer ``INSTALLED``.
+
+        ``OVERTAKEN``: the reading is out of date, and is to be repeated. Anything else: the ticket is.
+        """
+        (answer,) = yield from redis_call(
             _scripts.install_call(
                 self.keys(session_id),
                 ticket=ticket,
-                epoch=state.epoch,
-                last_seq=state.last_seq,
                 header=header_tail(state),
                 buffer_ttl=self._buffer_ttl,
                 summary_ttl=self._summary_ttl,
@@ -195,7 +199,7 @@ class SessionCache:
                 elements=[row_bytes(row) for row in state.rows],
             )
         )
-        return bool(done)
+        return int(answer)
 
     def commit(
         self, session_id: str, state: SessionState, summary: Summary, *, new_revision: int, history_entry: bytes

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,17 +25,17 @@ from contract_engine.memory.message_log import LOG_TROUBLE, LogFlows
 from contract_engine.memory.models import Loaded, Outgoing, Placed, Receipt, SessionState, empty_session
 from contract_engine.memory.recall import Recall
 from contract_engine.memory.refining import Refining
-from contract_engine.memory.session_cache import REDIS_TROUBLE, WAITING, SessionCache, new_ticket
+from contract_engine.memory.session_cache import INSTALLED, OVERTAKEN, REDIS_TROUBLE, WAITING, SessionCache, new_ticket
 from contract_engine.memory.token_counter import TokenCounter
 from contract_engine.memory.unlogged import Unlogged
 from contract_engine.memory.untold import Untold
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 FIRST_PAUSE_SECONDS, PAUSES = 0.002, 4
 """How a reader waits for another that rebuilds the same buffer, each time twice as long; then it reads the log too."""
+
+REBUILDS = 3  # readings of the log by one: where writers overtake the first, what they append waits for the second
 
 # What the append script answers; see there.
 _STALE, _APPENDED, _FOLD_DUE, _PRECEDED = 0, 1, 2, 4
@@ -310,15 +310,20 @@ class Sessions:
         Answers what was read: it holds every message acknowledged before the read began, whether or not the
         installation was refused in favour of something newer. None where the log has no such session.
         """
-        note = self._untold.current(session_id)
-        state = yield from self.folding.read_within_caps(session_id)
-        if state is None or ticket == 0:
-            return state
-        try:
-            if (yield from self.cache.install(session_id, state, ticket)):
+        for _ in range(REBUILDS):
+            note = self._untold.current(session_id)
+            state = yield from self.folding.read_within_caps(session_id)
+            if state is None or ticket == 0:
+                return state
+            try:
+                answer = yield from self.cache.install(session_id, state, ticket)
+            except REDIS_TROUBLE as exc:
+                logger.info("session %s: read from the log, not cached: %s", session_id, exc)
+                return state
+            if answer == INSTALLED:
                 self._untold.settle(session_id, note)
-        except REDIS_TROUBLE as exc:
-            logger.info("session %s: read from the log, not cached: %s", session_id, exc)
+            if answer != OVERTAKEN:
+                break
         return state
 
     def _forget_quietly(self, session_id: str) -> Flow[None]:

@@ -119,6 +119,20 @@ def _placeholder(stage: Stage, session_id: str) -> tuple[int, int]:
     return 20, 20
 
 
+def _overtaken(stage: Stage, session_id: str) -> tuple[int, int]:
+    """A rebuild has died that writers had overtaken: what they appended since stands behind its placeholder."""
+    stage.say(session_id, 20)
+    buffer = stage.keys(session_id).buffer
+    found: Any = stage.raw.lrange(buffer, 0, -1)
+    _, run, epoch, revision, *_ = json.loads(found[0])
+    assert json.loads(found[-1])[0] == 20
+    placeholder = json.dumps([0, run, 12345, epoch, 20, revision], separators=(",", ":"))
+    stage.raw.delete(buffer)
+    stage.raw.rpush(buffer, placeholder, *found[-2:])
+    stage.raw.expire(buffer, 3600)
+    return 20, 20
+
+
 def _behind(stage: Stage, session_id: str) -> tuple[int, int]:
     """A writer has died between the log and Redis."""
     stage.say(session_id, 19)
@@ -167,6 +181,7 @@ STATES: dict[str, State] = {
 }
 DURABLE_STATES: dict[str, State] = STATES | {
     "dead rebuild": _placeholder,
+    "dead overtaken rebuild": _overtaken,
     "dead writer": _behind,
     "unlogged": _unlogged(19),
     "unlogged, new": _unlogged(0),

@@ -6,6 +6,9 @@
 -- A placeholder: [0,run,ticket,epoch,tail]  nothing may be read here; whoever holds the ticket installs the session
 --                from the log, and only if what it read reaches as far as `tail`, the last message known to be
 --                acknowledged.
+-- An overtaken one: [0,run,ticket,epoch,tail,revision]  it did not. Messages appended since stand behind it, the newest
+--                of them in this revision, so that the next installation need not have read them. Not before: only by
+--                then has the log said that this epoch lives, and no erased message may come back here.
 --
 -- `run` names the server process that this was written in. One that was restarted, or promoted in place of another, may
 -- hold an older copy than was there before: where there is a log, what another run has written is not believed.
@@ -42,25 +45,32 @@ local function header_text(h)
     h.watermark, h.trigger, h.max_tokens, h.max_messages, h.last, h.tokens, h.updated)
 end
 
--- Put a placeholder in place of whatever is there, and answer the ticket to install with. `fresh` is false where
--- somebody else already holds it.
-local function place_ticket(key, text, run, ticket, ttl, epoch, tail)
-  local held_run, held, held_epoch, held_tail = string.match(text, '^%[0,(%d+),(%d+),(%d+),(%d+)%]$')
-  local fresh = held_run ~= run
-  if fresh then
+-- Answer the run, ticket, epoch, tail and revision of a placeholder, as texts; nil for anything else. The last is '' where
+-- it has not been overtaken.
+local function read_placeholder(text)
+  return string.match(text, '^%[0,(%d+),(%d+),(%d+),(%d+),?(%d*)%]$')
+end
+
+-- Put a placeholder in place of whatever is there, and answer the ticket to install with; true where nobody held it
+-- before; and true where messages of this epoch may stand behind it.
+local function place_ticket(key, text, run, ticket, ttl, epoch, tail, revision)
+  local held_run, held, held_epoch, held_tail, overtaken = read_placeholder(text)
+  if held_run ~= run then
     -- Only what is there: a full Redis that evicts nothing would refuse no write that comes after it.
     if redis.call('EXISTS', key) == 1 then redis.call('DEL', key) end
     redis.call('RPUSH', key, string.format('[0,%s,%s,%s,%s]', run, ticket, epoch, tail))
     redis.call('EXPIRE', key, ttl)
-    return ticket, true
+    return ticket, true, false
   end
-  if tonumber(held_epoch) > tonumber(epoch) then
-    epoch, tail = held_epoch, held_tail
-  elseif held_epoch == epoch and tonumber(held_tail) > tonumber(tail) then
-    tail = held_tail
+  if tonumber(held_epoch) > tonumber(epoch) then return held, false, false end
+  if held_epoch ~= epoch then
+    redis.call('LTRIM', key, 0, 0)
+  else
+    if tonumber(held_tail) > tonumber(tail) then tail = held_tail end
+    if overtaken ~= '' then tail = string.format('%s,%d', tail, math.max(overtaken, revision)) end
   end
   redis.call('LSET', key, 0, string.format('[0,%s,%s,%s,%s]', run, held, epoch, tail))
-  return held, false
+  return held, false, held_epoch == epoch and overtaken ~= ''
 end
 
 -- Drop the n oldest messages (n >= 1) of a buffer whose header is h and note it in h; the caller writes h back, which

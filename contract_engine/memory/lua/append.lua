@@ -39,6 +39,9 @@ end
 
 -- include _header
 
+-- What stands behind a placeholder is there for an installation that takes milliseconds; of a dead one it is left alone.
+local MOST_BEHIND = 1000
+
 if redis.call('EXISTS', KEYS[4]) == 1 then return { 4, '0' } end
 local first = tonumber(ARGV[3])
 local n = (#ARGV - 10) / 2
@@ -55,5 +58,9 @@ if h and h.run == ARGV[#ARGV] and h.epoch == ARGV[1] and h.revision >= tonumber(
   if same then return 1 end
 end
 -- Not even the first message of a session is placed here without asking the log: the session may have been cleared since.
-local ticket, fresh = place_ticket(buffer, text, ARGV[#ARGV], ARGV[7], ARGV[8], ARGV[1], string.format('%d', last))
+local ticket, fresh, is_overtaken = place_ticket(
+  buffer, text, ARGV[#ARGV], ARGV[7], ARGV[8], ARGV[1], string.format('%d', last), ARGV[2])
+if is_overtaken and redis.call('LLEN', buffer) <= MOST_BEHIND then
+  for i = 11, #ARGV - 1, 2 do redis.call('RPUSH', buffer, ARGV[i]) end
+end
 return { fresh and 0 or 3, ticket }

@@ -12,5 +12,5 @@
 if redis.call('EXISTS', KEYS[2]) == 1 then return { '-1', 1 } end
 local h, text = read_header(KEYS[1])
 if h and text ~= ARGV[3] then return { '0', 0 } end
-local ticket, fresh = place_ticket(KEYS[1], text, ARGV[4], ARGV[1], ARGV[2], '0', '0')
+local ticket, fresh = place_ticket(KEYS[1], text, ARGV[4], ARGV[1], ARGV[2], '0', '0', '0')
 return { ticket, fresh and 1 or 0 }
