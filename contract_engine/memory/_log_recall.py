@@ -249,7 +249,7 @@ def candidates(lines: str, terms: Sequence[str]) -> list[Candidate]:
     words = lines.split()
     marks = words[2::3]
     frequencies = {each: _frequencies(each, terms) for each in set(marks)}
-    return list(map(Candidate, map(int, words[0::3]), map(int, words[1::3]), map(frequencies.__getitem__, marks)))
+    return list(zip(map(int, words[0::3]), map(int, words[1::3]), map(frequencies.__getitem__, marks), strict=True))
 
 
 def _frequencies(marks: str, terms: Sequence[str]) -> dict[str, int]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import operator
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TypeAlias
 
 from contract_engine.memory.terms import ASKS
 
@@ -24,12 +25,9 @@ repeats the words it answers. Chosen on three conversations of LoCoMo, held agai
 NONE_COMMON: Mapping[str, float] = {}
 
 
-class Candidate(NamedTuple):
-    """A message that has terms asked for: how many it has in all, and how often each of these, ``ASKS`` among them."""
-
-    seq: int
-    length: int
-    frequencies: Mapping[str, int]
+Candidate: TypeAlias = tuple[int, int, Mapping[str, int]]
+"""A message that has terms asked for: its seq, how many it has in all, and how often each of them, ``ASKS`` too.
+A plain tuple, for there may be thousands; those with the same terms may share one mapping."""
 
 
 def scores(
@@ -46,19 +44,26 @@ def scores(
     ``count`` and ``total_length`` are those of all messages looked through. ``common``: the share of these that have a
     term, where not all of them that do are candidates. Candidates without a term have no score.
     """
-    spread = Counter(term for candidate in candidates for term in candidate.frequencies)
+    shared = {id(frequencies): frequencies for _, _, frequencies in candidates}
+    spread: Counter[str] = Counter()
+    for key, times in Counter(id(frequencies) for _, _, frequencies in candidates).items():
+        spread.update(dict.fromkeys(shared[key], times))
     weights = {}
     for term in terms:
         having = max(spread[term], common.get(term, 0) * count)
         weights[term] = math.log(1 + (count - having + 0.5) / (having + 0.5)) * (K1 + 1)
     by_length = K1 * B * count / (total_length or 1)
     scored = {}
+    known: dict[tuple[int, int], float] = {}  # of all that have the same terms and length
     for seq, length, frequencies in candidates:
-        damping = K1 * (1 - B) + by_length * length
-        score = 0.0
-        for term, frequency in frequencies.items():
-            if term in weights:
-                score += weights[term] * frequency / (frequency + damping)
+        score = known.get((id(frequencies), length))
+        if score is None:
+            damping = K1 * (1 - B) + by_length * length
+            score = 0.0
+            for term, frequency in frequencies.items():
+                if term in weights:
+                    score += weights[term] * frequency / (frequency + damping)
+            known[id(frequencies), length] = score
         if score > 0:
             scored[seq] = score
     return scored
@@ -78,12 +83,12 @@ def with_neighbours(scored: Mapping[int, float], questions: frozenset[int], *, l
 
 def questions_of(candidates: Iterable[Candidate]) -> frozenset[int]:
     """Return the numbers of those that ask something."""
-    return frozenset(candidate.seq for candidate in candidates if ASKS in candidate.frequencies)
+    return frozenset(seq for seq, _, frequencies in candidates if ASKS in frequencies)
 
 
-def best_first(scored: Mapping[int, float]) -> list[int]:
-    """Return the numbers by score; of equals the older first."""
-    return [seq for _, seq in sorted(zip(map(operator.neg, scored.values()), scored, strict=True))]
+def best_first(scored: Mapping[int, float], limit: int) -> list[int]:
+    """Return so many numbers by score, the best first; of equals the older first."""
+    return [seq for _, seq in heapq.nsmallest(limit, zip(map(operator.neg, scored.values()), scored, strict=True))]
 
 
 def within_budget(seqs: Iterable[int], tokens: Mapping[int, int], budget: int) -> list[int]:

@@ -169,10 +169,10 @@ class Recall:
                 terms,
                 [*found.candidates, *unfolded],
                 count=found.searched + len(unfolded),
-                total_length=found.total_length + sum(candidate.length for candidate in unfolded),
+                total_length=found.total_length + sum(length for _, length, _ in unfolded),
                 common=found.common,
             )
-            best = best_first(scored)[:limit]
+            best = best_first(scored, limit)
             rows = yield from self._fetch(session_id, found.epoch, [seq for seq in best if seq not in entries])
             told = {seq: row.told(seq) for seq, row in rows.items()}
             told |= {seq: _told(seq, entry.at_ms, entry.message) for seq, entry in entries.items()}
@@ -212,7 +212,8 @@ class Recall:
             )
             shared = with_neighbours(scored, questions_of(found.candidates), last_seq=state.watermark)
             pinned = {row[0] for row in state.summary.pinned_rows}  # which the context shows anyway
-            best = [seq for seq in best_first(shared) if seq not in pinned][: most_candidates(max_tokens)]
+            most = most_candidates(max_tokens)
+            best = [seq for seq in best_first(shared, most + len(pinned)) if seq not in pinned][:most]
             rows = yield from self._fetch(session_id, found.epoch, best, most_tokens=max_tokens)
             tokens = {seq: row.tokens for seq, row in rows.items()}
             chosen = within_budget(best, tokens, max_tokens)
@@ -283,7 +284,7 @@ def _terms(body: bytes, at_ms: int) -> list[str]:
 
 def _candidate(seq: int, message: Message, at_ms: int) -> Candidate:
     terms = message_terms(message, at_ms / 1000)
-    return Candidate(seq, len(terms), {term: min(count, MAX_FREQUENCY) for term, count in Counter(terms).items()})
+    return seq, len(terms), {term: min(count, MAX_FREQUENCY) for term, count in Counter(terms).items()}
 
 
 def _told(seq: int, at_ms: int, message: Message) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from contract_engine.memory.ranking import Candidate, best_first, scores
+from contract_engine.memory.ranking import best_first, scores
 from contract_engine.memory.terms import query_terms, text_terms
 from contract_engine.working_memory.errors import WrapperMissingError
 from contract_engine.working_memory.models import IMemoryInput, IWorkingMemory
@@ -39,10 +39,9 @@ def ranked(memories: Sequence[IWorkingMemory], query: str) -> list[IWorkingMemor
         total += len(found)
         frequencies = {term: count for term, count in Counter(found).items() if term in terms}
         if frequencies:
-            candidates.append(Candidate(number, len(found), frequencies))
-    return [
-        memories[number] for number in best_first(scores(terms, candidates, count=len(memories), total_length=total))
-    ]
+            candidates.append((number, len(found), frequencies))
+    scored = scores(terms, candidates, count=len(memories), total_length=total)
+    return [memories[number] for number in best_first(scored, len(memories))]
 
 
 def check_marks(record: Record, name: str) -> None:
