@@ -22,7 +22,7 @@ from typing import Any
 from retention import summarize
 
 from contract_engine.memory import TokenCounter
-from contract_engine.memory.ranking import best_first, questions_of, scores, with_neighbours, within_budget
+from contract_engine.memory.ranking import Match, best_first, questions_of, scores, with_neighbours, within_budget
 from contract_engine.memory.recall import most_candidates
 from contract_engine.memory.terms import message_terms, query_terms
 
@@ -34,14 +34,15 @@ class Conversation:
         counter = TokenCounter()
         self.tokens = {seq: counter.count_message_tokens(dict(message)) for seq, message in enumerate(messages, 1)}
         found = [message_terms(message, 0.0) for message in messages]
-        self._candidates = [
-            (seq, len(terms), {term: terms.count(term) for term in set(terms)}) for seq, terms in enumerate(found, 1)
-        ]
+        self._matches = {
+            seq: Match(len(terms), {term: terms.count(term) for term in set(terms)})
+            for seq, terms in enumerate(found, 1)
+        }
 
     def recall(self, question: str, last_seq: int, budget: int) -> list[int]:
         """Return the numbers of the messages to recall, in order."""
-        folded = self._candidates[:last_seq]
-        total_length = sum(length for _, length, _ in folded)
+        folded = {seq: match for seq, match in self._matches.items() if seq <= last_seq}
+        total_length = sum(match.length for match in folded.values())
         scored = scores(query_terms(question), folded, count=last_seq, total_length=total_length)
         shared = with_neighbours(scored, questions_of(folded), last_seq=last_seq)
         return within_budget(best_first(shared, most_candidates(budget)), self.tokens, budget)

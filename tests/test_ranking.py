@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract_engine.memory.ranking import (
+    Match,
     best_first,
     questions_of,
     scores,
@@ -16,19 +17,19 @@ from contract_engine.memory.terms import ASKS
 
 
 def test_a_rare_term_weighs_more_than_a_common_one() -> None:
-    found = [(seq, 10, {"common": 1}) for seq in range(1, 10)] + [(10, 10, {"rare": 1})]
+    found = {seq: Match(10, {"common": 1}) for seq in range(1, 10)} | {10: Match(10, {"rare": 1})}
     assert best_first(scores(["common", "rare"], found, count=20, total_length=200), 1) == [10]
 
 
 def test_more_of_a_term_and_a_shorter_message_score_higher() -> None:
-    found = [(1, 10, {"a": 1}), (2, 10, {"a": 2}), (3, 5, {"a": 1})]
+    found = {1: Match(10, {"a": 1}), 2: Match(10, {"a": 2}), 3: Match(5, {"a": 1})}
     scored = scores(["a"], found, count=50, total_length=500)
     assert scored[2] > scored[1]
     assert scored[3] > scored[1]
 
 
 def test_a_term_that_is_common_weighs_little_even_where_few_candidates_have_it() -> None:
-    found = [(1, 10, {"name": 1, "x": 1}), (2, 10, {"x": 1})]
+    found = {1: Match(10, {"name": 1, "x": 1}), 2: Match(10, {"x": 1})}
     unknown = scores(["name", "x"], found, count=100, total_length=1000)
     known = scores(["name", "x"], found, count=100, total_length=1000, common={"name": 0.5})
     assert known[1] < unknown[1]
@@ -36,13 +37,22 @@ def test_a_term_that_is_common_weighs_little_even_where_few_candidates_have_it()
 
 
 def test_the_mark_of_a_question_alone_is_no_match() -> None:
-    assert scores(["a"], [(1, 5, {ASKS: 1})], count=5, total_length=25) == {}
+    assert scores(["a"], {1: Match(5, {ASKS: 1})}, count=5, total_length=25) == {}
+
+
+def test_messages_that_share_a_match_are_scored_as_if_each_had_its_own() -> None:
+    shared = Match(8, {"a": 2, "b": 1})
+    alike = {1: shared, 2: shared, 3: Match(9, {"a": 1})}
+    apart = {seq: Match(match.length, dict(match.frequencies)) for seq, match in alike.items()}
+    assert scores(["a", "b"], alike, count=20, total_length=160) == scores(
+        ["a", "b"], apart, count=20, total_length=160
+    )
 
 
 def test_an_answer_gets_a_share_of_its_question() -> None:
-    asks, tells = (3, 5, {"a": 1, ASKS: 1}), (7, 5, {"a": 1})
-    scored = scores(["a"], [asks, tells], count=10, total_length=50)
-    shared = with_neighbours(scored, questions_of([asks, tells]), last_seq=10)
+    found = {3: Match(5, {"a": 1, ASKS: 1}), 7: Match(5, {"a": 1})}
+    scored = scores(["a"], found, count=10, total_length=50)
+    shared = with_neighbours(scored, questions_of(found), last_seq=10)
     assert shared[4] > shared[8] > shared[6] > 0
     assert best_first(shared, 2) == [3, 7]
 

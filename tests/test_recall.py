@@ -23,7 +23,7 @@ from contract_engine.memory import (
     SessionLimits,
 )
 from contract_engine.memory.hooks import OperationEnded, observers
-from contract_engine.memory.ranking import scores
+from contract_engine.memory.ranking import Match, scores
 from contract_engine.memory.recall import BATCH, MOST_BATCHES_OF_A_CONTEXT
 from contract_engine.memory.terms import MAX_QUERY_TERMS, message_terms, query_terms
 
@@ -457,7 +457,7 @@ def test_scores_are_those_of_counting_every_message(blocking: Backend, question:
     manager.wait_for_folds()
     assert manager.get_context("s")["watermark"] > 40, "most of them are searched by the database"
     made = [message_terms(one, 0.0) for one in said]
-    counted = [(seq, len(terms), Counter(terms)) for seq, terms in enumerate(made, 1)]
+    counted = {seq: Match(len(terms), Counter(terms)) for seq, terms in enumerate(made, 1)}
     expected = scores(query_terms(question), counted, count=60, total_length=sum(map(len, made)))
     found = {one["seq"]: one["score"] for one in manager.search_messages("s", question, 60)}
     assert found == pytest.approx(expected)

@@ -106,11 +106,10 @@ def test_what_a_message_is_found_by_comes_back_from_its_vector(texts: list[str])
     terms = message_terms({"role": "user", "content": " ".join(texts)}, 0.0)
     asked = sorted(set(terms))
     has_all = 2 ** len(asked) - 1
-    ((seq, length, frequencies),) = candidates(
-        f"7 {len(terms)} {has_all}{BAR}{vector_text(terms).replace(' ', BAR)}", asked
-    )
-    assert (seq, length) == (7, len(terms))
-    assert frequencies == {term: min(terms.count(term), 255) for term in set(terms)}
+    line = f"7 {len(terms)},{has_all}{BAR}{vector_text(terms).replace(' ', BAR)}"
+    ((seq, match),) = candidates(line, asked).items()
+    assert (seq, match.length) == (7, len(terms))
+    assert match.frequencies == {term: min(terms.count(term), 255) for term in set(terms)}
 
 
 @given(ANY_TEXT)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from contract_engine.memory._effects import Statement
 from contract_engine.memory._log import insert, milliseconds, session_id, tenant, this_session
 from contract_engine.memory._tables import Tsvector, messages, recall, sessions
-from contract_engine.memory.ranking import Candidate
+from contract_engine.memory.ranking import Match
 from contract_engine.memory.terms import MAX_QUERY_TERMS
 
 MOST_TERMS = MAX_QUERY_TERMS + 1
@@ -164,18 +164,19 @@ def _marks() -> sa.ColumnElement[int]:
 def _search() -> sa.Select[Any]:
     """One row: how far the session is indexed, how many rows of which length it has, and those with a term wanted.
 
-    These come as one text, a line of three words each: number, length, and a bit for each term it has. What takes
-    longest is to write terms out, so only a row that has one of them more than once ends with all of its own, with bars
-    for blanks: positions begin at 1, so such a term follows itself. A few thousand short rows are read faster than any
-    index over all sessions.
+    These come as one text, a line each: number, blank, length, comma, and a bit for each term it has; behind the blank
+    many are alike. What takes longest is to write terms out, so only a row that has one of them more than once ends
+    with all of its own, with bars for blanks: positions begin at 1, so such a term follows itself. A few thousand short
+    rows are read faster than any index over all sessions.
     """
     is_wanted = _has(sa.bindparam("wanted"))
     blank: sa.ColumnElement[str] = sa.literal_column("' '")
+    comma: sa.ColumnElement[str] = sa.literal_column("','")
     written = sa.func.replace(sa.cast(recall.c.terms, sa.Text), blank, _BAR)
     has_more_than_different_ones = recall.c.length > sa.func.length(recall.c.terms)  # asked first: it costs the least
     is_counted = sa.and_(has_more_than_different_ones, _has(sa.bindparam("twice")))
     counted = sa.case((is_counted, sa.func.concat(_BAR, written)))
-    line = sa.func.concat(recall.c.seq, blank, recall.c.length, blank, _marks(), counted)
+    line = sa.func.concat(recall.c.seq, blank, recall.c.length, comma, _marks(), counted)
     found = (
         sa.select(
             sa.func.count().label("count"),
@@ -244,18 +245,19 @@ def search_words(terms: Sequence[str], wanted: Iterable[str]) -> dict[str, str |
     return words
 
 
-def candidates(lines: str, terms: Sequence[str]) -> list[Candidate]:
-    """Return the rows that ``SEARCH`` found, with how often each of the terms stands there."""
+def candidates(lines: str, terms: Sequence[str]) -> dict[int, Match]:
+    """Return the rows that ``SEARCH`` found by their numbers, with how often each of the terms stands there."""
     words = lines.split()
-    marks = words[2::3]
-    frequencies = {each: _frequencies(each, terms) for each in set(marks)}
-    return list(zip(map(int, words[0::3]), map(int, words[1::3]), map(frequencies.__getitem__, marks), strict=True))
+    marks = words[1::2]
+    matches = {each: _match(each, terms) for each in set(marks)}
+    return dict(zip(map(int, words[0::2]), map(matches.__getitem__, marks), strict=True))
 
 
-def _frequencies(marks: str, terms: Sequence[str]) -> dict[str, int]:
-    bits, _, vector = marks.partition(BAR)
+def _match(marks: str, terms: Sequence[str]) -> Match:
+    length, _, rest = marks.partition(",")
+    bits, _, vector = rest.partition(BAR)
     has = int(bits)
-    return {term: _frequency(term, vector) for place, term in enumerate(terms) if has >> place & 1}
+    return Match(int(length), {term: _frequency(term, vector) for place, term in enumerate(terms) if has >> place & 1})
 
 
 def _frequency(term: str, vector: str) -> int:

@@ -7,7 +7,7 @@ import math
 import operator
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from dataclasses import dataclass
 
 from contract_engine.memory.terms import ASKS
 
@@ -25,14 +25,19 @@ repeats the words it answers. Chosen on three conversations of LoCoMo, held agai
 NONE_COMMON: Mapping[str, float] = {}
 
 
-Candidate: TypeAlias = tuple[int, int, Mapping[str, int]]
-"""A message that has terms asked for: its seq, how many it has in all, and how often each of them, ``ASKS`` too.
-A plain tuple, for there may be thousands; those with the same terms may share one mapping."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Match:
+    """What makes a message a candidate: how many terms it has in all, and how often each of those asked for, ``ASKS``
+    among them. Messages that are alike share one, and are scored once.
+    """
+
+    length: int
+    frequencies: Mapping[str, int]
 
 
 def scores(
     terms: Sequence[str],
-    candidates: Sequence[Candidate],
+    candidates: Mapping[int, Match],
     *,
     count: int,
     total_length: int,
@@ -44,29 +49,24 @@ def scores(
     ``count`` and ``total_length`` are those of all messages looked through. ``common``: the share of these that have a
     term, where not all of them that do are candidates. Candidates without a term have no score.
     """
-    shared = {id(frequencies): frequencies for _, _, frequencies in candidates}
+    alike = Counter(candidates.values())
     spread: Counter[str] = Counter()
-    for key, times in Counter(id(frequencies) for _, _, frequencies in candidates).items():
-        spread.update(dict.fromkeys(shared[key], times))
+    for match, times in alike.items():
+        spread.update(dict.fromkeys(match.frequencies, times))
     weights = {}
     for term in terms:
         having = max(spread[term], common.get(term, 0) * count)
         weights[term] = math.log(1 + (count - having + 0.5) / (having + 0.5)) * (K1 + 1)
     by_length = K1 * B * count / (total_length or 1)
     scored = {}
-    known: dict[tuple[int, int], float] = {}  # of all that have the same terms and length
-    for seq, length, frequencies in candidates:
-        score = known.get((id(frequencies), length))
-        if score is None:
-            damping = K1 * (1 - B) + by_length * length
-            score = 0.0
-            for term, frequency in frequencies.items():
-                if term in weights:
-                    score += weights[term] * frequency / (frequency + damping)
-            known[id(frequencies), length] = score
-        if score > 0:
-            scored[seq] = score
-    return scored
+    for match in alike:
+        damping = K1 * (1 - B) + by_length * match.length
+        scored[match] = sum(
+            weights[term] * frequency / (frequency + damping)
+            for term, frequency in match.frequencies.items()
+            if term in weights
+        )
+    return {seq: score for seq, match in candidates.items() if (score := scored[match]) > 0}
 
 
 def with_neighbours(scored: Mapping[int, float], questions: frozenset[int], *, last_seq: int) -> dict[int, float]:
@@ -81,9 +81,9 @@ def with_neighbours(scored: Mapping[int, float], questions: frozenset[int], *, l
     return shared
 
 
-def questions_of(candidates: Iterable[Candidate]) -> frozenset[int]:
+def questions_of(candidates: Mapping[int, Match]) -> frozenset[int]:
     """Return the numbers of those that ask something."""
-    return frozenset(seq for seq, _, frequencies in candidates if ASKS in frequencies)
+    return frozenset(seq for seq, match in candidates.items() if ASKS in match.frequencies)
 
 
 def best_first(scored: Mapping[int, float], limit: int) -> list[int]:

@@ -29,7 +29,7 @@ from contract_engine.memory.errors import ContentionError, CorruptDataError, Mem
 from contract_engine.memory.message_log import NO_LIMIT, LogFlows
 from contract_engine.memory.models import Message, SessionState, iso_time
 from contract_engine.memory.ranking import (
-    Candidate,
+    Match,
     best_first,
     questions_of,
     scores,
@@ -86,7 +86,7 @@ class _Found(NamedTuple):
 
     epoch: int
     is_indexed: bool
-    candidates: list[Candidate]
+    candidates: Mapping[int, Match]
     searched: int
     total_length: int
     common: Mapping[str, float]
@@ -164,12 +164,12 @@ class Recall:
             if found.epoch != state.epoch:
                 continue
             entries = {entry.seq: entry for entry in state.entries[-MOST_UNFOLDED:]}
-            unfolded = [_candidate(seq, entry.message, entry.at_ms) for seq, entry in entries.items()]
+            unfolded = {seq: _match(entry.message, entry.at_ms) for seq, entry in entries.items()}
             scored = scores(
                 terms,
-                [*found.candidates, *unfolded],
+                {**found.candidates, **unfolded},
                 count=found.searched + len(unfolded),
-                total_length=found.total_length + sum(length for _, length, _ in unfolded),
+                total_length=found.total_length + sum(match.length for match in unfolded.values()),
                 common=found.common,
             )
             best = best_first(scored, limit)
@@ -259,7 +259,7 @@ class Recall:
         told = [*terms, ASKS]
         rows = yield from query(SEARCH, {**self._key(session_id), **search_words(told, asked), "up_to": up_to})
         if not rows:
-            return _Found(0, True, [], 0, 0, {})
+            return _Found(0, True, {}, 0, 0, {})
         epoch, indexed_seq, watermark, count, length, lines = rows[0]
         found = candidates(lines or "", told)
         return _Found(epoch, indexed_seq >= min(up_to, watermark), found, count, length, common)
@@ -282,9 +282,9 @@ def _terms(body: bytes, at_ms: int) -> list[str]:
         return []
 
 
-def _candidate(seq: int, message: Message, at_ms: int) -> Candidate:
+def _match(message: Message, at_ms: int) -> Match:
     terms = message_terms(message, at_ms / 1000)
-    return seq, len(terms), {term: min(count, MAX_FREQUENCY) for term, count in Counter(terms).items()}
+    return Match(len(terms), {term: min(count, MAX_FREQUENCY) for term, count in Counter(terms).items()})
 
 
 def _told(seq: int, at_ms: int, message: Message) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from contract_engine.memory.ranking import best_first, scores
+from contract_engine.memory.ranking import Match, best_first, scores
 from contract_engine.memory.terms import query_terms, text_terms
 from contract_engine.working_memory.errors import WrapperMissingError
 from contract_engine.working_memory.models import IMemoryInput, IWorkingMemory
@@ -33,13 +33,14 @@ def ranked(memories: Sequence[IWorkingMemory], query: str) -> list[IWorkingMemor
     if not terms:
         sought = query.strip().casefold()
         return [memory for memory in memories if sought in memory.working_memory.casefold()]
-    candidates, total = [], 0
+    candidates: dict[int, Match] = {}
+    total = 0
     for number, memory in enumerate(memories):
         found = text_terms(memory.working_memory)
         total += len(found)
         frequencies = {term: count for term, count in Counter(found).items() if term in terms}
         if frequencies:
-            candidates.append((number, len(found), frequencies))
+            candidates[number] = Match(len(found), frequencies)
     scored = scores(terms, candidates, count=len(memories), total_length=total)
     return [memories[number] for number in best_first(scored, len(memories))]
 
