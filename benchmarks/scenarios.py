@@ -21,6 +21,7 @@ from scenario import CALLS, WIDE, Bench, Scenario, Timer, fixed_loop, message, p
 from working_memory_scenario import WORKING_MEMORY
 
 from contract_engine.memory import AsyncMemoryManager, TokenCounter, to_messages
+from contract_engine.memory._effects import RedisCall
 from contract_engine.memory._log import APPEND_ONE
 from contract_engine.memory._scripts import APPEND
 from contract_engine.memory.encodings import encodings
@@ -79,8 +80,9 @@ class Bare:
             "body": outgoing.body,
         }
         placed = Placed((1,), (int(time.time() * 1000),), 1, 0)
-        call = self._cache.append_command(self._cache.keys(f"bare-{name}"), placed, (outgoing,), ticket=1)
-        return row, call.words
+        call = next(self._cache.append(f"bare-{name}", placed, (outgoing,), read=False))
+        assert isinstance(call, RedisCall)
+        return row, call.commands[0].words
 
     def append(self, row: dict[str, Any], words: tuple[Any, ...]) -> None:
         """Send the statement, then the script."""

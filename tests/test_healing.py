@@ -118,15 +118,21 @@ DAMAGES: dict[str, Damage] = {
         keys.summary, json.dumps([json.loads(client.get(keys.summary))[0], 1, 1, 1, "x"]), keepttl=True
     ),
     "a placeholder left behind": lambda client, keys: (
-        client.delete(keys.buffer),
-        client.rpush(keys.buffer, b"[0,12345,0,0]"),
+        with_header(client, keys.buffer, lambda found: [0, found[1], 12345, 0, 0]),
+        client.ltrim(keys.buffer, 0, 0),
         client.expire(keys.buffer, 30),
     ),
     "a placeholder of a writer left behind": lambda client, keys: (
-        with_header(client, keys.buffer, lambda found: [0, 12345, found[1], 3]),
+        with_header(client, keys.buffer, lambda found: [0, found[1], 12345, found[2], 3]),
         client.ltrim(keys.buffer, 0, 0),
     ),
-    "a placeholder before elements": element(0, b"[0,12345,0,0]"),
+    "a placeholder of another format": element(0, b"[0,12345,0,0]"),
+    "a placeholder before elements": lambda client, keys: with_header(
+        client, keys.buffer, lambda found: [0, found[1], 12345, 0, 0]
+    ),
+    "an overtaken placeholder left behind": lambda client, keys: with_header(
+        client, keys.buffer, lambda found: [0, found[1], 12345, found[2], found[9], found[3]]
+    ),
     "a fold that died": lambda client, keys: client.set(keys.fold, b"99", px=30_000),
     "a fold that died without a deadline": lambda client, keys: client.set(keys.fold, b"99"),
     **{f"header {data!r}": element(0, data) for data in JSON_OF_OTHER_TYPES},

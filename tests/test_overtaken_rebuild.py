@@ -9,7 +9,9 @@ import pytest
 import redis
 from memory_contract import Backend, assert_caps, assert_context, say, talk
 
-from contract_engine.memory.models import SessionState
+from contract_engine.memory import DatabaseUnavailableError
+from contract_engine.memory._effects import Query, RedisCall
+from contract_engine.memory.models import Placed, SessionState
 from contract_engine.memory.session_cache import INSTALLED, OVERTAKEN
 
 pytest_plugins = ("memory_fixtures",)
@@ -27,14 +29,14 @@ class Rebuild:
         self.said = 0
         self.say(3)
         assert raw.delete(self.buffer) == 1
-        self.ticket, is_alone = self._run(self._sessions.cache.claim("s", b""))
+        self.ticket, is_alone = self.run(self.sessions.cache.claim("s", b""))
         assert is_alone
 
     @property
-    def _sessions(self) -> Any:
+    def sessions(self) -> Any:
         return self.reader._flows._sessions
 
-    def _run(self, flow: Any) -> Any:
+    def run(self, flow: Any) -> Any:
         return self.backend.run(self.reader, flow)
 
     def say(self, count: int) -> None:
@@ -43,16 +45,16 @@ class Rebuild:
         self.said += count
 
     def read(self) -> SessionState:
-        state: SessionState = self._run(self._sessions.folding.read_within_caps("s"))
+        state: SessionState = self.run(self.sessions.folding.read_within_caps("s"))
         return state
 
     def install(self, state: SessionState) -> int:
-        answer: int = self._run(self._sessions.cache.install("s", state, self.ticket))
+        answer: int = self.run(self.sessions.cache.install("s", state, self.ticket))
         return answer
 
     def change_limits(self, **changes: int) -> None:
         """In the log alone, as by a process that cannot reach Redis."""
-        self._run(self._sessions._log.change_limits("s", changes))
+        self.run(self.sessions._log.change_limits("s", changes))
 
     def elements(self) -> list[Any]:
         found: Any = self.raw.lrange(self.buffer, 0, -1)
@@ -152,8 +154,23 @@ def test_with_one_lacking_the_log_is_read_again(rebuild: Rebuild, lost: int) -> 
     element = rebuild.raw.lindex(rebuild.buffer, 1 + lost)
     assert rebuild.raw.lrem(rebuild.buffer, 1, str(element, "utf-8")) == 1  # type: ignore[arg-type]  # bytes, not a promise
     assert rebuild.install(state) == OVERTAKEN
-    assert rebuild.behind() == []
+    assert len(rebuild.behind()) == 2
     assert rebuild.install(rebuild.read()) == INSTALLED
+    rebuild.assert_served()
+
+
+def test_an_older_reading_takes_nothing_from_a_newer_one_with_the_same_ticket(rebuild: Rebuild) -> None:
+    """Two readers hold it: one of them is slow, and would be overtaken again and again together with the other."""
+    older = rebuild.read()
+    rebuild.say(1)
+    assert rebuild.install(older) == OVERTAKEN
+    newer = rebuild.read()
+    rebuild.say(1)
+    for _ in range(3):
+        assert rebuild.install(older) == OVERTAKEN
+    assert rebuild.behind() == [5]
+    assert rebuild.install(newer) == INSTALLED
+    assert rebuild.install(older) == REFUSED
     rebuild.assert_served()
 
 
@@ -197,7 +214,7 @@ def test_a_message_of_a_newer_revision_is_not_put_behind_an_older_reading(rebuil
     assert rebuild.install(state) == OVERTAKEN
     state = rebuild.read()
     rebuild.say(1)
-    assert rebuild.behind() == [6]
+    assert rebuild.behind() == [5, 6]
     assert rebuild.install(state) == INSTALLED
     assert rebuild.writer.get_context("s")["buffer_info"]["max_messages"] == 40
     rebuild.assert_served()
@@ -205,12 +222,95 @@ def test_a_message_of_a_newer_revision_is_not_put_behind_an_older_reading(rebuil
 
 def test_behind_a_dead_rebuild_only_so_much_is_kept(rebuild: Rebuild) -> None:
     rebuild.overtake()
-    rebuild.raw.rpush(rebuild.buffer, *[b"[1,1,1,"] * 1000)
+    rebuild.raw.rpush(rebuild.buffer, *[b"[1,1,1]"] * 1000)
+    state = rebuild.read()
     rebuild.say(1)
-    length: Any = rebuild.raw.llen(rebuild.buffer)
-    assert length == 1001
+    assert rebuild.behind() == [1] * 1000
+    assert rebuild.install(state) == OVERTAKEN
+    assert rebuild.behind() == []
+    rebuild.say(1)
+    assert rebuild.behind() == [6]
     assert rebuild.install(rebuild.read()) == INSTALLED
     rebuild.assert_served()
+
+
+def test_what_waits_to_be_logged_is_not_taken_for_said_behind_a_placeholder(rebuild: Rebuild) -> None:
+    """PostgreSQL is away for the second of two attempts: nobody could read the first one where it stands."""
+    rebuild.overtake()
+    rebuild.writer.append("s", say(5), message_id="m5")
+    rebuild.said += 1
+    assert rebuild.behind() == [5]
+    outgoing = rebuild.reader._flows._intake.message(say(5), "m5")
+    _, state = rebuild.run(rebuild.sessions.unlogged.append("s", [outgoing], read=True, expected_seq=0))
+    assert state.is_unlogged
+    assert_context(rebuild.reader.get_context("s"), talk(5))
+    assert rebuild.reader.get_context("s")["source"] == "redis"
+    rebuild.assert_served()
+
+
+def test_rows_erased_before_redis_was_told(rebuild: Rebuild) -> None:
+    """What stands behind the placeholder goes with the first message of the new session."""
+    rebuild.overtake()
+    rebuild.say(2)
+    assert rebuild.behind() == [5, 6]
+    rebuild.run(rebuild.sessions._log.erase("s"))
+    rebuild.said = 0
+    rebuild.say(1)
+    assert rebuild.behind() == []
+    assert rebuild.install(rebuild.read()) == INSTALLED
+    rebuild.assert_served()
+
+
+def test_a_session_begun_anew_is_installed_without_what_stands_there_of_the_old_one(rebuild: Rebuild) -> None:
+    rebuild.overtake()
+    rebuild.say(2)
+    rebuild.run(rebuild.sessions._log.erase("s"))
+    rebuild.said = 1
+    rebuild.writer.session_store.append("s", say(1))
+    assert rebuild.behind() == [5, 6]
+    assert rebuild.install(rebuild.read()) == INSTALLED
+    rebuild.assert_served()
+
+
+@pytest.mark.parametrize("name", ["claim", "append"])
+def test_no_ticket_is_sent_twice(rebuild: Rebuild, name: str) -> None:
+    """A connection dies under the call, and the session is erased before it is made again: whoever was given the first
+    ticket meanwhile has read what was erased.
+    """
+    cache = rebuild.sessions.cache
+    outgoing = rebuild.reader._flows._intake.message(say(4), "m4")
+    placed = Placed((4,), (1,), 7, 0)
+    flow = cache.claim("s", b"") if name == "claim" else cache.append("s", placed, [outgoing], read=False)
+    call: RedisCall = next(flow)
+    assert call.again is not None
+    sent, (again,) = call.commands[0].words, call.again()
+    assert sum(one != other for one, other in zip(sent, again.words, strict=True)) == 1
+    flow.close()
+
+
+def test_a_second_reading_that_fails_leaves_the_first(blocking: Backend, raw: redis.Redis) -> None:
+    rebuild = Rebuild(blocking, raw)
+    state, perform = rebuild.read(), rebuild.reader._runtime._perform
+    flow = rebuild.sessions._rebuild("s", rebuild.ticket)
+    readings = 0
+
+    def drive() -> None:
+        nonlocal readings
+        effect = next(flow)
+        while True:
+            readings += isinstance(effect, Query)
+            if readings == 2:
+                effect = flow.throw(DatabaseUnavailableError("it went away"))
+                continue
+            if isinstance(effect, RedisCall):
+                rebuild.say(1)
+            effect = flow.send(perform(effect))
+
+    with pytest.raises(StopIteration) as ended:
+        drive()
+    assert readings == 2
+    assert ended.value.value == state
+    assert rebuild.behind() == []
 
 
 def test_a_reader_that_is_overtaken_reads_again(durable: Backend, raw: redis.Redis) -> None:

@@ -140,7 +140,7 @@ def header_tail(state: SessionState) -> bytes:
         limits.max_buffer_messages,
         state.last_seq,
         state.buffer_tokens,
-        state.updated_at_ms,
+        max(0, state.updated_at_ms),  # an import may be of anybody's clock
     )
     return b"%d,%d,%d,%d,%d,%d,%d,%d,%d,%d]" % fields
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from contract_engine.memory import _scripts
-from contract_engine.memory._effects import Command, Flow, redis_call, redis_call_and_run, redis_call_once
+from contract_engine.memory._effects import Command, Flow, RedisCall, redis_call, redis_call_and_run, redis_call_once
 from contract_engine.memory._layout import (
     element_bytes,
     element_rest,
@@ -133,26 +133,41 @@ class SessionCache:
             return empty_session(self._default_limits, reading.summary)
         return reading.state
 
-    def append_command(
-        self, keys: SessionKeys, placed: Placed, outgoing: Sequence[Outgoing], *, ticket: int
-    ) -> Command:
-        """Return the call that lets the buffer follow the log."""
+    def append(
+        self, session_id: str, placed: Placed, outgoing: Sequence[Outgoing], *, read: bool
+    ) -> Flow[tuple[Any, int, Reading | None]]:
+        """Let the buffer follow the log; answers what the script did, the ticket it had, and what was ``read`` then.
+
+        Sent again it has another ticket: the first may have been put in place, and been erased with the session since.
+        """
+        keys = self.keys(session_id)
+        reads = read_commands(keys) if read else ()
         messages: list[object] = []
         for seq, at_ms, message in zip(placed.seqs, placed.at_ms, outgoing, strict=True):
             messages += (message.tokens, element_bytes(seq, message.tokens, at_ms, element_rest(message)))
-        return _scripts.append_call(
-            keys,
-            epoch=placed.epoch,
-            revision=placed.revision,
-            first_seq=placed.seqs[0],
-            at_ms=placed.at_ms[-1],
-            buffer_ttl=self._buffer_ttl,
-            summary_ttl=self._summary_ttl,
-            ticket=ticket,
-            ticket_ttl=TICKET_TTL_SECONDS,
-            lease_ms=self._lease_ms,
-            messages=messages,
-        )
+        ticket = 0
+
+        def commands() -> tuple[Command, ...]:
+            nonlocal ticket
+            ticket = new_ticket()
+            append = _scripts.append_call(
+                keys,
+                epoch=placed.epoch,
+                revision=placed.revision,
+                first_seq=placed.seqs[0],
+                at_ms=placed.at_ms[-1],
+                buffer_ttl=self._buffer_ttl,
+                summary_ttl=self._summary_ttl,
+                ticket=ticket,
+                ticket_ttl=TICKET_TTL_SECONDS,
+                lease_ms=self._lease_ms,
+                messages=messages,
+            )
+            return (append, *reads)
+
+        call = RedisCall(commands(), commands)
+        replies: list[Any] = yield call
+        return replies[0], ticket, self.reading(replies[1:], call.run, session_id) if read else None
 
     def assign_command(
         self, keys: SessionKeys, messages: Sequence[object], *, ticket: int, settings: str, message_id: bytes
@@ -177,9 +192,12 @@ class SessionCache:
 
         0 where it has been replaced since, ``WAITING`` where messages have to be logged first.
         """
-        (answer,) = yield from redis_call(
-            _scripts.claim_call(self.keys(session_id), ticket=new_ticket(), ticket_ttl=TICKET_TTL_SECONDS, seen=seen)
-        )
+        keys = self.keys(session_id)
+
+        def commands() -> tuple[Command, ...]:  # as for an append, never the same ticket twice
+            return (_scripts.claim_call(keys, ticket=new_ticket(), ticket_ttl=TICKET_TTL_SECONDS, seen=seen),)
+
+        (answer,) = yield from redis_call_once(*commands(), again=commands)
         ticket, is_fresh = answer
         return int(ticket), bool(is_fresh)
 

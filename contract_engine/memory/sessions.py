@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from contract_engine.memory._effects import Command, Flow, pause, redis_call_and_run, spawn
-from contract_engine.memory._layout import read_commands
+from contract_engine.memory._effects import Command, Flow, pause, spawn
 from contract_engine.memory.assignment import Assignment, Attempt
 from contract_engine.memory.config import MemoryConfig, SessionLimits
 from contract_engine.memory.errors import ContentionError, MemoryServiceError, StoreUnavailableError
@@ -25,7 +24,7 @@ from contract_engine.memory.message_log import LOG_TROUBLE, LogFlows
 from contract_engine.memory.models import Loaded, Outgoing, Placed, Receipt, SessionState, empty_session
 from contract_engine.memory.recall import Recall
 from contract_engine.memory.refining import Refining
-from contract_engine.memory.session_cache import INSTALLED, OVERTAKEN, REDIS_TROUBLE, WAITING, SessionCache, new_ticket
+from contract_engine.memory.session_cache import INSTALLED, OVERTAKEN, REDIS_TROUBLE, WAITING, SessionCache
 from contract_engine.memory.token_counter import TokenCounter
 from contract_engine.memory.unlogged import Unlogged
 from contract_engine.memory.untold import Untold
@@ -35,7 +34,8 @@ logger = logging.getLogger(__name__)
 FIRST_PAUSE_SECONDS, PAUSES = 0.002, 4
 """How a reader waits for another that rebuilds the same buffer, each time twice as long; then it reads the log too."""
 
-REBUILDS = 3  # readings of the log by one: where writers overtake the first, what they append waits for the second
+REBUILDS = 3
+"""How often one rebuild reads the log: where writers overtake a reading, what they append waits for the next one."""
 
 # What the append script answers; see there.
 _STALE, _APPENDED, _FOLD_DUE, _PRECEDED = 0, 1, 2, 4
@@ -201,13 +201,9 @@ class Sessions:
             # A batch of which some was stored before: no script can place it, so the next reader rebuilds.
             yield from self.cache.forget_buffer(session_id)
             return _Followed(None, False)
-        keys = self.cache.keys(session_id)
-        ticket = new_ticket()
-        call = self.cache.append_command(keys, placed, outgoing, ticket=ticket)
-        replies, run = yield from redis_call_and_run(call, *(read_commands(keys) if read else ()))
+        answer, ticket, reading = yield from self.cache.append(session_id, placed, outgoing, read=read)
         if self._untold:
             yield from self._spawn_telling()
-        answer = replies[0]
         if answer == _FOLD_DUE:
             yield from self.folding.spawn(session_id, ticket)
         elif answer != _APPENDED:
@@ -219,9 +215,7 @@ class Sessions:
                 if state is not None and state.is_fold_due:
                     yield from self.folding.spawn(session_id, 0)
                 return _Followed(state, False)
-        if not read:
-            return _Followed(None, False)
-        state = self.cache.reading(replies[1:], run, session_id).state
+        state = None if reading is None else reading.state
         return _Followed(state if state is not None and state.is_complete else None, False)
 
     def load(self, session_id: str) -> Flow[Loaded]:
@@ -310,14 +304,17 @@ class Sessions:
         Answers what was read: it holds every message acknowledged before the read began, whether or not the
         installation was refused in favour of something newer. None where the log has no such session.
         """
+        state: SessionState | None = None
         for _ in range(REBUILDS):
             note = self._untold.current(session_id)
-            state = yield from self.folding.read_within_caps(session_id)
-            if state is None or ticket == 0:
-                return state
             try:
+                state = yield from self.folding.read_within_caps(session_id)
+                if state is None or ticket == 0:
+                    return state
                 answer = yield from self.cache.install(session_id, state, ticket)
-            except REDIS_TROUBLE as exc:
+            except (*REDIS_TROUBLE, *LOG_TROUBLE, ContentionError) as exc:
+                if state is None:
+                    raise
                 logger.info("session %s: read from the log, not cached: %s", session_id, exc)
                 return state
             if answer == INSTALLED:

@@ -45,6 +45,9 @@ local function header_text(h)
     h.watermark, h.trigger, h.max_tokens, h.max_messages, h.last, h.tokens, h.updated)
 end
 
+-- What stands behind a placeholder is there for an installation that takes milliseconds; of a dead one it is left alone.
+local MOST_BEHIND = 1000
+
 -- Answer the run, ticket, epoch, tail and revision of a placeholder, as texts; nil for anything else. The last is '' where
 -- it has not been overtaken.
 local function read_placeholder(text)

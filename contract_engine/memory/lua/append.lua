@@ -9,7 +9,8 @@
 --       {4, '0'}: messages acknowledged before these wait in the unlogged list, and go into the log first.
 --
 -- The buffer follows only where these messages come right after its last one, in the same life of the session and the
--- same run of the server, and fit the caps. Everything else (evicted, flushed, failed over, overtaken by another writer, full) is healed from the log.
+-- same run of the server, and fit the caps. Everything else (evicted, flushed, failed over, overtaken by another writer,
+-- full) is healed from the log; where that was overtaken once, they are put behind its placeholder.
 
 -- The usual case first, before anything else is even defined: this is the hot path, and every line of it counts.
 local call = redis.call
@@ -38,9 +39,6 @@ if type(text) == 'string' then
 end
 
 -- include _header
-
--- What stands behind a placeholder is there for an installation that takes milliseconds; of a dead one it is left alone.
-local MOST_BEHIND = 1000
 
 if redis.call('EXISTS', KEYS[4]) == 1 then return { 4, '0' } end
 local first = tonumber(ARGV[3])

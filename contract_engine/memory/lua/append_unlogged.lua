@@ -19,8 +19,10 @@ local buffer, unlogged = KEYS[1], KEYS[3]
 local id = ARGV[5]
 local n = (#ARGV - FIRST + 1) / 2
 
+local h = read_header(buffer)
 if id ~= '' then
-  for _, key in ipairs({ unlogged, buffer }) do
+  -- Not behind a placeholder: nobody could read it there.
+  for _, key in ipairs(h and { unlogged, buffer } or { unlogged }) do
     for _, element in ipairs(redis.pcall('LRANGE', key, 0, -1)) do
       local seq, at, rest = string.match(element, '^%[(%d+),%d+,(%d+),(.*)$')
       if rest and string.sub(rest, 1, #id + 1) == id .. ',' then
@@ -36,7 +38,6 @@ end
 local clock = redis.call('TIME')
 local now = string.format('%d', clock[1] * 1000 + math.floor(clock[2] / 1000))
 
-local h = read_header(buffer)
 local begins = not h or (h.epoch ~= '0' and h.last < tonumber(ARGV[4]))
 if begins then h = new_header('0', ARGV[3], now) end
 local count, added = h.last - h.watermark, 0

@@ -23,7 +23,7 @@ if epoch == of and tonumber(tail) > tonumber(last) then
     elements[tonumber(string.match(element, '^%[(%d+),%d+,%d+,') or 0)] = element
   end
   -- Of a newer revision, they were appended to another session than the one that was read: its limits may have changed.
-  local is_whole = overtaken == '' or tonumber(overtaken) <= tonumber(revision)
+  local is_whole = overtaken ~= '' and tonumber(overtaken) <= tonumber(revision)
   while is_whole and tonumber(last) < tonumber(tail) do
     last = last + 1
     local element = elements[last]
@@ -34,8 +34,11 @@ if epoch == of and tonumber(tail) > tonumber(last) then
     end
   end
   if not is_whole or last - watermark > tonumber(max_messages) or tokens > tonumber(max_tokens) then
-    redis.call('LSET', buffer, 0, string.format('[0,%s,%s,%s,%s,%s]', run, ticket, epoch, tail, revision))
-    redis.call('LTRIM', buffer, 0, 0)
+    -- What stands there already stays: another reader may hold the same ticket, and have read what is lacking here.
+    if overtaken == '' or redis.call('LLEN', buffer) > MOST_BEHIND then
+      redis.call('LSET', buffer, 0, string.format('[0,%s,%s,%s,%s,%s]', run, ticket, epoch, tail, revision))
+      redis.call('LTRIM', buffer, 0, 0)
+    end
     return 2
   end
 end
