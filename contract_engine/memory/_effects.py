@@ -67,7 +67,8 @@ class Statement:
 
     ``is_hot``: prepared on each connection. Only writes whose plan cannot go wrong are: a plan made while its table was
     nearly empty is kept long after the table has grown. ``is_optional``: of a part that everything else goes on
-    without; what would be a fault of this package elsewhere is a :class:`DatabaseUnavailableError` of that part alone.
+    without; what would be a fault of this package elsewhere is a :class:`DatabaseUnavailableError` of that part alone,
+    which has a breaker of its own.
     """
 
     def __init__(

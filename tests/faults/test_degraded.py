@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from typing import Any
 
+import psycopg
 import pytest
 from memory_contract import ASYNC, DURABLE, EPHEMERAL, SYNC, Backend, assert_context, logged, run_threads, say, talk
 from server_faults import DATABASE_SECONDS, RECOVERY_SECONDS, REDIS_SECONDS, Outage, waited_for
 from server_faults import SETTINGS as QUICK
 from servers import PrivateServers
+from sqlalchemy.engine import make_url
 
 from contract_engine.memory import (
     CircuitOpenError,
@@ -26,6 +28,7 @@ from contract_engine.memory import (
     StoreUnavailableError,
 )
 from contract_engine.memory._effects import Effect
+from contract_engine.memory.hooks import OperationEnded, observers
 
 pytest_plugins = ("memory_fixtures",)
 
@@ -423,6 +426,41 @@ def test_without_the_log_messages_and_contexts_go_on_and_nothing_else(database_o
     assert context["buffer_messages"] == talk(4)
     url = database_outage.servers.database_url
     assert logged(url, database_outage.backend.tenant, "s") == list(enumerate(talk(4), start=1))
+
+
+def test_a_search_index_that_hangs_is_nobody_elses_matter(database_outage: Outage) -> None:
+    """Somebody rebuilds it under a lock: the recall gives up after a few deadlines, and the rest does not notice."""
+    manager = database_outage.open(max_buffer_messages=20)
+    manager.add_messages("s", talk(40))
+    manager.wait_for_folds()
+    assert manager.get_context("s", "detail 3")["recalled"]
+    said, outcomes = 40, []
+    stop = observers.add(
+        lambda detail: (
+            outcomes.append(detail.outcome)
+            if isinstance(detail, OperationEnded) and detail.operation == "search"
+            else None
+        )
+    )
+    url = make_url(database_outage.servers.database_url).set(drivername="postgresql")
+    try:
+        with psycopg.connect(url.render_as_string(hide_password=False)) as holder:
+            holder.execute("LOCK TABLE memory_recall")
+            for _ in range(8):
+                said += 1
+                assert manager.append("s", say(said)).durable is True
+                context = manager.get_context("s", "detail 3")
+                assert (context["recall_available"], context["recalled"]) == (False, [])
+                assert (context["last_seq"], context["degraded"]) == (said, False)
+                assert manager.get_session_config("s")["max_buffer_messages"] == 20
+            assert manager.database_breaker.snapshot().failed == 0
+            holder.rollback()
+    finally:
+        stop()
+    assert set(outcomes) == {"deadline", "rejected"}
+    assert 1 <= outcomes.count("deadline") <= 5, outcomes
+    assert waited_for(lambda: manager.get_context("s", "detail 3")["recalled"])
+    assert manager.database_breaker.get_state() == CircuitState.CLOSED
 
 
 def assert_context_of_three(context: dict[str, Any]) -> None:

@@ -86,6 +86,8 @@ class _Deadlines:
     """What both colours share: a call that has waited for a connection looks again whether to go on, and how long."""
 
     breaker: CircuitBreaker
+    optional_breaker: CircuitBreaker
+    """In front of statements of a part that everything else goes on without: its deadlines are nobody else's matter."""
     seconds: float
 
     def check(self) -> None:
@@ -105,8 +107,17 @@ class _Deadlines:
 class Database(_Deadlines):
     """Blocking access; safe to share between threads, opened by the first call."""
 
-    def __init__(self, url: str, *, timeout: float, pool_size: int, breaker: CircuitBreaker) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float,
+        pool_size: int,
+        breaker: CircuitBreaker,
+        optional_breaker: CircuitBreaker | None = None,
+    ) -> None:
         self.breaker = breaker
+        self.optional_breaker = optional_breaker or breaker
         self.seconds = timeout
         connect = connector(url, timeout=timeout, check=self.check)
         self._engine = sa.create_engine(url, creator=connect, **_pool_options(timeout, pool_size))
@@ -116,7 +127,8 @@ class Database(_Deadlines):
 
     def query(self, effect: Query) -> Rows:
         """Run one statement in autocommit and return its rows; repeated if its connection had died while idle."""
-        with _Protected(self.breaker, is_optional=effect.statement.is_optional):
+        is_optional = effect.statement.is_optional
+        with _Protected(self.optional_breaker if is_optional else self.breaker, is_optional=is_optional):
             return self._query_again(effect)
 
     def _query_again(self, effect: Query) -> Rows:
@@ -175,8 +187,17 @@ class Database(_Deadlines):
 class AsyncDatabase(_Deadlines):
     """Access on an event loop; belongs to the loop that uses it, opened by the first call."""
 
-    def __init__(self, url: str, *, timeout: float, pool_size: int, breaker: CircuitBreaker) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float,
+        pool_size: int,
+        breaker: CircuitBreaker,
+        optional_breaker: CircuitBreaker | None = None,
+    ) -> None:
         self.breaker = breaker
+        self.optional_breaker = optional_breaker or breaker
         self.seconds = timeout
         # Imported here because it brings SQLAlchemy's whole ORM along, which blocking programs need not pay for.
         from sqlalchemy.ext.asyncio import create_async_engine
@@ -187,7 +208,8 @@ class AsyncDatabase(_Deadlines):
 
     async def query(self, effect: Query) -> Rows:
         """Run one statement in autocommit and return its rows; repeated if its connection had died while idle."""
-        with _Protected(self.breaker, is_optional=effect.statement.is_optional):
+        is_optional = effect.statement.is_optional
+        with _Protected(self.optional_breaker if is_optional else self.breaker, is_optional=is_optional):
             return await self._query_again(effect)
 
     async def _query_again(self, effect: Query) -> Rows:

@@ -50,9 +50,9 @@ def breaker_for(config: MemoryConfig, *, is_shared: bool) -> CircuitBreaker:
     return redis_circuit_breaker
 
 
-def database_breaker_for(config: MemoryConfig) -> CircuitBreaker:
-    """Return a breaker to stand in front of PostgreSQL."""
-    return CircuitBreaker(config.breaker_failure_threshold, config.database_breaker_recovery_seconds, name="postgres")
+def database_breaker_for(config: MemoryConfig, name: str = "postgres") -> CircuitBreaker:
+    """Return a breaker to stand in front of PostgreSQL, or of a part of what is asked there."""
+    return CircuitBreaker(config.breaker_failure_threshold, config.database_breaker_recovery_seconds, name=name)
 
 
 def _no_database() -> ConfigurationError:
@@ -84,6 +84,7 @@ class Runtime:
                 timeout=config.database_timeout_seconds,
                 pool_size=config.database_pool_size,
                 breaker=self.database_breaker,
+                optional_breaker=database_breaker_for(config, "recall"),
             )
             if config.database_url
             else None
@@ -232,6 +233,7 @@ class AsyncRuntime:
     ) -> None:
         self.breaker = breaker
         self.database_breaker = database_breaker or database_breaker_for(config)
+        self._recall_breaker = database_breaker_for(config, "recall")
         self._config = config
         self._summarizer = summarizer or ExtractiveSummarizer(readable=config.readable_summaries)
         self._facts_writer = facts_writer
@@ -267,6 +269,7 @@ class AsyncRuntime:
             timeout=config.database_timeout_seconds,
             pool_size=config.database_pool_size,
             breaker=self.database_breaker,
+            optional_breaker=self._recall_breaker,
         )
 
     async def run(self, flow: Flow[T], *, is_told: bool = True) -> T:
