@@ -94,3 +94,9 @@ def test_the_api_documentation_names_only_what_exists() -> None:
             assert callable(getattr(owner, method)), f"{owner.__name__}.{method}"
             found += 1
     assert found >= 22
+
+
+def test_the_page_of_guarantees_names_tests_that_are_there() -> None:
+    named = set(re.findall(r"`((?:faults/)?test_\w+\.py)`", (ROOT / "docs" / "guarantees.md").read_text("utf-8")))
+    assert len(named) > 25
+    assert not [name for name in named if not (ROOT / "tests" / name).is_file()]

@@ -298,6 +298,45 @@ def test_a_session_with_instructions_may_be_noted_in_another_language() -> None:
     assert verdict_on(ANSWERS["other language"], instructions="Auf Deutsch bitte.", baseline="").reason == ""
 
 
+CODES = [f"{number}{number * 7 % 90 + 10}" for number in range(1001, 1011)]
+"""Ten numbers of equal worth, of which an answer may keep so many."""
+
+
+@pytest.mark.parametrize(
+    ("kept", "changes", "reason"),
+    [
+        (10, {}, ""),
+        (6, {}, ""),
+        (4, {}, "lost_facts"),
+        (4, {"min_kept": 0.3}, ""),
+        (6, {"min_kept": 0.7}, "lost_facts"),
+        (2, {"min_evidence": 30}, "lost_facts"),
+        (2, {"min_evidence": 31}, ""),
+    ],
+)
+def test_numbers_may_be_lost_up_to_a_threshold(kept: int, changes: dict[str, Any], reason: str) -> None:
+    messages = said(*(f"Parcel {code} has come to the old address." for code in CODES))
+    answer = "user: " + "; ".join(f"parcel {code} has come" for code in CODES[:kept])
+    baseline = "user: " + " ".join(one["content"] for one in messages)
+    part = part_of(messages, 400, baseline=baseline)
+    assert weight(baseline) == 3 * len(CODES)
+    assert judge(answer, part, GateSettings(**changes)).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "changes", "budget", "reason"),
+    [
+        (ANSWERS["other language"], {"same_language": True}, 200, "wrong_language"),
+        (ANSWERS["other language"], {"same_language": False}, 200, ""),
+        (GOOD, {"clip_ratio": 2.0}, 60, ""),
+        (GOOD, {"clip_ratio": 1.0}, 60, "over_budget"),
+    ],
+)
+def test_a_setting_of_the_gate_decides(answer: str, changes: dict[str, Any], budget: int, reason: str) -> None:
+    part = part_of(MESSAGES, budget, baseline="")
+    assert judge(answer, part, GateSettings(**changes)).reason == reason
+
+
 def test_what_is_cut_off_is_not_kept() -> None:
     assert verdict_on(f"{GOOD}\nuser: mails no longer go to the old add", is_cut=True).text == GOOD
 

@@ -68,6 +68,8 @@ def test_every_operation_is_told_with_its_layers(manager: MemoryManager, backend
     assert all(one.seconds >= 0 for one in of_kind(told, OperationEnded))
     told.clear()
     manager.get_context("s")
+    assert endings(told, "redis") == [("lrange", "ok")], "one round trip, named after its first command"
+    assert endings(told, "postgres") == [], "the log is not asked for what was not asked for"
     manager.set_session_config("s", {"max_buffer_messages": 20})
     manager.clear_session_memory("s")
     named = [name for name, _ in endings(told)]

@@ -98,6 +98,7 @@ from test_memory_manager import (
     test_what_was_read_belongs_to_the_reader,
 )
 from test_mending import *
+from test_overtaken_rebuild import *
 from test_pins import *
 from test_recall import *  # type: ignore[assignment]  # both have a helper of that name, for themselves
 from test_refining import *
