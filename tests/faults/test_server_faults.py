@@ -367,17 +367,27 @@ def assert_whole(client: redis.Redis, key: str) -> None:
         assert len(elements) <= 1 or len(header) == 6
 
 
-def test_a_redis_that_is_back_is_used_after_the_open_wait(redis_outage: Outage) -> None:
+@BOTH_COLOURS
+@pytest.mark.parametrize("fault", ["killed", "stopped"])
+def test_a_redis_that_is_back_is_used_after_the_open_wait(redis_outage: Outage, fault: str) -> None:
     """Each call after the wait is a probe, so the first one finds Redis: no second outage of a minute."""
-    wait = 2.0
-    manager = redis_outage.open(breaker_recovery_seconds=wait, redis_timeout_seconds=5.0)
+    wait, seconds = 2.0, 5.0 if fault == "killed" else 1.0
+    manager = redis_outage.open(breaker_recovery_seconds=wait, redis_timeout_seconds=seconds)
     manager.add_messages("s", talk(3))
-    redis_outage.kill_redis()
+    if fault == "killed":
+        redis_outage.kill_redis()
+    else:
+        redis_outage.stop_redis()
     assert waited_for(lambda: manager.get_context("s")["degraded"] and _is_open(manager))
-    redis_outage.restart_redis()
+    if fault == "killed":
+        redis_outage.restart_redis()
+    else:
+        redis_outage.go_on()
+    back = time.monotonic()
     assert manager.circuit_breaker.snapshot().retry_after <= wait
     assert waited_for(lambda: manager.circuit_breaker.snapshot().retry_after == 0)
     first, second = manager.get_context("s"), manager.get_context("s")
+    print(f"{fault}: served by Redis {time.monotonic() - back:.2f} s after it was back; the open wait is {wait} s")
     assert first["degraded"] is False, "the first call after the wait did not find it"
     assert second["source"] == "redis"
     for context in (first, second):
