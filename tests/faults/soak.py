@@ -326,6 +326,8 @@ class Soak:
                 ).fetchall()
             self.report.folds = len(summaries)
             for session, logged in rows.items():
+                astray = [seq for seq, message in logged if message.get("session", session) != session]
+                found += [f"{session}: message {seq} was said in another session" for seq in astray]
                 ranges = [(version, first, last) for name, version, first, last in summaries if name == session]
                 found += range_violations(session, ranges, len(logged))
                 for _ in range(2):  # the second time from Redis

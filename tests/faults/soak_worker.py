@@ -146,12 +146,12 @@ class Client:
         """Return how long to wait before the next thing, in seconds: a load, not a flood."""
         return self._dice.uniform(0.0, 0.03)
 
-    def _message(self, lengths: Sequence[int] = (0, 0, 2, 5, 30)) -> dict[str, Any]:
+    def _message(self, session: str, lengths: Sequence[int] = (0, 0, 2, 5, 30)) -> dict[str, Any]:
         self._said += 1
         words = " and more" * self._dice.choice(lengths)
         role = "user" if self._said % 2 else "assistant"
         content = f"Order {self._said} of {self.name} goes to Paris by 3 May{words}."
-        return {"role": role, "writer": self.name, "n": self._said, "content": content}
+        return {"role": role, "writer": self.name, "n": self._said, "session": session, "content": content}
 
     def _begin(self, session: str, messages: Sequence[Mapping[str, Any]]) -> str:
         call = f"{self.name}-{messages[0]['n']}"
@@ -160,7 +160,7 @@ class Client:
         return call
 
     def _append(self, session: str) -> Talk:
-        message = self._message()
+        message = self._message(session)
         call = self._begin(session, [message])
         receipt = yield from self._insist(lambda manager: manager.append(session, message, message_id=call), call)
         if receipt is None:
@@ -175,7 +175,7 @@ class Client:
                 self._violation(f"{session}: {call} was number {receipt.seq}, and {again.seq} when sent again")
 
     def _turn(self, session: str) -> Talk:
-        message = self._message()
+        message = self._message(session)
         call = self._begin(session, [message])
         context = yield from self._insist(
             lambda manager: manager.add_and_get_context(session, message, message_id=call), call
@@ -189,7 +189,7 @@ class Client:
 
     def _batch(self, session: str) -> Talk:
         # Short enough for every limit here: a batch that no buffer can hold is appended in parts where Redis is alone.
-        messages = [self._message((0, 1, 2)) for _ in range(self._dice.randint(2, 4))]
+        messages = [self._message(session, (0, 1, 2)) for _ in range(self._dice.randint(2, 4))]
         call = self._begin(session, messages)
         # Without ids a batch must not be sent again: once, and what became of a refused one is not known.
         receipts = yield from self._insist(lambda manager: manager.add_messages(session, messages), call, attempts=1)
@@ -207,7 +207,7 @@ class Client:
 
     def _bad(self, session: str) -> Talk:
         """Append what no store can give back as it was: it is refused, and nothing of it is anywhere."""
-        message = self._message()
+        message = self._message(session)
         call = self._begin(session, [message])
         bad = [message, message | {"content": {1, 2}}]
         answer = yield lambda manager: manager.add_messages(session, bad)
@@ -267,6 +267,8 @@ class Client:
             if message["n"] <= newest_of.get(message["writer"], 0):
                 wrong.append(f"{message['writer']} is out of order at {message['n']}")
             newest_of[message["writer"]] = message["n"]
+            if message["session"] != session:
+                wrong.append(f"{message['writer']} said number {message['n']} in {message['session']}")
         facts = ", ".join(f"{name} {context[name]}" for name in ("source", "degraded", "complete"))
         for one in wrong:
             self._violation(f"{session}: read with {facts}: {one}")
