@@ -394,6 +394,64 @@ def test_a_summary_that_fits_is_kept_as_it_is(contents: list[str], max_tokens: i
 
 
 @pytest.mark.parametrize(
+    ("fact", "chatter"),
+    [
+        (
+            "Jana Novak nennt Vertrag KX-48213 über 1.750 Euro „viel zu teuer“.",
+            ["Das freut mich sehr.", "Ja, genau so ist es.", "Na gut, dann machen wir das.", "Schön, bis dann also."],
+        ),
+        (
+            "Jeanne Morel trouve le contrat KX-48213 à 1 750 euros « beaucoup trop cher ».",
+            ["Cela me fait plaisir.", "Oui, c'est bien ça.", "Bon, alors faisons comme ça.", "Très bien, à bientôt."],
+        ),
+        (
+            "Ольга Белова назвала договор KX-48213 на 1750 евро «слишком дорогим».",
+            ["Очень приятно.", "Да, именно так.", "Ну хорошо, так и сделаем.", "Ладно, до встречи тогда."],
+        ),
+        (
+            "قالت ليلى حداد إن العقد KX-48213 بقيمة 1750 يورو «غال جدا».",
+            ["هذا يسعدني كثيرا.", "نعم، هكذا بالضبط.", "حسنا، لنفعل ذلك إذن.", "طيب، إلى اللقاء."],
+        ),
+        (
+            "आशा वर्मा ने अनुबंध KX-48213 को 1750 यूरो में “बहुत महंगा” कहा।",
+            ["मुझे बहुत खुशी है।", "हाँ, बिल्कुल ऐसा ही है।", "ठीक है, ऐसा ही करते हैं।", "अच्छा, फिर मिलते हैं।"],
+        ),
+        (
+            '김하늘 씨는 1750유로짜리 계약 KX-48213을 "너무 비싸다"고 했다.',
+            ["정말 반갑습니다.", "네, 바로 그렇습니다.", "좋아요, 그럼 그렇게 합시다.", "알겠어요, 다음에 봐요."],
+        ),
+        (
+            "คุณมาลี ศรีสุข บอกว่าสัญญา KX-48213 ราคา 1750 ยูโร “แพงเกินไป”",
+            ["ยินดีมากเลยค่ะ", "ใช่ เป็นแบบนั้นแหละ", "ได้เลย งั้นทำแบบนั้นกัน", "โอเค แล้วเจอกันนะ"],
+        ),
+    ],
+    ids=["German", "French", "Russian", "Arabic", "Hindi", "Korean", "Thai"],
+)
+@pytest.mark.parametrize("readable", [True, False], ids=["readable", "compressed"])
+def test_facts_are_kept_in_languages_without_cues_of_their_own(
+    fact: str, chatter: list[str], *, readable: bool
+) -> None:
+    """A number, an id, a name and a quote, among what is said to be friendly."""
+    said = [*chatter[:2], fact, *chatter[2:]]
+    request = SummaryRequest(
+        previous="",
+        messages=[user(text) for text in said],
+        max_tokens=count_words(f"user: {fact}") + 8,  # and one of the others
+        count_tokens=count_words,
+    )
+    assert fact in ExtractiveSummarizer(readable=readable).summarize(request)
+
+
+@pytest.mark.parametrize("quote", ['"{}"', "“{}”", "„{}“", "«{}»", "»{}«", "« {} »"])
+def test_a_quote_counts_in_whichever_marks(quote: str) -> None:
+    said = "Sie nannte das " + quote.format("viel zu teuer")
+    plain = "Sie nannte das viel zu teuer"
+    assert salience(Unit("", "user", said), content_stems(said)) > salience(
+        Unit("", "user", plain), content_stems(plain)
+    )
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("I met Dr. Who. He left.", ["I met Dr. Who.", "He left."]),
@@ -402,6 +460,9 @@ def test_a_summary_that_fits_is_kept_as_it_is(contents: list[str], max_tokens: i
         ("12. May is the day. Yes", ["12. May is the day.", "Yes"]),
         ('"Stop!" he said. "Why?"', ['"Stop!" he said.', '"Why?"']),
         ("你好。我在北京！你呢", ["你好。", "我在北京！", "你呢"]),
+        ("मैं दिल्ली में हूँ। तुम कहाँ हो? ठीक है।", ["मैं दिल्ली में हूँ।", "तुम कहाँ हो?", "ठीक है।"]),
+        ("أنا في عمّان. أين أنت؟ حسنا", ["أنا في عمّان.", "أين أنت؟", "حسنا"]),
+        ("„Halt!“ Er ging. «Pourquoi?» Rien", ["„Halt!“", "Er ging.", "«Pourquoi?»", "Rien"]),
     ],
 )
 def test_sentence_boundaries(text: str, expected: list[str]) -> None:

@@ -15,6 +15,8 @@ from importlib.resources import files
 
 from contract_engine.memory.summarizers.units import Unit, fact_of
 
+SHORT_WORD = 3
+
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+(?:[.,:]\d+)*")
 _CJK_RUN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 _CJK = re.compile(_CJK_RUN.pattern.removesuffix("+"))
@@ -87,7 +89,7 @@ _RELATIVE_TIME = re.compile(
 _RELATIVE_WORDS = _words("yesterday today tonight tomorrow recently weekend ago last next past this since for")
 """One of these is in whatever ``_RELATIVE_TIME`` finds."""
 _IN_IDENTIFIERS = re.compile(r"[_@/]|www")
-_QUOTE = re.compile(r"[\"“][^\"”]{2,}[\"”]")
+_QUOTE = re.compile(r"[\"“„«»][^\"“”„«»]{2,}[\"“”«»]")
 _IDENTIFIER = re.compile(
     r"https?://\S|www\.\w|[\w.+-]+@[\w-]+\.\w|(?<!\w)#?(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[A-Za-z0-9][\w-]{3,}|"
     r"\b\w+_\w+|(?<!\w)[~/]\w+/\w|#\w*\d|\b\d{5,}\b"
@@ -168,7 +170,10 @@ def salience(unit: Unit, stems: list[str], names: frozenset[str] = frozenset()) 
 def _prose_value(text: str, stems: list[str], names: frozenset[str]) -> float:
     common = _common_words()
     distinct = set(stems)
-    rare = sum(stem not in common and not stem[0].isdigit() for stem in distinct)
+    # The list of common words is English. In other scripts the short ones are mostly words that carry no fact.
+    rare = sum(
+        stem not in common and not stem[0].isdigit() and (len(stem) > SHORT_WORD or stem.isascii()) for stem in distinct
+    )
     lowered = text.lower().replace("’", "'")
     words = set(_WORD.findall(lowered))
     value = -3 + 0.35 * min(rare, 6) + 0.15 * min(len(distinct) - rare, 10)
@@ -184,7 +189,7 @@ def _prose_value(text: str, stems: list[str], names: frozenset[str]) -> float:
     value += 0.6 * bool(not _DATES.isdisjoint(words) or (has_digit and _YEAR.search(text)))
     value += 0.6 * bool(("my" in words and not _KIN.isdisjoint(words)) or _PERSONAL.search(lowered))
     value += 0.5 * bool(_LIST.search(text))
-    value -= 0.9 * text.rstrip("\"')").endswith(("?", "？"))
+    value -= 0.9 * text.rstrip("\"')").endswith(("?", "？", "؟"))
     value -= 0.8 * (text.count(" ") < 4)
     value -= 0.3 * bool(_GREETING.match(lowered))
     return value - 0.2 * (not _NEGATIONS.isdisjoint(words) or "n't" in lowered)

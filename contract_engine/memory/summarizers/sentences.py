@@ -20,7 +20,7 @@ _EMPHASIS = re.compile(r"(?<!\w)(?:\*\*|`+)|(?:\*\*|`+)(?!\w)")
 """Not inside a word: without the mark its halves would be one that nobody wrote."""
 _BLOB = re.compile(r"(?<![!-~])[!-~]{201,}")
 _END = re.compile(
-    r"""(?P<mark>[.!?…])(?P<closer>["')\]}”’»]{0,3})[ ]   # ends before a space
+    r"""(?P<mark>[.!?…।॥؟۔])(?P<closer>["')\]}”“’»«]{0,3})[ ]  # ends before a space
       | ;[ ]
       | [。！？；]["')\]}”’»」』）]{0,3}[ ]?              # ends without one
     """,
