@@ -34,9 +34,14 @@ def count_words(text: str) -> int:
 
 
 def summarize(
-    messages: Sequence[Message], *, previous: str = "", times: Sequence[float] = (), max_tokens: int = 400
+    messages: Sequence[Message],
+    *,
+    previous: str = "",
+    times: Sequence[float] = (),
+    max_tokens: int = 400,
+    readable: bool = True,
 ) -> str:
-    summarizer: Summarizer = ExtractiveSummarizer()
+    summarizer: Summarizer = ExtractiveSummarizer(readable=readable)
     return summarizer.summarize(
         SummaryRequest(
             previous=previous, messages=messages, times=times, max_tokens=max_tokens, count_tokens=count_words
@@ -386,11 +391,21 @@ def test_never_raises_and_never_exceeds_the_budget(messages: list[Message], prev
     assert read(text) == read(written(read(text)))
 
 
+@pytest.mark.parametrize("readable", [True, False], ids=["readable", "compressed"])
 @settings(deadline=None)
-@given(st.lists(LOADED, max_size=6), st.integers(20, 60))
-def test_a_summary_that_fits_is_kept_as_it_is(contents: list[str], max_tokens: int) -> None:
-    text = summarize([user(content) for content in contents], max_tokens=10**6)
-    assert summarize([], previous=text, max_tokens=10**6) == text
+@given(contents=st.lists(LOADED, max_size=6))
+def test_a_summary_that_fits_is_kept_as_it_is(contents: list[str], *, readable: bool) -> None:
+    text = summarize([user(content) for content in contents], max_tokens=10**6, readable=readable)
+    assert summarize([], previous=text, max_tokens=10**6, readable=readable) == text
+
+
+def test_a_note_is_rewritten_only_where_room_is_wanted() -> None:
+    first = summarize([user("The key of the garage is in the drawer at the left.", name="Ana")], readable=False)
+    assert first == "Ana: key of garage in drawer at left."
+    new = [user("The dentist called about Friday.", name="Ana")]
+    assert summarize(new, previous=first, readable=False).startswith(first)
+    short = summarize(new, previous=first, max_tokens=count_words(first) + 6, readable=False)
+    assert "key garage drawer left" in short
 
 
 @pytest.mark.parametrize(

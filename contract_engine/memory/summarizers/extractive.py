@@ -43,11 +43,20 @@ class ExtractiveSummarizer:
         units, new = read(request.previous), message_units(request.messages, request.times)
         names = speaker_names([*units, *new])
         if not self._readable:
-            units, new = list(noted(units, names, again=True)), list(noted(new, names))
+            new = list(noted(new, names))
+            if not _fits([*units, *new], request):  # else nothing of what is written need be rewritten
+                units = list(noted(units, names, again=True))
         wishes = Wishes(request.instructions)
         selection = _Selection(_candidates([*units, *new], names, wishes), request.count_tokens)
         text = selection.fill(request.max_tokens)
         return text or _clipped(selection.best(), request.max_tokens, request.count_tokens)
+
+
+def _fits(units: Sequence[Unit], request: SummaryRequest) -> bool:
+    """Tell whether all of them are within the budget. What has eight characters a token or more is not counted."""
+    if sum(len(unit.text) for unit in units) > 8 * request.max_tokens:
+        return False
+    return request.count_tokens(written(list(dict.fromkeys(units)))) <= request.max_tokens
 
 
 @dataclass(frozen=True, slots=True)
