@@ -18,7 +18,7 @@ import sqlalchemy as sa
 import sqlalchemy.exc as sa_exc
 from sqlalchemy.util import greenlet_spawn
 
-from contract_engine.memory._effects import Query
+from contract_engine.memory._effects import Query, Statement
 from contract_engine.memory._runtime.database_connections import (
     AsyncDeadlineConnection,
     DeadlineConnection,
@@ -82,13 +82,20 @@ class _Protected:
             raise error from exc
 
 
-class _Deadlines:
-    """What both colours share: a call that has waited for a connection looks again whether to go on, and how long."""
+class _Guarded:
+    """What both colours share: which breaker stands in front of a statement, and that a call which has waited for a
+    connection looks again whether to go on, and how long.
+    """
 
     breaker: CircuitBreaker
     optional_breaker: CircuitBreaker
     """In front of statements of a part that everything else goes on without: its deadlines are nobody else's matter."""
     seconds: float
+
+    def protected(self, statement: Statement) -> _Protected:
+        """Return what stands around one statement: the breaker of its part."""
+        is_optional = statement.is_optional
+        return _Protected(self.optional_breaker if is_optional else self.breaker, is_optional=is_optional)
 
     def check(self) -> None:
         """Raise where the breaker has opened since the call was admitted."""
@@ -104,7 +111,7 @@ class _Deadlines:
         return max(self.seconds + started - time.monotonic(), SHORTEST_SECONDS)
 
 
-class Database(_Deadlines):
+class Database(_Guarded):
     """Blocking access; safe to share between threads, opened by the first call."""
 
     def __init__(
@@ -127,8 +134,7 @@ class Database(_Deadlines):
 
     def query(self, effect: Query) -> Rows:
         """Run one statement in autocommit and return its rows; repeated if its connection had died while idle."""
-        is_optional = effect.statement.is_optional
-        with _Protected(self.optional_breaker if is_optional else self.breaker, is_optional=is_optional):
+        with self.protected(effect.statement):
             return self._query_again(effect)
 
     def _query_again(self, effect: Query) -> Rows:
@@ -184,7 +190,7 @@ class Database(_Deadlines):
         self._engine.dispose()
 
 
-class AsyncDatabase(_Deadlines):
+class AsyncDatabase(_Guarded):
     """Access on an event loop; belongs to the loop that uses it, opened by the first call."""
 
     def __init__(
@@ -208,8 +214,7 @@ class AsyncDatabase(_Deadlines):
 
     async def query(self, effect: Query) -> Rows:
         """Run one statement in autocommit and return its rows; repeated if its connection had died while idle."""
-        is_optional = effect.statement.is_optional
-        with _Protected(self.optional_breaker if is_optional else self.breaker, is_optional=is_optional):
+        with self.protected(effect.statement):
             return await self._query_again(effect)
 
     async def _query_again(self, effect: Query) -> Rows:
