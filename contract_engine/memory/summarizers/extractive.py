@@ -23,6 +23,8 @@ LENGTH_POWER = 0.8
 NO_CONTENT_NOVELTY = 0.1
 REPEAT_PENALTY = 0.8
 REFILLS = 3
+FAR_TOO_LONG = 8
+"""Characters for each token of a budget: twice what a token of English has."""
 
 
 class ExtractiveSummarizer:
@@ -44,7 +46,7 @@ class ExtractiveSummarizer:
         names = speaker_names([*units, *new])
         if not self._readable:
             new = list(noted(new, names))
-            if not _fits([*units, *new], request):  # else nothing of what is written need be rewritten
+            if not _fits([*units, *new], request):  # notes are shortened further where room is wanted, and only there
                 units = list(noted(units, names, again=True))
         wishes = Wishes(request.instructions)
         selection = _Selection(_candidates([*units, *new], names, wishes), request.count_tokens)
@@ -53,8 +55,8 @@ class ExtractiveSummarizer:
 
 
 def _fits(units: Sequence[Unit], request: SummaryRequest) -> bool:
-    """Tell whether all of them are within the budget. What has eight characters a token or more is not counted."""
-    if sum(len(unit.text) for unit in units) > 8 * request.max_tokens:
+    """Tell whether all of them are within the budget; what is far too long is not counted, since that takes time."""
+    if sum(len(unit.text) for unit in units) > FAR_TOO_LONG * request.max_tokens:
         return False
     return request.count_tokens(written(list(dict.fromkeys(units)))) <= request.max_tokens
 

@@ -16,6 +16,7 @@ from importlib.resources import files
 from contract_engine.memory.summarizers.units import Unit, fact_of
 
 SHORT_WORD = 3
+"""Letters of a word with one beyond ASCII that is taken for common: the list of common words is English."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+(?:[.,:]\d+)*")
 _CJK_RUN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
@@ -170,7 +171,6 @@ def salience(unit: Unit, stems: list[str], names: frozenset[str] = frozenset()) 
 def _prose_value(text: str, stems: list[str], names: frozenset[str]) -> float:
     common = _common_words()
     distinct = set(stems)
-    # The list of common words is English. In other scripts the short ones are mostly words that carry no fact.
     rare = sum(
         stem not in common and not stem[0].isdigit() and (len(stem) > SHORT_WORD or stem.isascii()) for stem in distinct
     )
