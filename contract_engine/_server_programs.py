@@ -73,8 +73,7 @@ def find_program(
             if not all((directory / name).is_file() for name in names):
                 continue
             for place in _places(directory, copies):
-                # Resolved, because a link from /usr/local/bin stands without its neighbours.
-                path = (place / names[0]).resolve()
+                path = _linked(place / names[0])
                 answer = program_version(path, account=account)
                 if answer and (not version or f" {version}." in answer):
                     return path
@@ -83,6 +82,15 @@ def find_program(
     if rejected:
         detail += f"; rejected: {', '.join(rejected)}"
     raise ServersNotFoundError(program.server, program.variable, detail=detail)
+
+
+def _linked(program: Path) -> Path:
+    """Return where a link leads, for one from /usr/local/bin stands without its neighbours.
+
+    Not where the file has another name there: Debian's redis-server is a link to a program that is what it is called.
+    """
+    path = program.resolve()
+    return path if path.name == program.name else program.absolute()
 
 
 def server_directories(*, prefer: Literal["path", "wheels"] = "path") -> list[Path]:

@@ -23,7 +23,7 @@ import redis
 import sqlalchemy as sa
 from servers import PrivateServers
 
-from contract_engine._server_programs import server_directories
+from contract_engine._server_programs import POSTGRES, find_program, server_directories
 from contract_engine.embedded import EmbeddedServers, ServersNotFoundError, ServerStartError
 from contract_engine.memory.config import psycopg_url
 from contract_engine.memory.errors import MemoryServiceError
@@ -266,6 +266,26 @@ def test_empty_path_leaves_the_wheels(monkeypatch: pytest.MonkeyPatch) -> None:
     with EmbeddedServers(migrate=False, durable=False, directories=wheels) as servers:
         assert _ping(servers.redis_url)
         assert _scalar(servers.database_url, "SELECT 1") == 1
+
+
+def test_a_program_is_called_by_the_name_it_was_found_under(tmp_path: Path) -> None:
+    # Debian's redis-server is a link to redis-check-rdb, which is the server when it is called so.
+    real = next(path for path in server_directories() if (path / "redis-server").is_file()) / "redis-server"
+    program = tmp_path / "redis-check-rdb"
+    program.write_text(f'#!/bin/sh\ncase $0 in *redis-server) exec {real} "$@";; *) echo "not a server" >&2;; esac\n')
+    program.chmod(0o755)
+    (tmp_path / "redis-server").symlink_to(program.name)
+    with EmbeddedServers(postgres=False, migrate=False, durable=False, directories=[tmp_path]) as servers:
+        assert _ping(servers.redis_url)
+
+
+def test_a_program_is_called_where_its_neighbours_are(tmp_path: Path) -> None:
+    os.chmod(tmp_path, 0o755)
+    there = next((path / "initdb").resolve().parent for path in server_directories() if (path / "initdb").is_file())
+    for name in ("initdb", "postgres"):
+        (tmp_path / name).symlink_to(there / name)
+    found = find_program(POSTGRES, [tmp_path])
+    assert found == there / "initdb"
 
 
 def test_schema_is_brought_to_its_head(private_servers: PrivateServers) -> None:
