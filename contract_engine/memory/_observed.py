@@ -50,41 +50,31 @@ _FALSE_IS_REFUSED = frozenset(
 class Observed:
     """An operation or step of one name; its endings are made once."""
 
-    __slots__ = ("_durations", "_endings", "_ok", "backend", "operation")
+    __slots__ = ("_endings", "_ok", "backend", "operation")
 
     def __init__(self, operation: str, backend: str) -> None:
         self.operation = operation
         self.backend = backend
         self._endings: dict[str, tuple[Ending, Distribution]] = {}
         self._ok = self._ending(OK)
-        self._durations = self._ok[1]
 
-    def ended(self, started: float, answer: object) -> None:
-        """Note how long it took, which ended well with this answer."""
-        if answer:
-            self._durations.add(perf_counter() - started)
-        else:
-            self._ending_of(answer)[1].add(perf_counter() - started)
-
-    def failed(self, started: float) -> None:
-        """Note how long it took, which raised; to be called while the error is on its way."""
-        self._ending(outcome_of(sys.exception()))[1].add(perf_counter() - started)
-
-    def tell(
-        self, started: float, ends: list[SpanEnd] | None, answer: object = None, error: BaseException | None = None
-    ) -> None:
-        """Note how long it took, and tell of it: it ended with this answer, or with this error."""
+    def ended(self, started: float, spans: list[SpanEnd] | None, answer: object) -> None:
+        """Note how long it took, which ended well with this answer, and tell of it."""
         seconds = perf_counter() - started
-        if error is not None:
-            ending, durations = self._ending(outcome_of(error))
-        else:
-            ending, durations = self._ok if answer else self._ending_of(answer)
+        ending, durations = self._ok if answer else self._ending_of(answer)
         if observers.records:
             durations.add(seconds)
-        if ends is not None:
-            observers.end(ends, ending, error)
-        if observers.hooks:
-            tell_all(observers.hooks, OperationEnded(ending, seconds), observers.failed)
+        if observers.hooks or spans is not None:
+            _tell(OperationEnded(ending, seconds), spans)
+
+    def failed(self, started: float, spans: list[SpanEnd] | None) -> None:
+        """Note how long it took, which raised, and tell of it; to be called while the error is on its way."""
+        seconds, error = perf_counter() - started, sys.exception()
+        ending, durations = self._ending(outcome_of(error))
+        if observers.records:
+            durations.add(seconds)
+        if observers.hooks or spans is not None:
+            _tell(OperationEnded(ending, seconds), spans, error)
 
     def _ending_of(self, answer: object) -> tuple[Ending, Distribution]:
         """Return how something ended that answered with nothing, or no."""
@@ -98,6 +88,12 @@ class Observed:
             labels = self.operation, self.backend, outcome
             found = self._endings.setdefault(outcome, (Ending(*labels), durations_of(*labels)))
         return found
+
+
+def _tell(detail: OperationEnded, spans: list[SpanEnd] | None, error: BaseException | None = None) -> None:
+    if spans is not None:
+        observers.end(spans, detail.ending, error)
+    tell_all(observers.hooks, detail, observers.failed)
 
 
 def outcome_of(error: BaseException | None) -> str:

@@ -160,8 +160,6 @@ class Observers:
         """Whether anybody wants to know of beginnings."""
         self.records = False
         """Whether anybody wants to know how long everything took; nobody is told of that, it is noted."""
-        self.tells = False
-        """Whether anybody is told of beginnings or endings, each at its time."""
         self.hooks: tuple[Hook, ...] = ()
         self._recorders: tuple[Hook, ...] = ()
         self._spans: tuple[Spans, ...] = ()
@@ -210,17 +208,14 @@ class Observers:
 
     def _look_around(self) -> None:
         self.records, self.has_spans = bool(self._recorders), bool(self._spans)
-        self.tells = bool(self.hooks) or self.has_spans
-        self.is_active = self.records or self.tells
+        self.is_active = self.records or self.has_spans or bool(self.hooks)
 
     def tell(self, detail: Detail) -> None:
         """Give a detail to every hook; what has ended is told where it is timed."""
         tell_all((*self._recorders, *self.hooks), detail, self.failed)
 
-    def begin(self, operation: str, backend: str) -> list[SpanEnd] | None:
-        """Begin a span wherever one is wanted; None where none is."""
-        if not self.has_spans:
-            return None
+    def begin(self, operation: str, backend: str) -> list[SpanEnd]:
+        """Begin a span wherever one is wanted."""
         ends: list[SpanEnd] = []
         begins = [partial(_begin, spans, operation, backend) for spans in self._spans]
         tell_all(begins, ends, self.failed)

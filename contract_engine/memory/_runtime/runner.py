@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from contextvars import copy_context
 from functools import partial
@@ -102,94 +101,69 @@ class Runtime:
 
         ``is_told``: whoever listens hears of it; a check of the servers' health is no operation of anybody.
         """
-        observed = None
         if observers.is_active and is_told:
-            if not observers.tells:
-                return self._run_timed(flow)
-            observed = observed_flow(flow)
-            ends = observers.begin(observed.operation, observed.backend) if observers.has_spans else None
-            started = perf_counter()
+            return self._run_observed(flow)
         try:
             effect = next(flow)
             while True:
                 try:
-                    answer = self._perform(effect) if observed is None else self._perform_told(effect)
+                    answer = self._perform(effect)
                 except MemoryServiceError as exc:
                     effect = flow.throw(exc)
                 else:
                     effect = flow.send(answer)
         except StopIteration as stop:
             result: T = stop.value
-            if observed is not None:
-                observed.tell(started, ends, result)
-                observed = None
             return result
         finally:
             flow.close()  # one that was interrupted notes at once what it has begun
-            if observed is not None:
-                observed.tell(started, ends, error=sys.exception())
 
-    def _run_timed(self, flow: Flow[T]) -> T:
-        """:meth:`run` where times are noted and nobody is told: in full, since metrics are to cost next to nothing."""
-        operation: Observed | None = observed_flow(flow)
+    def _run_observed(self, flow: Flow[T]) -> T:
+        """:meth:`run` where somebody listens: in full, since that is to cost next to nothing."""
+        operation = observed_flow(flow)
+        whole = observers.begin(operation.operation, operation.backend) if observers.has_spans else None
         step: Observed | None = None
+        is_over = False
         begun = started = perf_counter()
         try:
             effect = next(flow)
             while True:
-                step = observed_effect(effect)
+                step, part = observed_effect(effect), None
+                if observers.has_spans and step is not None:
+                    part = observers.begin(step.operation, step.backend)
                 started = perf_counter()
                 try:
                     answer = self._perform(effect)
                 except MemoryServiceError as exc:
                     if step is not None:
-                        step.failed(started)
+                        step.failed(started, part)
                         step = None
                     effect = flow.throw(exc)
                 else:
                     if step is not None:
-                        step.ended(started, answer)
+                        step.ended(started, part, answer)
                         step = None
                     effect = flow.send(answer)
         except StopIteration as stop:
             result: T = stop.value
-            if operation is not None:
-                operation.ended(begun, result)
-                operation = None
+            is_over = True
+            operation.ended(begun, whole, result)
             return result
         finally:
             flow.close()
-            if operation is not None:
-                if step is not None:  # it was interrupted in the middle of it
-                    step.failed(started)
-                operation.failed(begun)
-
-    def _perform_told(self, effect: Any) -> Any:
-        observed = observed_effect(effect)
-        if observed is None:
-            if type(effect) is Spawn:
-                # What it begins belongs to the operation that asked for it; a thread does not know that by itself.
-                run = copy_context().run
-                return self.background.start(lambda: run(self.run, effect.flow()), effect.name, is_slow=effect.is_slow)
-            return self._perform(effect)
-        ends = observers.begin(observed.operation, observed.backend) if observers.has_spans else None
-        is_over = False
-        started = perf_counter()
-        try:
-            answer = self._perform(effect)
-            is_over = True
-        finally:
             if not is_over:
-                observed.tell(started, ends, error=sys.exception())
-        observed.tell(started, ends, answer)
-        return answer
+                if step is not None:  # it was interrupted in the middle of it
+                    step.failed(started, part)
+                operation.failed(begun, whole)
 
     def _perform(self, effect: Any) -> Any:
         kind = type(effect)
         if kind is RedisCall:
             return self._redis.call(effect)
         if kind is Spawn:
-            return self.background.start(lambda: self.run(effect.flow()), effect.name, is_slow=effect.is_slow)
+            # What it begins belongs to the operation that asked for it; a thread does not know that by itself.
+            run = copy_context().run
+            return self.background.start(lambda: run(self.run, effect.flow()), effect.name, is_slow=effect.is_slow)
         if kind is Summarize:
             return self._summarizer.summarize(effect.request)
         if kind is WriteFacts:
@@ -277,83 +251,60 @@ class AsyncRuntime:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._adopt(loop)
-        observed = None
         if observers.is_active and is_told:
-            if not observers.tells:
-                return await self._run_timed(flow)
-            observed = observed_flow(flow)
-            ends = observers.begin(observed.operation, observed.backend) if observers.has_spans else None
-            started = perf_counter()
+            return await self._run_observed(flow)
         try:
             effect = next(flow)
             while True:
                 try:
-                    answer = await (self._perform(effect) if observed is None else self._perform_told(effect))
+                    answer = await self._perform(effect)
                 except MemoryServiceError as exc:
                     effect = flow.throw(exc)
                 else:
                     effect = flow.send(answer)
         except StopIteration as stop:
             result: T = stop.value
-            if observed is not None:
-                observed.tell(started, ends, result)
-                observed = None
             return result
         finally:
             flow.close()
-            if observed is not None:
-                observed.tell(started, ends, error=sys.exception())
 
-    async def _run_timed(self, flow: Flow[T]) -> T:
-        """See :meth:`Runtime._run_timed`."""
-        operation: Observed | None = observed_flow(flow)
+    async def _run_observed(self, flow: Flow[T]) -> T:
+        """See :meth:`Runtime._run_observed`."""
+        operation = observed_flow(flow)
+        whole = observers.begin(operation.operation, operation.backend) if observers.has_spans else None
         step: Observed | None = None
+        is_over = False
         begun = started = perf_counter()
         try:
             effect = next(flow)
             while True:
-                step = observed_effect(effect)
+                step, part = observed_effect(effect), None
+                if observers.has_spans and step is not None:
+                    part = observers.begin(step.operation, step.backend)
                 started = perf_counter()
                 try:
                     answer = await self._perform(effect)
                 except MemoryServiceError as exc:
                     if step is not None:
-                        step.failed(started)
+                        step.failed(started, part)
                         step = None
                     effect = flow.throw(exc)
                 else:
                     if step is not None:
-                        step.ended(started, answer)
+                        step.ended(started, part, answer)
                         step = None
                     effect = flow.send(answer)
         except StopIteration as stop:
             result: T = stop.value
-            if operation is not None:
-                operation.ended(begun, result)
-                operation = None
+            is_over = True
+            operation.ended(begun, whole, result)
             return result
         finally:
             flow.close()
-            if operation is not None:
-                if step is not None:  # it was interrupted in the middle of it
-                    step.failed(started)
-                operation.failed(begun)
-
-    async def _perform_told(self, effect: Any) -> Any:
-        observed = observed_effect(effect)
-        if observed is None:
-            return await self._perform(effect)
-        ends = observers.begin(observed.operation, observed.backend) if observers.has_spans else None
-        is_over = False
-        started = perf_counter()
-        try:
-            answer = await self._perform(effect)
-            is_over = True
-        finally:
             if not is_over:
-                observed.tell(started, ends, error=sys.exception())
-        observed.tell(started, ends, answer)
-        return answer
+                if step is not None:  # it was interrupted in the middle of it
+                    step.failed(started, part)
+                operation.failed(begun, whole)
 
     def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not None:
