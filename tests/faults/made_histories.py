@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from soak_history import Journals, digest, violations_of
+from soak_history import violations_of
+from soak_journal import Journals, digest
 
 Key = tuple[str, int]
 
@@ -35,9 +36,19 @@ def ok(at: float, call: str, seqs: list[int] | None, *, durable: bool | None = T
 
 
 def read(
-    begun: float, ended: float, last_seq: int, *, by: str = "r", complete: bool = True, degraded: bool = False
+    begun: float,
+    ended: float,
+    last_seq: int,
+    *,
+    by: str = "r",
+    complete: bool = True,
+    degraded: bool = False,
+    kept: Sequence[Key] | None = None,
+    watermark: int | None = None,
 ) -> str:
-    return line("read", ended, "s", by, begun, last_seq, complete, degraded)
+    """Return the line of a read; where what it shows is noted, its watermark is such that the messages end it."""
+    shown = () if kept is None else (last_seq - len(kept) if watermark is None else watermark, kept, "redis")
+    return line("read", ended, "s", by, begun, last_seq, complete, degraded, *shown)
 
 
 def clear(begun: float, answered: float | None) -> list[str]:
@@ -71,12 +82,28 @@ class Called:
 
 
 @dataclass
+class Reading:
+    """One read of a made history."""
+
+    begun: float
+    ended: float
+    last_seq: int
+    degraded: bool
+    watermark: int
+    kept: list[Key]
+
+    def line(self) -> str:
+        seen = {"degraded": self.degraded, "watermark": self.watermark, "kept": self.kept}
+        return read(self.begun, self.ended, self.last_seq, **seen)  # type: ignore[arg-type]  # by name
+
+
+@dataclass
 class Made:
     """A history that a log with this order of effects explains."""
 
     calls: list[Called] = field(default_factory=list)
     log: list[Key] = field(default_factory=list)
-    reads: list[tuple[float, float, int, bool]] = field(default_factory=list)
+    reads: list[Reading] = field(default_factory=list)
     clearings: list[tuple[float, float]] = field(default_factory=list)
     again: list[Called] = field(default_factory=list)
     seqs: dict[Key, int] = field(default_factory=dict)
@@ -102,7 +129,7 @@ class Made:
                     seqs = None if one.kind == "turn" else [self.seqs[key] for key in one.keys]
                     durable = None if one.kind == "turn" else one.kind != "unlogged"
                     found.append(ok(at, call, seqs, durable=durable, degraded=one.degraded))
-        found += [read(begun, ended, last, degraded=degraded) for begun, ended, last, degraded in self.reads]
+        found += [one.line() for one in self.reads]
         for number, (begun, ended) in enumerate(self.clearings):
             found += [line("clear", begun, "s", f"c{number}"), line("cleared", ended, f"c{number}")]
         return found
@@ -172,7 +199,9 @@ def made(steps: Sequence[Step]) -> Made:
             drain()
             continue
         if kind == "read":
-            history.reads.append((begun, ended, len(history.log), bool(waiting)))
+            folded = len(history.log) // 2
+            shown = history.log[folded:]
+            history.reads.append(Reading(begun, ended, len(history.log), bool(waiting), folded, shown))
             continue
         if kind == "clear":
             history.clearings.append((begun, ended))

@@ -36,7 +36,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from rich.table import Table
 from server_faults import ServerFaults, waited_for
 from soak_faults import KINDS, Happened, Injector, counts_of, plan
-from soak_history import Journals, Rows, context_violations, range_violations, violations_of
+from soak_history import Rows, context_violations, range_violations, violations_of
+from soak_journal import Journals
 from soak_worker import CLEARED_SESSIONS, Figures, Orders, Status, command
 
 from contract_engine.embedded import EmbeddedServers

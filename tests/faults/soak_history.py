@@ -5,7 +5,7 @@ end nobody knows at most once, one that was refused not at all; a batch whole or
 the order in which it said them; what was answered before another call began stands before it, whoever made the two
 calls; a number for one message, and the one its receipt said. What was erased stays away.
 
-Reads: none shows less than one that had ended before it began, or lacks what had been acknowledged before it began.
+What was read: ``soak_reads``.
 
 Exceptions, as in the guarantees. A message that Redis alone holds, when Redis goes away too: what is said then goes
 into the log, is acknowledged as degraded, and the log has it, and all before it, before the message that nobody could
@@ -17,129 +17,22 @@ what they should show.
 
 from __future__ import annotations
 
-import json
 import math
-import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Any
 
-Key = tuple[str, int]
-"""A message by who said it and which of theirs it was."""
+from soak_journal import Clearing, Journals, Key, Read, Said, digest, name_of
+from soak_reads import Shown
 
 SHOWN = 5
 """Violations of one session that are listed; the others are counted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An acknowledgement. A turn has no receipt: ``seqs`` and ``durable`` are None."""
-
-    at: float
-    seqs: list[int] | None
-    durable: bool | None
-    degraded: bool
-
-    @property
-    def is_final(self) -> bool:
-        return bool(self.durable) and not self.degraded
-
-
-@dataclass(slots=True)
-class Said:
-    """One append, turn or batch. No answer: nobody knows how it ended. Several: it was sent again under its id."""
-
-    session: str
-    writer: str
-    numbers: list[int]
-    begun: float
-    digests: list[int] | None = None
-    answers: list[Answer] = field(default_factory=list)
-    is_refused: bool = False
-
-    @property
-    def keys(self) -> list[Key]:
-        return [(self.writer, number) for number in self.numbers]
-
-    @property
-    def answered(self) -> float:
-        return self.answers[0].at if self.answers else math.inf
-
-    @property
-    def is_degraded(self) -> bool:
-        return any(answer.degraded for answer in self.answers)
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """One context, by the last message it shows."""
-
-    session: str
-    reader: str
-    begun: float
-    ended: float
-    last_seq: int
-    complete: bool = True
-    degraded: bool = False
-
-
-@dataclass(slots=True)
-class Clearing:
-    """One erasure. Without an answer nobody knows how it ended."""
-
-    session: str
-    begun: float
-    answered: float = math.inf
-
-
-@dataclass(slots=True)
-class Journals:
-    """What all workers wrote down."""
-
-    said: dict[str, Said] = field(default_factory=dict)
-    reads: list[Read] = field(default_factory=list)
-    clearings: dict[str, Clearing] = field(default_factory=dict)
-    violations: list[str] = field(default_factory=list)
-
-    def read(self, lines: Iterable[str]) -> None:
-        """Take in one journal; a last line that was cut by a SIGKILL is left out."""
-        for line in lines:
-            if not line.endswith("\n"):
-                continue
-            kind, at, *rest = json.loads(line)
-            if kind == "begin":  # digests where the writer notes them
-                session, call, writer, numbers, *digests = rest
-                self.said[call] = Said(session, writer, numbers, at, *digests)
-            elif kind == "ok":
-                call, *told = rest
-                self.said[call].answers.append(Answer(at, *told))
-            elif kind == "fail":  # for certain: refused before anything was written
-                self.said[rest[0]].is_refused = True
-            elif kind == "read":
-                session, reader, begun, *shown = rest
-                self.reads.append(Read(session, reader, begun, at, *shown))
-            elif kind == "clear":
-                session, call = rest
-                self.clearings[call] = Clearing(session, at)
-            elif kind == "cleared":
-                self.clearings[rest[0]].answered = at
-            elif kind == "violation":
-                self.violations.append(rest[0])
-
-    @property
-    def acknowledged(self) -> int:
-        return sum(len(one.numbers) for one in self.said.values() if one.answers)
-
-
 Row = tuple[int, Mapping[str, Any]]
 Rows = Mapping[str, Sequence[Row]]
-
-
-def digest(message: Mapping[str, Any]) -> int:
-    """Return what a journal keeps of a message, to know it again."""
-    return zlib.crc32(json.dumps(message, sort_keys=True).encode())
 
 
 def violations_of(journals: Journals, logged: Rows, *, shown: int = SHOWN) -> list[str]:
@@ -176,7 +69,7 @@ class _Session:
             wrong += self._call_violations(one, places)
         wrong += _receipt_violations([one for one in self.said if not self._may_be_erased(one.begun)])
         wrong += _order_violations(self.said, places)
-        return wrong + self._read_violations(places)
+        return wrong + Shown(self.reads, self.said, self.clearings, places).violations()
 
     def _may_be_erased(self, begun: float) -> bool:
         return any(begun < one.answered for one in self.clearings)
@@ -188,26 +81,26 @@ class _Session:
         pairs = (zip(one.keys, one.digests or repeat(None), strict=False) for one in self.said)
         digests = dict(chain.from_iterable(pairs))
         counts = Counter(_key(message) for _, message in rows)
-        wrong = [f"{_name(key)} is there {count} times" for key, count in counts.items() if count > 1]
-        wrong += [f"{_name(key)} is there, and nobody said it" for key in counts if key not in digests]
+        wrong = [f"{name_of(key)} is there {count} times" for key, count in counts.items() if count > 1]
+        wrong += [f"{name_of(key)} is there, and nobody said it" for key in counts if key not in digests]
         for _, message in rows:
             expected = digests.get(_key(message))
             if expected is not None and expected != digest(message):
-                wrong.append(f"{_name(_key(message))} is not what was said")
+                wrong.append(f"{name_of(_key(message))} is not what was said")
         return wrong
 
     def _call_violations(self, one: Said, places: Mapping[Key, int]) -> list[str]:
         """Whether the messages of one call are there, or not there, together and where its receipts said."""
         there = [places.get(key) for key in one.keys]
         present = [place for place in there if place is not None]
-        name = _name(one.keys[0])
+        name = name_of(one.keys[0])
         if one.is_refused:
             return [f"{name} is there, and it was refused"] if present else []
         if present and self._is_erased(one.answered):
             return [f"{name} is there, and it was erased"]
         if one.answers and None in there and not self._may_be_erased(one.begun):
             kind = {True: "logged", False: "unlogged", None: "turn"}[one.answers[0].durable]
-            lost = _name(one.keys[there.index(None)])
+            lost = name_of(one.keys[there.index(None)])
             return [f"{lost}, acknowledged ({kind}) at {one.answered:.3f}, is lost"]
         if present and None in there:
             return [f"{name}: half of a batch is there, {there}"]
@@ -217,34 +110,6 @@ class _Session:
         wrong = [] if is_whole else [f"{name}: the batch is torn, {present}"]
         told = [answer.seqs for answer in one.answers if answer.is_final and answer.seqs != present]
         return wrong + [f"{name}: the receipt said {seqs}; the log has {present}" for seqs in told]
-
-    def _read_violations(self, places: Mapping[Key, int]) -> list[str]:
-        """Each complete read against those that had ended, and the calls that had been answered, before it began."""
-        wrong = []
-        reads = [read for read in self.reads if read.complete and not self._may_be_erased(read.begun)]
-        acknowledged = list(self._acknowledged(places))
-        for read in reads:
-            name = f"{read.reader}, from {read.begun:.3f}, read up to {read.last_seq}"
-            if not read.degraded and read.last_seq > len(places):
-                wrong.append(f"{name}; the log ends at {len(places)}")
-            before = max((one.last_seq for one in reads if one.ended < read.begun and not one.degraded), default=0)
-            if read.last_seq < before:
-                wrong.append(f"{name}; {before} had been read before it began")
-            for at, place, key, only_for in acknowledged:
-                if at < read.begun and read.last_seq < place and only_for in (None, read.reader):
-                    wrong.append(f"{name}; {_name(key)}, number {place}, had been acknowledged at {at:.3f}")
-                    break
-        return wrong
-
-    def _acknowledged(self, places: Mapping[Key, int]) -> Iterator[tuple[float, int, Key, str | None]]:
-        """Yield what later reads must show: when it was acknowledged, its number, and for whose reads that holds."""
-        for one in self.said:
-            key = one.keys[-1]
-            for answer in one.answers if key in places else ():
-                if not answer.degraded and answer.durable is not False:
-                    yield answer.at, places[key], key, None
-                elif answer.durable and answer.seqs:  # the log may have put it further back since
-                    yield answer.at, min(places[key], answer.seqs[-1]), key, one.writer
 
 
 def _number_violations(seqs: Sequence[int]) -> list[str]:
@@ -262,10 +127,10 @@ def _receipt_violations(said: Iterable[Said]) -> list[str]:
     for one in said:
         told = [answer.seqs for answer in one.answers if answer.is_final and answer.seqs]
         if any(seqs != told[0] for seqs in told):
-            wrong.append(f"{_name(one.keys[0])} was acknowledged with the numbers {told}")
+            wrong.append(f"{name_of(one.keys[0])} was acknowledged with the numbers {told}")
         for key, seq in zip(one.keys, told[0] if told else (), strict=False):
             if given.setdefault(seq, key) != key:
-                wrong.append(f"number {seq} was given to {_name(given[seq])} and to {_name(key)}")
+                wrong.append(f"number {seq} was given to {name_of(given[seq])} and to {name_of(key)}")
     return wrong
 
 
@@ -278,8 +143,8 @@ def _order_violations(said: Sequence[Said], places: Mapping[Key, int]) -> list[s
         if latest is not None and one.answered < latest.begun:
             whose = "its own" if latest.writer == one.writer else "another writer's"
             wrong.append(
-                f"{_name(one.keys[0])} (number {place}, durable {one.answers[0].durable}) was acknowledged at "
-                f"{one.answered:.3f}, and stands behind {whose} {_name(latest.keys[0])} "
+                f"{name_of(one.keys[0])} (number {place}, durable {one.answers[0].durable}) was acknowledged at "
+                f"{one.answered:.3f}, and stands behind {whose} {name_of(latest.keys[0])} "
                 f"(durable {latest.answers[0].durable}), begun at {latest.begun:.3f}"
             )
         if one.answers and one.answers[0].durable and one.is_degraded:
@@ -324,7 +189,7 @@ def _buffer_violations(kept: Sequence[Mapping[str, Any]], watermark: int, rows: 
         "not word for word": [key for key, one in zip(keys, kept, strict=True) if logged.get(key, (0, one))[1] != one],
         "out of order": [] if places == sorted(places) else keys,
     }
-    return [f"{text}: {', '.join(map(_name, names))}" for text, names in found.items() if names]
+    return [f"{text}: {', '.join(map(name_of, names))}" for text, names in found.items() if names]
 
 
 def range_violations(session: str, ranges: Sequence[tuple[int, int, int]], last_seq: int) -> list[str]:
@@ -347,7 +212,3 @@ def range_violations(session: str, ranges: Sequence[tuple[int, int, int]], last_
 
 def _key(message: Mapping[str, Any]) -> Key:
     return message["writer"], message["n"]
-
-
-def _name(key: Key) -> str:
-    return f"{key[0]}-{key[1]}"

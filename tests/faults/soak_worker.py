@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 import psutil
-from soak_history import digest
+from soak_journal import digest
 
 from contract_engine.memory import (
     AsyncMemoryManager,
@@ -176,6 +176,7 @@ class Client:
 
     def _turn(self, session: str) -> Talk:
         message = self._message(session)
+        begun = time.monotonic()
         call = self._begin(session, [message])
         context = yield from self._insist(
             lambda manager: manager.add_and_get_context(session, message, message_id=call), call
@@ -185,7 +186,7 @@ class Client:
         # No receipt, so whether the log has it is unknown here: it counts as any other acknowledged message.
         self._journal.write("ok", time.monotonic(), call, None, None, context["degraded"])
         self._status.acknowledged += 1
-        self._check(session, context, newest=message)
+        self._check(session, begun, context, newest=message)
 
     def _batch(self, session: str) -> Talk:
         # Short enough for every limit here: a batch that no buffer can hold is appended in parts where Redis is alone.
@@ -197,9 +198,10 @@ class Client:
             self._acknowledge(session, call, receipts)
 
     def _read(self, session: str) -> Talk:
+        begun = time.monotonic()
         context = yield lambda manager: manager.get_context(session)
         if isinstance(context, Mapping):
-            self._check(session, context)
+            self._check(session, begun, context)
 
     def _limit(self, session: str) -> Talk:
         changes = self._dice.choice(LIMITS)
@@ -246,11 +248,16 @@ class Client:
         if durable and not session.startswith("c"):
             self._logged[session] = max(seqs[-1], self._logged.get(session, 0))
 
-    def _check(self, session: str, context: Mapping[str, Any], newest: Mapping[str, Any] | None = None) -> None:
-        """Hold one read against what must hold for every read."""
+    def _check(
+        self, session: str, begun: float, context: Mapping[str, Any], newest: Mapping[str, Any] | None = None
+    ) -> None:
+        """Hold one read against what must hold for every read, and note it for what others know."""
         self._status.reads += 1
         self._status.degraded += context["degraded"]
         kept, info = context["buffer_messages"], context["buffer_info"]
+        keys = [(message["writer"], message["n"]) for message in kept]
+        told = [context[name] for name in ("last_seq", "complete", "degraded", "watermark")]
+        self._journal.write("read", time.monotonic(), session, self.name, begun, *told, keys, context["source"])
         wrong = []
         if context["watermark"] + len(kept) != context["last_seq"]:
             wrong.append(f"{context['watermark']} + {len(kept)} messages do not end at {context['last_seq']}")

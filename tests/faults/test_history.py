@@ -26,6 +26,7 @@ HISTORY = [
     ok(14, "a-4", [8]),
     ok(15, "a-4", [8]),  # sent again
     read(11, 15, 8),
+    read(13, 15, 8, kept=[("b", 3), ("a", 2), ("b", 4), ("e", 1), ("a", 4)]),
     begin(9, "c-1", [1], session="t"),
     ok(10, "c-1", [1]),
 ]
@@ -131,6 +132,39 @@ HEALTHY: dict[str, tuple[list[str], list[Key]]] = {
         ],
         [("e", 1), ("a", 1)],
     ),
+    "read while Redis held one alone, that was numbered before": (
+        [
+            *UNLOGGED_BESIDE_ANOTHER,
+            read(5, 6, 1, by="a", degraded=True, kept=[("a", 1)]),
+            read(5, 6, 1, by="b", degraded=True, kept=[("b", 1)]),
+            read(7, 8, 2, by="b", degraded=True, kept=[("a", 1), ("b", 1)]),
+            read(9, 10, 2, kept=[("b", 1), ("a", 1)]),
+            read(9, 10, 2, kept=[("a", 1)]),
+            read(9, 10, 2, kept=[]),
+        ],
+        [("b", 1), ("a", 1)],
+    ),
+    "a reader saw twice what Redis held, and all of it": (
+        [
+            begin(1, "a-1", [1]),
+            ok(2, "a-1", [2], durable=False, degraded=True),
+            read(3, 4, 2, degraded=True, kept=[("a", 1), ("a", 1)]),
+        ],
+        [("a", 1)],
+    ),
+    "a read saw what nobody knows the end of, and what is being said": (
+        [
+            begin(1, "a-1", [1]),
+            begin(2, "b-1", [1]),
+            read(2, 4, 2, degraded=True, kept=[("a", 1), ("b", 1)]),
+            ok(5, "b-1", [1]),
+        ],
+        [("b", 1)],
+    ),
+    "read, and erased since": (
+        [begin(1, "a-1", [1]), ok(2, "a-1", [1]), read(3, 4, 1, kept=[("a", 1)]), *clear(5, 6)],
+        [],
+    ),
     "incomplete reads promise nothing": (
         [begin(1, "a-1", [1]), ok(2, "a-1", [1]), read(3, 4, 0, complete=False, degraded=True)],
         [("a", 1)],
@@ -213,6 +247,71 @@ PLANTED: dict[str, tuple[list[str], list[Key], str]] = {
         [read(16, 17, 9)],
         LOG["s"],
         "r, from 16.000, read up to 9; the log ends at 8",
+    ),
+    "a read with a gap behind the summary": (
+        [read(16, 17, 8, watermark=4, kept=[("b", 4), ("e", 1), ("a", 4)])],
+        LOG["s"],
+        "r, from 16.000, read up to 8 (redis); its messages are [6, 7, 8] of the log, behind a summary of 4",
+    ),
+    "a read with a gap in the middle": (
+        [read(16, 17, 8, watermark=5, kept=[("b", 4), ("a", 4)])],
+        LOG["s"],
+        "its messages are [6, 8] of the log, behind a summary of 5",
+    ),
+    "a read with a gap at the end": (
+        [read(16, 17, 8, watermark=5, kept=[("b", 4), ("e", 1)])],
+        LOG["s"],
+        "its messages are [6, 7] of the log, behind a summary of 5",
+    ),
+    "a read with an overlap": (
+        [read(16, 17, 8, watermark=7, kept=[("e", 1), ("a", 4)])],
+        LOG["s"],
+        "its messages are [7, 8] of the log, behind a summary of 7",
+    ),
+    "a read in another order": (
+        [read(16, 17, 8, kept=[("a", 4), ("e", 1)])],
+        LOG["s"],
+        "its messages are [8, 7] of the log, behind a summary of 6",
+    ),
+    "a read of what never came to be": (
+        [read(16, 17, 8, watermark=7, kept=[("a", 3)])],
+        LOG["s"],
+        "its messages are [None] of the log, behind a summary of 7",
+    ),
+    "a read of what nobody said": (
+        [read(16, 17, 8, complete=False, degraded=True, kept=[("z", 1)])],
+        LOG["s"],
+        "it shows z-1, which nobody had said",
+    ),
+    "a read of another session's": (
+        [read(16, 17, 9, degraded=True, kept=[("c", 1)])],
+        LOG["s"],
+        "it shows c-1, which nobody had said",
+    ),
+    "a read of what was said later": (
+        [read(8, 9, 7, degraded=True, kept=[("a", 4)])],
+        LOG["s"],
+        "r, from 8.000, read up to 7 (redis); it shows a-4, which nobody had said",
+    ),
+    "a read of what was refused": (
+        [read(16, 17, 9, degraded=True, kept=[("f", 1)])],
+        LOG["s"],
+        "it shows f-1, which was refused",
+    ),
+    "a degraded read of one twice": (
+        [read(16, 17, 9, degraded=True, kept=[("a", 4), ("a", 4)])],
+        LOG["s"],
+        "it shows a-4 2 times",
+    ),
+    "a degraded read with a gap": (
+        [read(16, 17, 8, degraded=True, watermark=3, kept=[("a", 2), ("b", 4), ("e", 1), ("a", 4), ("a", 5)])],
+        LOG["s"],
+        "it lacks b-3, number 4, acknowledged at 4.000",
+    ),
+    "a degraded read with an overlap": (
+        [read(16, 17, 9, degraded=True, watermark=6, kept=[("b", 4), ("e", 1), ("a", 4)])],
+        LOG["s"],
+        "b-4, number 6, is in the summary and word for word",
     ),
     "a read of what was erased": (
         [*clear(20, 21), read(22, 23, 8)],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_histories import ERASED, STEPS, Made, Step, made
+from made_histories import ERASED, STEPS, Made, Reading, Step, made
 
 Pick = Callable[[Sequence[Any]], Any]
 
@@ -74,18 +74,46 @@ def reorder(history: Made, pick: Pick, *, is_own: bool) -> None:
 
 
 def forget_in_read(history: Made, pick: Pick) -> None:
-    begun, ended, last, degraded = history.reads[-1]
-    history.reads[-1] = begun, ended, last - pick(range(1, last + 1)), degraded
+    one = history.reads[-1]
+    one.last_seq -= pick(range(1, one.last_seq + 1))
 
 
 def read_back_in_time(history: Made, pick: Pick) -> None:
-    _, ended, last, _ = history.reads[-1]
-    history.reads.append((ended + 1, ended + 2, pick(range(last)), False))
+    one = history.reads[-1]
+    last = pick(range(one.last_seq))
+    history.reads.append(Reading(one.ended + 1, one.ended + 2, last, False, last, []))
 
 
 def read_beyond(history: Made, pick: Pick) -> None:
-    begun, ended, last, degraded = history.reads[-1]
-    history.reads[-1] = begun, ended, last + pick((1, 2, 50)), degraded
+    history.reads[-1].last_seq += pick((1, 2, 50))
+
+
+def skip_in_read(history: Made, pick: Pick) -> None:
+    """Leave a gap: behind the summary, in the middle, or at the end."""
+    kept = history.reads[-1].kept
+    kept.remove(pick(kept))
+
+
+def overlap_in_read(history: Made, pick: Pick) -> None:
+    history.reads[-1].watermark += pick(range(1, len(history.reads[-1].kept) + 1))
+
+
+def repeat_in_read(history: Made, pick: Pick) -> None:
+    """Show a message twice that Redis alone never held."""
+    kept = history.reads[-1].kept
+    final = [key for one in history.final("append", "batch", "resent") for key in one.keys if key in kept]
+    kept.insert(pick(range(len(kept) + 1)), pick(final))
+
+
+def reorder_in_read(history: Made, pick: Pick) -> None:
+    kept = history.reads[-1].kept
+    place = pick(range(len(kept) - 1))
+    kept[place], kept[place + 1] = kept[place + 1], kept[place]
+
+
+def invent_in_read(history: Made, pick: Pick) -> None:
+    kept = history.reads[-1].kept
+    kept.insert(pick(range(len(kept) + 1)), ("z", 1))
 
 
 MUTATIONS: dict[str, tuple[Callable[[Made, Pick], None], str]] = {
@@ -106,6 +134,11 @@ MUTATIONS: dict[str, tuple[Callable[[Made, Pick], None], str]] = {
     "read lacks": (forget_in_read, "had been acknowledged at"),
     "read back in time": (read_back_in_time, "had been read before it began"),
     "read beyond": (read_beyond, "; the log ends at"),
+    "read with a gap": (skip_in_read, "its messages are ["),
+    "read with an overlap": (overlap_in_read, "its messages are ["),
+    "read of a message twice": (repeat_in_read, " 2 times"),
+    "read in another order": (reorder_in_read, "its messages are ["),
+    "read of what nobody said": (invent_in_read, "it shows z-1, which nobody had said"),
 }
 
 steps = st.lists(
