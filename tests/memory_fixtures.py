@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 import redis
 from memory_contract import ASYNC, DURABLE, EPHEMERAL, SYNC, Backend
+from servers import redis_client
 
 from contract_engine.memory import MemoryManager
 
@@ -65,7 +66,7 @@ def blocking(redis_url: str, database_url: str, tenant: str) -> Iterator[Backend
 @pytest.fixture
 def raw(redis_url: str) -> Iterator[redis.Redis]:
     """Redis as anybody else reaches it: what tests look at and damage."""
-    with redis.Redis.from_url(redis_url) as client:
+    with redis_client(redis_url) as client:
         yield client
 
 

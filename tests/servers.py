@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, cast
 
 import psycopg
 import redis
@@ -65,6 +65,14 @@ def database_server() -> Iterator[str]:
     else:
         with EmbeddedServers(redis=False, durable=False) as servers:
             yield servers.database_url
+
+
+def redis_client(url: str) -> redis.Redis:
+    """Return a client of Redis as anybody else reaches it, be it one server or a Cluster."""
+    if not url.startswith("redis+cluster://"):
+        return redis.Redis.from_url(url)
+    address = url.removeprefix("redis+cluster").partition(",")[0].rstrip("/")  # one node tells of the others
+    return cast("redis.Redis", redis.RedisCluster.from_url(f"redis{address}/"))
 
 
 def describe() -> str:

@@ -201,6 +201,8 @@ class Stage:
     table: psycopg.Connection[Any] | None
     maker: MemoryManager = field(init=False)
     checker: MemoryManager = field(init=False)
+    may_copy: Callable[[str, str], bool] = lambda _source, _target: True
+    """Whether a copy of one session may be called another: one of another server would be taken for an old one."""
     _templates: dict[str, Session] = field(init=False, default_factory=dict)
     _numbers: Any = field(init=False, default_factory=itertools.count)
 
@@ -244,7 +246,8 @@ class Stage:
         if state not in self._templates:
             self._templates[state] = self._make(state)
         template = self._templates[state]
-        copy = replace(template, id=f"{state} {next(self._numbers)}")
+        ids = (f"{state} {number}" for number in self._numbers)
+        copy = replace(template, id=next(one for one in ids if self.may_copy(template.id, one)))
         for source, target in zip(self.keys(template.id), self.keys(copy.id), strict=True):
             data: Any = self.raw.dump(source)
             if data is not None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import psycopg
 import pytest
-import redis
 from crash_matrix import Fault
 from crash_operations import OPERATIONS, Does, Operation
 from crash_outcomes import Outcome
 from crash_sessions import Session, Stage
 from memory_contract import DURABLE, SYNC, Backend
+from servers import redis_client
 
 MOST_EFFECTS = 150
 """An operation that needs more has run wild."""
@@ -32,7 +32,7 @@ def named(operations: list[Operation] | tuple[Operation, ...]) -> list[Any]:
 @contextmanager
 def stage_of(mode: str, redis_url: str, database_url: str, tenant: str) -> Iterator[Stage]:
     backend = Backend(SYNC, mode, redis_url, database_url if mode == DURABLE else None, tenant)
-    with redis.Redis.from_url(redis_url) as raw:
+    with redis_client(redis_url) as raw:
         table = psycopg.connect(database_url, autocommit=True) if mode == DURABLE else None
         try:
             yield Stage(backend, raw, table)

@@ -1,7 +1,6 @@
 """The contract of the managers and their stores on a Cluster: pytest finds these by their names in this module.
 
-Left out, where tests are named: what opens a client of a single server, what is refused before Redis is asked, and the
-slowest, in which it makes no difference where a key lies.
+What is left out, and why, is in ``test_cluster_reach``.
 """
 
 # ruff: noqa: F401, F403
@@ -57,6 +56,7 @@ from test_memory_manager import (
     test_a_batch_has_an_end,
     test_a_batch_keeps_its_order,
     test_a_batch_of_messages_each_larger_than_the_cap,
+    test_a_batch_that_does_not_fit_leaves_no_key_without_a_deadline,
     test_a_breaker_may_be_brought_along,
     test_a_cleared_session_begins_anew,
     test_a_fold_due_runs_in_the_background,
@@ -116,6 +116,7 @@ from test_summary_store import (
     test_texts_come_back_equal,
     test_the_whole_stays_within_its_budget,
     test_there_is_none_at_first,
+    test_versions_say_where_they_come_from,
     test_what_is_added_beside_a_conversation_joins_its_summary,
     test_what_was_summarised_stays_covered_after_clearing,
 )

@@ -59,6 +59,7 @@ class Trials:
     """Runs each operation in a blocking manager of its own, with one server away all along if need be."""
 
     def __init__(self, stage: Stage, *, away: str | None = None) -> None:
+        self.stage = stage
         self._config = stage.backend.config(limits=LIMITS, **PATIENT)
         self._away = away
         self._lender = stage.backend.open(**PATIENT)

@@ -19,7 +19,6 @@ from typing import Any
 
 import psycopg
 import pytest
-import redis
 from memory_contract import (
     ASYNC,
     DURABLE,
@@ -35,7 +34,7 @@ from memory_contract import (
     talk,
 )
 from server_faults import Outage, waited_for
-from servers import PrivateServers
+from servers import PrivateServers, redis_client
 from typer.testing import CliRunner
 
 from contract_engine.cli.app import app
@@ -75,7 +74,7 @@ class Away(Outage):
         return [message for _, message in rows]
 
     def waiting(self, session_id: str = "s") -> list[Any]:
-        with redis.Redis.from_url(self.servers.redis_url) as client:
+        with redis_client(self.servers.redis_url) as client:
             return [json.loads(item) for item in client.lrange(self.backend.keys(session_id).unlogged, 1, -1)]
 
 
@@ -147,7 +146,7 @@ def test_what_came_before_may_not_be_known(away: Away) -> None:
     manager = away.open()
     manager.add_messages("s", talk(5))
     away.kill_database()
-    with redis.Redis.from_url(away.servers.redis_url) as client:
+    with redis_client(away.servers.redis_url) as client:
         assert client.delete(away.backend.keys("s").buffer) == 1
     with pytest.raises(DatabaseUnavailableError):
         manager.get_context("s")
@@ -228,7 +227,7 @@ def test_rounds_of_a_drain_follow_each_other(blocking: Away) -> None:
     manager.append("s", say(1))
     blocking.kill_database()
     manager.add_messages("s", talk(1200, start=2, words=0))
-    with redis.Redis.from_url(blocking.servers.redis_url) as client:
+    with redis_client(blocking.servers.redis_url) as client:
         key = blocking.backend.keys("s").unlogged
         for place in (500, 1000):  # the last ones of the first two rounds
             element: Any = client.lindex(key, place)
@@ -380,7 +379,7 @@ def test_a_drain_that_failed_keeps_nobody_from_the_next(blocking: Away) -> None:
     manager.append("s", say(2))
     assert_context(manager.get_context("s"), talk(2))  # which has it drained in the background, in vain
     assert manager.wait_for_folds()
-    with redis.Redis.from_url(blocking.servers.redis_url) as client:
+    with redis_client(blocking.servers.redis_url) as client:
         assert client.exists(blocking.backend.keys("s").drain) == 0
 
 
@@ -415,7 +414,7 @@ def test_the_list_outlives_the_buffer_and_the_buffer_the_list(away: Away) -> Non
     away.kill_database()
     manager.append("s", say(2))
     manager.append("r", say(1))
-    with redis.Redis.from_url(away.servers.redis_url) as client:
+    with redis_client(away.servers.redis_url) as client:
         keys = away.backend.keys("s")
         assert client.ttl(keys.unlogged) == -1, "what is only here does not expire"
         assert client.ttl(keys.buffer) > 0

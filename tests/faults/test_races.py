@@ -472,7 +472,7 @@ async def test_folds_appends_clearings_and_rebuilds_at_once_in_tasks(
 TRIGGERS = """
 import threading
 import time
-import redis
+from servers import redis_client
 from contract_engine.memory.hooks import FoldEnded, observers
 
 committed = []
@@ -485,7 +485,7 @@ def all_are_here():
     global begun
     begun += given["threads"]
     everybody = given["threads"] * given["count"]
-    with redis.Redis.from_url(manager.config.redis_url) as client:
+    with redis_client(manager.config.redis_url) as client:
         here = client.incrby(given["meeting"], given["threads"])
         deadline = time.monotonic() + 30
         while here < everybody:

@@ -1,0 +1,107 @@
+"""PostgreSQL away, and an effect that fails, on a Cluster of real nodes, which all of these tests share."""
+
+# ruff: noqa: F401, F811
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from crash_matrix import DATABASE, ERROR_AFTER, OUTAGE
+from crash_operations import OPERATIONS, Operation
+from crash_trials import expects_effects, named, one_state_of, stage_of, work_through
+from memory_contract import ASYNC, DURABLE
+from redis_topologies import Cluster
+from servers import PrivateServers
+from test_cluster import nodes, redis_url, slot
+from test_crash_matrix import Trials
+from test_database_away import (
+    Away,
+    _away,
+    blocking,
+    test_a_drain_that_failed_keeps_nobody_from_the_next,
+    test_a_drain_that_is_killed_is_finished_by_the_next,
+    test_a_drain_that_the_clearing_overtakes_logs_nothing,
+    test_a_session_goes_on_and_is_logged_afterwards,
+    test_a_stopped_database_costs_its_deadline_and_then_nothing,
+    test_an_id_has_one_effect_across_the_outage,
+    test_an_id_of_the_log_that_redis_has_forgotten,
+    test_clearing_takes_what_waits_with_it,
+    test_kill_9_in_the_middle_of_a_drain,
+    test_many_drain_at_once,
+    test_reading_is_enough_to_have_it_logged,
+    test_rounds_of_a_drain_follow_each_other,
+    test_rounds_of_two_drains_that_take_turns_keep_the_order,
+    test_the_command_drains_every_session,
+    test_the_list_outlives_the_buffer_and_the_buffer_the_list,
+    test_turns_and_batches_go_on_too,
+    test_what_came_before_may_not_be_known,
+    test_what_was_acknowledged_first_is_logged_first,
+    test_what_was_cleared_is_not_begun_again,
+    test_what_was_logged_meanwhile_comes_between_no_two_rounds,
+    test_writers_that_return_at_once,
+)
+
+from contract_engine.embedded import EmbeddedServers
+
+# -- PostgreSQL away
+
+
+class BesideCluster(EmbeddedServers):
+    """A PostgreSQL to harm, beside a Cluster."""
+
+    def __init__(self, redis_url: str) -> None:
+        super().__init__(redis=False, durable=False)
+        self._redis_url = redis_url
+
+    @property
+    def redis_url(self) -> str:
+        return self._redis_url
+
+
+@pytest.fixture(scope="module")
+def beside(nodes: Cluster) -> Iterator[BesideCluster]:
+    """One for all: whoever harms it brings it back."""
+    with BesideCluster(nodes.url) as servers:
+        yield servers
+
+
+@pytest.fixture
+def private_servers(beside: BesideCluster) -> PrivateServers:
+    def start(*, redis: bool = True, postgres: bool = True, migrate: bool = True) -> EmbeddedServers:
+        assert redis
+        assert postgres
+        assert migrate
+        beside.start()  # where a test has left it dead
+        return beside
+
+    return start
+
+
+@pytest.fixture
+def away(private_servers: PrivateServers, tenant: str) -> Iterator[Away]:
+    """In asyncio: ``blocking`` is the other colour."""
+    yield from _away(private_servers, ASYNC, tenant)
+
+
+# -- an effect that fails
+
+
+@pytest.fixture(scope="module")
+def trials(nodes: Cluster, redis_url: str, database_url: str) -> Iterator[Trials]:
+    with stage_of(DURABLE, redis_url, database_url, "matrix-cluster") as stage:
+
+        def node(session_id: str) -> int:
+            return nodes.owner(slot(stage.backend, session_id)).port
+
+        stage.may_copy = lambda source, target: node(source) == node(target)
+        yield Trials(stage)
+
+
+@pytest.mark.parametrize("operation", named(OPERATIONS))
+def test_an_effect_fails(trials: Trials, operation: Operation) -> None:
+    """Each operation once: its answers are lost, and its servers are, from each of its effects on."""
+    kinds = (ERROR_AFTER, OUTAGE)
+    stage = trials.stage
+    faults = work_through(stage, operation, [one_state_of(stage, operation)], kinds, trials.run)
+    assert faults >= len(kinds) or not expects_effects(stage, operation)
