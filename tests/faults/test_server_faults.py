@@ -197,34 +197,6 @@ def test_redis_stopped_for_ten_seconds_under_load(redis_outage: Outage, database
 
 
 @BOTH_COLOURS
-def test_eviction_never_shows_half_a_session(redis_outage: Outage, colour: str) -> None:
-    """Thousands of keys in a Redis that holds a part of them: each read is whole, from wherever."""
-    sessions = 2000 if colour == SYNC else 400
-    manager = redis_outage.open(max_buffer_messages=6, redis_timeout_seconds=5.0, database_timeout_seconds=30.0)
-    with redis_outage.redis() as client:
-        used = redis_outage.stats("memory")["used_memory"]
-        client.config_set("maxmemory-policy", "allkeys-lru")
-        client.config_set("maxmemory", used + 400 * sessions)
-    for number in range(sessions):
-        manager.add_messages(f"s{number}", talk(7, start=number))
-    manager.wait_for_folds()
-    assert redis_outage.stats()["evicted_keys"] > sessions // 4
-    rebuilt = again = 0
-    for number in range(sessions):
-        context = manager.get_context(f"s{number}")
-        assert_context(context, talk(7, start=number))
-        assert context["degraded"] is False
-        rebuilt += context["source"] == "postgres"
-        if number % 10 == 0:
-            context = manager.get_context(f"s{number}")
-            assert_context(context, talk(7, start=number))
-            again += context["source"] == "redis"
-    assert rebuilt > sessions // 4, "what was evicted was rebuilt"
-    assert again > sessions // 20, "what was rebuilt is used"
-    assert manager.circuit_breaker.get_state() == CircuitState.CLOSED
-
-
-@BOTH_COLOURS
 def test_a_full_redis_that_evicts_nothing(redis_outage: Outage) -> None:
     """Scripts apply whole or not at all; writes are in the log, which the receipts and the state of health say."""
     manager = redis_outage.open(max_buffer_messages=6)
