@@ -116,6 +116,7 @@ LEFT_OUT: dict[str, dict[str, tuple[str, ...]]] = {
         "test_round_trips": ALL,
         "test_runtime": ALL,
         "test_server_faults": ALL,
+        "test_stampede": ALL,
         "test_top": ALL,
         "test_top_on_servers": ALL,
         "test_versions": ALL,

@@ -6,12 +6,12 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
 import redis
-from memory_contract import ASYNC, DURABLE, SYNC, Backend, assert_context, logged, run_between, say, talk
+from memory_contract import ASYNC, DURABLE, EPHEMERAL, SYNC, Backend, assert_context, logged, run_between, say, talk
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis_topologies import DOWN_AFTER_MS, PASSWORD, SERVICE, Server, Watched, waited_for, watched_primary
@@ -157,6 +157,45 @@ def without_answer(log: Backend) -> None:
 
 def die() -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("colour", [SYNC, ASYNC])
+def test_without_a_log_a_failover_may_cost_what_no_replica_had(watched: Watched, tenant: str, colour: str) -> None:
+    """Nobody waits for a replica: what it never got is gone with the primary, its numbers are given again, and so may
+    its ids be. What it did get is there, once."""
+    assert waited_for(lambda: watched.is_settled() and watched.is_ready())
+    before = watched.primary
+    replica = next(server for server in watched.nodes if server is not before)
+    with closing(Backend(colour, EPHEMERAL, watched.url, None, tenant)) as backend:
+        manager = backend.open(**SETTINGS)
+        for number in range(1, 6):
+            manager.append("s", say(number), message_id=f"m{number}")
+        assert before.say("WAIT", 1, 5000) == 1
+        replica.say("CONFIG", "SET", "masterauth", "another")
+        before.say("CLIENT", "KILL", "TYPE", "replica")
+        assert waited_for(lambda: replica.info("replication")["master_link_status"] == "down")
+        for number in (6, 7):
+            receipt = manager.append("s", say(number), message_id=f"m{number}")
+            assert (receipt.seq, receipt.durable, receipt.degraded) == (number, False, False)
+        assert_context(manager.get_context("s"), talk(7))
+        before.kill()
+        assert waited_for(lambda: watched.primary is replica)
+        assert waited_for(lambda: is_read(manager))
+        assert_context(manager.get_context("s"), talk(5))
+        assert manager.append("s", say(5), message_id="m5").seq == 5, "it had that one"
+        assert manager.append("s", say(7), message_id="m7").seq == 6, "a number that was given before"
+        assert manager.append("s", say(6), message_id="m6").seq == 7
+        assert_context(manager.get_context("s"), [*talk(5), say(7), say(6)])
+    replica.say("CONFIG", "SET", "masterauth", PASSWORD)
+    replica.say("CONFIG", "REWRITE")  # Sentinel has had the other one written down
+    before.start()
+    assert waited_for(watched.is_settled)
+
+
+def is_read(manager: MemoryManager) -> bool:
+    with suppress(StoreUnavailableError):
+        return bool(manager.get_context("s")["last_seq"])
+    return False
 
 
 def test_an_open_breaker_does_not_hide_a_failover(log: Backend, watched: Watched) -> None:
