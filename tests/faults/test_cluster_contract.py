@@ -56,7 +56,6 @@ from test_memory_manager import (
     test_a_batch_has_an_end,
     test_a_batch_keeps_its_order,
     test_a_batch_of_messages_each_larger_than_the_cap,
-    test_a_batch_that_does_not_fit_leaves_no_key_without_a_deadline,
     test_a_breaker_may_be_brought_along,
     test_a_cleared_session_begins_anew,
     test_a_fold_due_runs_in_the_background,

@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import test_erasure
+import test_races
 from cluster_suite import thinned
+from memory_contract import EPHEMERAL
 from test_cluster import nodes, raw, redis_url
 from test_erasure import (
     blocking,
     search,
     search_blocking,
-    test_a_clearing_that_was_killed_is_finished_by_the_next_one,
     test_nothing_is_left,
     test_the_command_line_leaves_nothing,
     test_twenty_writers_and_a_fold,
@@ -24,13 +25,16 @@ from test_races import (
     test_folds_appends_clearings_and_rebuilds_at_once_in_tasks,
     test_folds_appends_clearings_and_rebuilds_at_once_in_threads,
     test_forks_in_the_middle_of_calls,
-    test_sixty_four_threads_on_one_session,
     test_the_same_append_from_several_processes_has_one_effect,
     test_writers_in_four_processes_fold_each_range_once,
 )
 
 pytest_plugins = ("memory_fixtures",)
 
+test_sixty_four_threads_on_one_session = thinned(test_races.test_sixty_four_threads_on_one_session, mode=[EPHEMERAL])
+test_a_clearing_that_was_killed_is_finished_by_the_next_one = thinned(
+    test_erasure.test_a_clearing_that_was_killed_is_finished_by_the_next_one, state=["unlogged"]
+)
 test_cleared_in_the_middle = thinned(
     test_erasure.test_cleared_in_the_middle, work=["rebuild", "append", "fold"], state=["copied", "unlogged"]
 )
