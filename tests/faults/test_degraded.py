@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -16,18 +15,17 @@ from server_faults import DATABASE_SECONDS, RECOVERY_SECONDS, REDIS_SECONDS, Out
 from server_faults import SETTINGS as QUICK
 from servers import PrivateServers
 from sqlalchemy.engine import make_url
+from vain_waits import VainWaits
 
 from contract_engine.memory import (
     CircuitOpenError,
     CircuitState,
-    DatabaseCircuitOpenError,
     DatabaseUnavailableError,
     MemoryConfig,
     MemoryManager,
     RedisUnavailableError,
     StoreUnavailableError,
 )
-from contract_engine.memory._effects import Effect
 from contract_engine.memory.hooks import OperationEnded, observers
 
 pytest_plugins = ("memory_fixtures",)
@@ -208,90 +206,48 @@ def test_a_hung_redis_costs_its_deadline_and_then_next_to_nothing(redis_outage: 
     redis_outage.go_on()
 
 
-WAIT_ONCE: dict[str, Callable[[MemoryManager], object]] = {
-    "add_message": lambda manager: manager.add_message("s", say(4)),
+CALLS: dict[str, Callable[[Any], Any]] = {
     "append": lambda manager: manager.append("s", say(4)),
-    "add_messages": lambda manager: manager.add_messages("s", talk(2, start=4)),
-    "add_and_get_context": lambda manager: manager.add_and_get_context("s", say(4)),
     "get_context": lambda manager: manager.get_context("s"),
-    "get_memory_stats": lambda manager: manager.get_memory_stats("s"),
-}
-OTHERS: dict[str, Callable[[MemoryManager], object]] = {
     "pin": lambda manager: manager.pin("s", "m"),
-    "clear_session_memory": lambda manager: manager.clear_session_memory("s"),
-    "add_summary": lambda manager: manager.summary_store.add_summary("s", "A fact."),
 }
+"""One of each kind; what each operation waits for is in ``test_waits``."""
 
 
-def note_waits(manager: MemoryManager, waits: list[int]) -> list[Effect]:
-    """Add to the last of ``waits`` whenever this thread has waited for a server in vain; answers what others did so."""
-    in_background: list[Effect] = []
-    here, perform = threading.get_ident(), manager._runtime._perform
-
-    def noted(effect: Any) -> Any:
-        try:
-            return perform(effect)
-        except (CircuitOpenError, DatabaseCircuitOpenError):
-            raise
-        except StoreUnavailableError:
-            if threading.get_ident() == here:
-                waits[-1] += 1
-            else:
-                in_background.append(effect)
-            raise
-
-    manager._runtime._perform = noted  # type: ignore[method-assign]  # what no caller can see: where it waits
-    return in_background
-
-
-@pytest.mark.parametrize("colour", [SYNC], indirect=True)
 def test_as_many_calls_wait_for_a_hung_database_as_the_breaker_takes_failures(database_outage: Outage) -> None:
     failures = MemoryConfig().breaker_failure_threshold
     manager = database_outage.open(breaker_failure_threshold=failures, database_breaker_recovery_seconds=60.0)
     manager.append("s", say(1))
-    waits: list[int] = []
-    in_background = note_waits(manager, waits)
+    waits = VainWaits(database_outage.backend, manager)
     database_outage.stop_database()
-    for number in range(12):
-        waits.append(0)
-        assert manager.append("s", say(2 + number)).durable is False
+    own = [waits.call(lambda one, number=number: one.append("s", say(2 + number)))[0] for number in range(12)]  # type: ignore[misc]  # bound as a default
     assert manager.database_breaker.get_state() == CircuitState.OPEN
     database_outage.go_on()
-    assert waits == [1] * (failures - len(in_background)) + [0] * (12 - failures + len(in_background))
+    in_background = len(waits.background)
+    assert own == [1] * (failures - in_background) + [0] * (12 - failures + in_background)
 
 
-@pytest.mark.parametrize("colour", [SYNC], indirect=True)
-@pytest.mark.parametrize("name", [*WAIT_ONCE, *OTHERS])
+@pytest.mark.parametrize("name", CALLS)
 def test_as_many_calls_wait_for_a_hung_redis_as_the_breaker_takes_failures(redis_outage: Outage, name: str) -> None:
-    """With the settings of a new manager: five waits in all, at most one in a call of every turn or of one that
-    only reads, and two in one that changes what a session shows."""
+    """With the settings of a new manager: five waits in all, and then none."""
     failures = MemoryConfig().breaker_failure_threshold
     assert failures == 5
     manager = redis_outage.open(breaker_failure_threshold=failures, breaker_recovery_seconds=60.0)
     manager.add_messages("s", talk(3))
     manager.append("s", say(3), message_id="m")
-    waits: list[int] = []
-    in_background = note_waits(manager, waits)
+    waits = VainWaits(redis_outage.backend, manager)
     redis_outage.stop_redis()
-    for _ in range(20):
-        waits.append(0)
-        with suppress(StoreUnavailableError):
-            (WAIT_ONCE | OTHERS)[name](manager)
-        if manager.circuit_breaker.get_state() == CircuitState.OPEN:
-            break
-    manager.wait_for_folds()
-    until_open = len(waits)
-    for call in (WAIT_ONCE | OTHERS).values():
-        waits.append(0)
-        with suppress(StoreUnavailableError):
-            call(manager)
+    own = []
+    while manager.circuit_breaker.get_state() != CircuitState.OPEN:
+        own.append(waits.call(CALLS[name])[0])
+        assert len(own) <= failures, "the breaker never opens"
+    after = [waits.call(call) for call in CALLS.values()]
     redis_outage.go_on()
     assert manager.circuit_breaker.get_state() == CircuitState.OPEN
-    assert waits[0] >= 1, "it did not hang"
-    assert not any(waits[until_open:]), "a call has waited although the breaker was open"
+    assert own[0] >= 1, "it did not hang"
+    assert set(after) == {(0, 0)}, "a call has waited although the breaker was open"
     # One that had begun to wait in the background when the breaker opened is one more.
-    assert failures <= sum(waits) + len(in_background) <= failures + 1
-    assert max(waits) == 1 if name in WAIT_ONCE else max(waits) <= 2, "one call has waited again"
+    assert failures <= len(waits.own) + len(waits.background) <= failures + 1
 
 
 def test_a_dead_port_is_found_out_at_once(database_url: str, tenant: str, colour: str) -> None:
