@@ -22,6 +22,7 @@ FORMAT = 1
 UNLOGGED_FORMAT = 2
 """Of a buffer that holds messages the log lacks."""
 HEADER_FIELDS = 12
+PLACEHOLDER_FIELDS = (5, 6)
 _HAS_NO_KEY = -2
 
 
@@ -55,6 +56,8 @@ def parse_session(replies: list[Any], run: int | None) -> SessionState | None:
     if type(header) is not list or not header:
         raise CorruptDataError("a buffer without a header")
     if header[0] == 0:
+        if len(header) not in PLACEHOLDER_FIELDS or set(map(type, header)) != {int}:
+            raise CorruptDataError("a placeholder of another format")
         return None
     if (
         (header[0] != FORMAT and header[0] != UNLOGGED_FORMAT)

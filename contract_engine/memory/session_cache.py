@@ -120,7 +120,8 @@ class SessionCache:
             return Reading(None, seen, parse_summary(replies[1], None), True)
         if state is not None:
             if state.summary.version != state.summary_version and replies[1] is not None:
-                self.damaged += parse_summary(replies[1], None).version == 0
+                # A newer one may be that of a fold which came between the two commands of this read.
+                self.damaged += parse_summary(replies[1], None).version < state.summary_version
             return Reading(state, seen, state.summary, False)
         return Reading(None, seen, parse_summary(replies[1], None), False)
 

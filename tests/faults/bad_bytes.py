@@ -64,6 +64,13 @@ def _cut_one(client: Any, key: str, dice: random.Random) -> None:
     return None
 
 
+def _older_summary(client: Any, key: str, _dice: random.Random) -> None:
+    """Write a summary of the version before."""
+    data = client.get(key) if client.type(key) == b"string" else b""
+    version, _, rest = data.removeprefix(b"[").partition(b",")
+    client.set(key, b"[%d,%b" % (int(version) - 1, rest))
+
+
 def _other_version(client: Any, key: str, dice: random.Random) -> None:
     """Write what another version of this package might have: a format number nobody knows.
 
@@ -115,6 +122,7 @@ def _damages_of(field: str) -> dict[str, Damage]:
 
 
 DAMAGES = {field: _damages_of(field) for field in SessionKeys._fields}
+DAMAGES["summary"]["the version before"] = _older_summary
 """By key and name."""
 
 

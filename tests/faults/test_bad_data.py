@@ -52,12 +52,9 @@ CALLS: dict[str, Callable[[MemoryManager], object]] = {
 NEEDED = ("buffer", "summary")
 """The keys that a context is read from."""
 WARNING = "under our keys; it is replaced"
-SILENT: dict[str, tuple[str, ...]] = {
-    "buffer": ("b'[0,0]' as a list",),
-    "summary": ("another version",),
-}
-"""Damages that nobody can tell from a miss, so that none is counted and nobody is warned: they look like a session that
-is being rebuilt just now, and like the summary of another moment, as an eviction or a failover leaves it behind.
+SILENT: dict[str, tuple[str, ...]] = {"buffer": (), "summary": ("another version",)}
+"""Damages that nobody can tell from a miss, so that none is counted: a newer summary than the buffer names is seen by
+whoever reads the two while a fold replaces them.
 
 All of the other keys are either read from the log where there is one, or leases that are compared and never read.
 """
