@@ -48,6 +48,8 @@ DRAIN_LEASE_MS = 10_000
 HISTORY_LENGTH = 100
 """Summary versions kept in ephemeral mode; with a database all of them are."""
 
+# What the lease script answers where it has taken the place of something else; see there.
+_NO_LEASE = 2
 
 REDIS_TROUBLE = (RedisUnavailableError, PoolExhaustedError, StoreMisconfiguredError)
 """What makes a caller do without Redis where there is a log."""
@@ -275,9 +277,13 @@ class SessionCache:
 
     def lease(self, session_id: str, lease_token: int) -> Flow[bool]:
         """Take the lease of a fold, unless somebody holds it."""
-        (taken,) = yield from redis_call(
-            _scripts.lease_call(self.keys(session_id).fold, lease_token=lease_token, lease_ms=self._lease_ms)
-        )
+        return (yield from self._lease(self.keys(session_id).fold, lease_token, self._lease_ms))
+
+    def _lease(self, key: str, lease_token: int, lease_ms: int) -> Flow[bool]:
+        (taken,) = yield from redis_call(_scripts.lease_call(key, lease_token=lease_token, lease_ms=lease_ms))
+        if taken == _NO_LEASE:
+            logger.warning("%s: no lease of ours; it is replaced", key)
+            self.damaged += 1
         return bool(taken)
 
     def release(self, session_id: str, lease_token: int) -> Flow[None]:
@@ -325,9 +331,7 @@ class SessionCache:
 
     def lease_drain(self, session_id: str, lease_token: int) -> Flow[bool]:
         """Take the lease of a drain, unless somebody holds it."""
-        call = _scripts.lease_call(self.keys(session_id).drain, lease_token=lease_token, lease_ms=DRAIN_LEASE_MS)
-        (taken,) = yield from redis_call(call)
-        return bool(taken)
+        return (yield from self._lease(self.keys(session_id).drain, lease_token, DRAIN_LEASE_MS))
 
     def release_drain(self, session_id: str, lease_token: int) -> Flow[None]:
         """Give back the lease of a drain."""

@@ -201,6 +201,27 @@ def test_each_damage_beside_the_buffer_is_counted_too(
     assert manager.health().damaged == counted(manager)
 
 
+@pytest.mark.parametrize("kind", ["fold", "drain"])
+def test_a_lease_that_is_none_keeps_nobody_away(
+    backend: Backend, raw: redis.Redis, dice: random.Random, kind: str
+) -> None:
+    """Nor does it stay: those that are ours have an end, and are neither counted nor taken from who holds them."""
+    manager: Any = backend.open()
+    cache, key = manager._flows._sessions.cache, backend.keys("s")._asdict()[kind]
+    take = cache.lease if kind == "fold" else cache.lease_drain
+    assert backend.run(manager, take("s", 1))
+    assert not backend.run(manager, take("s", 2))
+    assert counted(manager) == 0
+    for number, name in enumerate(sorted(DAMAGES[kind]), 1):
+        raw.delete(key)
+        do_damage(raw, key, name, dice)
+        assert backend.run(manager, take("s", 3)), name
+        assert counted(manager) == number, f"{name}: nobody counted"
+        assert raw.get(key) == b"3"
+        assert raw.pttl(key) > 0
+        assert not backend.run(manager, take("s", 4))
+
+
 def test_noise_everywhere_over_and_over(durable: Backend, raw: redis.Redis, dice: random.Random) -> None:
     """Several keys at once, whichever, between whatever is done."""
     manager, said = begun(durable)
