@@ -16,12 +16,15 @@ from contract_engine.demo import conversations
 from contract_engine.memory import TokenCounter
 from contract_engine.memory.exchange import plan_fold
 from contract_engine.memory.summarizers import ExtractiveSummarizer, SummaryRequest
+from contract_engine.memory.summarizers.phrases import Phrases
 
 PAGE = Path(__file__).parent.parent / "docs" / "summaries.md"
 CONVERSATION = "tau-airline-2-1"
 TRIGGER_TOKENS, MAX_MESSAGES, SUMMARY_TOKENS = 1500, 30, 400
 SHOWN = (1, 5, 9)
-_BLOCK = re.compile(r"(<!-- (notes|sentences|message) (\d+) -->\n```text\n).*?(^```$)", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(
+    r"(<!-- (notes|readable|sentences|message) (\d+) -->\n```text\n).*?(^```$)", re.DOTALL | re.MULTILINE
+)
 
 
 def said() -> list[Mapping[str, Any]]:
@@ -57,8 +60,12 @@ def summaries(*, readable: bool) -> list[str]:
 
 def filled(page: str) -> str:
     """Return the page with its blocks as they should be."""
+    notes = summaries(readable=False)
+    phrases = Phrases(notes)
+    phrases.look_through(said(), ())
     texts: dict[str, Sequence[str]] = {
-        "notes": summaries(readable=False),
+        "notes": notes,
+        "readable": [phrases.readable(text).text for text in notes],
         "sentences": summaries(readable=True),
         "message": [str(message.get("content") or message.get("tool_calls")) for message in said()],
     }

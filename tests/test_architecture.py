@@ -27,11 +27,12 @@ LAYERS = (
     "encodings encodings.measurement token_counter exchange mending swisper_context circuit_guard circuit_control"
     " circuit_breaker",
     "models serializer",
-    "archive",
+    "archive summary_entries",
     "legacy_messages history_alignment",
     "parity",
     "summarizers summarizers.request summarizers.sentences summarizers.salience summarizers.facts summarizers.form"
-    " summarizers.units summarizers.notes summarizers.wishes summarizers.extractive summarizers.merging"
+    " summarizers.units summarizers.notes summarizers.phrases summarizers.wishes summarizers.extractive"
+    " summarizers.merging"
     " summarizers.transcript summarizers.languages summarizers.evidence"
     " summarizers.answer summarizers.gate summarizers.prompt summarizers.chat_model summarizers.openai_answer"
     " summarizers.openai_transport summarizers.openai_chat summarizers.model_stats summarizers.model",
@@ -53,6 +54,7 @@ LAYERS = (
     "recall",
     "folding",
     "refining",
+    "phrase_search",
     "assignment",
     "unlogged",
     "sessions",

@@ -291,7 +291,7 @@ def test_show_gives_the_context(command: Command, chats: str) -> None:
     assert context["buffer_messages"] == sent[context["watermark"] :]
     seen = command("show", "long", "--full").out
     assert f"summary of 1..{context['watermark']} (version {context['summary_version']}" in seen
-    assert context["current_summary"].splitlines()[-1][:40] in seen
+    assert (context["readable_summary"] or context["current_summary"]).splitlines()[-1][:40] in seen
     call = next(item for item in context["buffer_messages"] if item.get("tool_calls"))["tool_calls"][0]
     assert f"⚙ {call['function']['name']}(" in seen
     for seq in range(context["watermark"] + 1, 60):
@@ -408,9 +408,70 @@ def test_summaries_shows_where_versions_come_from(command: Command, chats: str) 
         assert words[3:5] == ["extractive", f"{entry['first_seq']}..{entry['last_seq']}"]
         assert words[6:] == ([] if entry["parent"] is None else [str(entry["parent"])])
     assert versions[-1]["text"] not in shown.out
-    texts = command("summaries", "long", "--text", "--limit", "1").out
+    texts = command("summaries", "long", "--text", "--limit", "1", "--as-stored").out
     assert "".join(versions[-1]["text"].split()) in "".join(texts.split())
     assert f"Older versions: {len(versions) - 1}; --limit {len(versions)} shows them." in texts
+
+
+def run_together(text: str) -> str:
+    """Return a text without the ends of lines that the width of a terminal makes."""
+    return "".join(text.split())
+
+
+def test_people_are_shown_whole_phrases_and_models_given_notes(durable: Command, chats: str) -> None:
+    replayed = durable("replay", chats, "--json").json["sessions"][0]
+    context = durable("show", "long", "--json").json
+    stored, readable = context["current_summary"], context["readable_summary"]
+    assert (replayed["summary"], replayed["readable_summary"]) == (stored, readable)
+    assert "get_details_by_id(L1002)" in stored
+    assert "get_details_by_id(id=L1002)" in readable
+    newest = durable("summaries", "long", "--json").json["versions"][-1]
+    assert (newest["text"], newest["readable_text"]) == (stored, readable)
+    planned = durable("resummarize", "long", "--dry-run", "--json").json
+    assert planned["readable_text"] != planned["text"]
+    for arguments in (("show", "long"), ("summaries", "long", "--text"), ("resummarize", "long", "--dry-run")):
+        wanted = (planned["text"], planned["readable_text"]) if arguments[0] == "resummarize" else (stored, readable)
+        notes, phrases = map(run_together, wanted)
+        shown = durable(*arguments).out
+        assert phrases in run_together(shown)
+        assert notes not in run_together(shown)
+        assert "in whole phrases, from the messages; --as-stored shows" in shown
+        shown = durable(*arguments, "--as-stored").out
+        assert notes in run_together(shown)
+        assert phrases not in run_together(shown)
+        assert "whole phrases" not in shown
+
+
+def test_where_there_are_no_phrases_the_notes_are_shown_and_it_is_said(
+    durable: Command, chats: str, database_url: str, tenant: str, dead_port: int
+) -> None:
+    dead = ("--database-url", f"postgresql://postgres@127.0.0.1:{dead_port}/postgres")
+    durable("replay", chats)
+    stored = durable("show", "long", "--json").json["current_summary"]
+    shown = durable("show", "long", *dead).out
+    assert run_together(stored) in run_together(shown)
+    assert "as it is stored: whole phrases are made from the log, and PostgreSQL is away" in shown
+    assert durable("show", "long", *dead, "--json").json["readable_summary"] is None
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("DELETE FROM memory_messages WHERE tenant = %s AND session_id = 'long'", [tenant])
+    shown = durable("summaries", "long", "--text", "--limit", "1").out
+    assert run_together(stored) in run_together(shown)
+    assert "notes as stored: no message in the log says so" in shown
+    durable("replay", chats, "--ephemeral", "--replace")
+    shown = durable("show", "long", "--ephemeral").out
+    assert "as it is stored: whole phrases are made from the log, and without a database there is none" in shown
+
+
+def test_what_a_caller_wrote_is_shown_as_it_is(
+    durable: Command, redis_url: str, database_url: str, tenant: str
+) -> None:
+    config = MemoryConfig(redis_url=redis_url, database_url=database_url, tenant=tenant)
+    with MemoryManager(config=config) as manager:
+        manager.add_message("s", {"role": "user", "content": "Hello."})
+        manager.summary_store.add_summary("s", "user: key of garage in drawer")
+    version = durable("summaries", "s", "--json").json["versions"][0]
+    assert version["readable_text"] == version["text"] == "user: key of garage in drawer"
+    assert "as stored" not in durable("summaries", "s", "--text").out
 
 
 def test_summaries_that_were_cleared_are_not_said_to_be_messages(
@@ -444,7 +505,7 @@ def test_commands_of_summaries_name_a_session_there_is_not(durable: Command, cha
 def test_resummarize_writes_a_version_from_the_log(durable: Command, chats: str) -> None:
     durable("replay", chats)
     before = durable("summaries", "long", "--json").json
-    planned = durable("resummarize", "long", "--dry-run")
+    planned = durable("resummarize", "long", "--dry-run", "--as-stored")
     assert planned.code == 0
     assert f"Would write version {before['summary_count'] + 1}, of messages 1..{before['watermark']}" in planned.out
     after = durable("summaries", "long", "--json").json

@@ -28,7 +28,18 @@ from contract_engine.cli import (
 )
 from contract_engine.cli.conversations import Conversation, conversation_of, read_conversations
 from contract_engine.cli.drain import drain_sessions, show_waiting
-from contract_engine.cli.options import AsJson, DatabaseUrl, Ephemeral, Full, Limit, RedisUrl, Session, Tenant, Yes
+from contract_engine.cli.options import (
+    AsJson,
+    AsStored,
+    DatabaseUrl,
+    Ephemeral,
+    Full,
+    Limit,
+    RedisUrl,
+    Session,
+    Tenant,
+    Yes,
+)
 from contract_engine.cli.outcome import (
     EXIT_CODES,
     INTERRUPTED_CODES,
@@ -44,6 +55,7 @@ from contract_engine.cli.replay import clear_session, replay_all
 from contract_engine.cli.report import SessionReport, reports_as_json
 from contract_engine.cli.servers import Choice, chosen_manager, chosen_servers
 from contract_engine.cli.signals import end_in_order, end_once, mute
+from contract_engine.cli.summary_texts import shown_texts
 from contract_engine.cli.wording import counted
 from contract_engine.memory import SessionLimits
 
@@ -194,6 +206,7 @@ def show(
     *,
     session: Session,
     full: Full = False,
+    as_stored: AsStored = False,
     redis_url: RedisUrl = None,
     database_url: DatabaseUrl = None,
     tenant: Tenant = None,
@@ -202,15 +215,19 @@ def show(
 ) -> None:
     """Show the context of a session: its summary, its last messages.
 
-    That is what get_context gives to a program. Exit code 1 if there is no such session.
+    That is what get_context gives to a program, but for the summary, which is shown in whole phrases, found again in
+    the log. --json has both, as current_summary (as stored) and readable_summary (null where the log cannot be read).
+    Exit code 1 if there is no such session.
     """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
     with chosen_manager(choice, display.notices()) as manager:
         context = known_context(manager, session)
+        text = context["current_summary"] or ""
+        (summary,) = shown_texts(manager, session, [text], as_stored=as_stored and not as_json)
     if as_json:
-        display.print_json(context)
+        display.print_json(context | {"readable_summary": summary.readable or None})
     else:
-        display.output().print(display.session_view(context, full=full))
+        display.output().print(display.session_view(context, summary, full=full))
 
 
 @app.command(rich_help_panel=LOOK)

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from contract_engine.cli.doctor import Finding, State, worst
 from contract_engine.cli.report import SessionReport
+from contract_engine.cli.summary_texts import ShownText
 from contract_engine.cli.wording import counted
 from contract_engine.memory.health import CheckState, HealthReport, HealthStatus
 from contract_engine.memory.mending import SYNTHETIC
@@ -109,9 +110,8 @@ def session_panel(report: SessionReport, *, full: bool) -> Panel:
     if report.degraded_reads:
         facts.add_row("degraded", f"{report.degraded_reads} contexts came from PostgreSQL, Redis being away")
     parts: list[RenderableType] = [facts]
-    if context["current_summary"]:
-        text = context["current_summary"]
-        parts += ["", summary_heading(context), Text(printable(text) if full else shortened_summary(text))]
+    if report.summary is not None:
+        parts += ["", summary_heading(context), summary_text(report.summary, full=full)]
     parts += ["", verdict(report)]
     return Panel(Group(*parts), title=Text(printable(report.session_id)), title_align="left", border_style="dim")
 
@@ -147,7 +147,7 @@ def verdict(report: SessionReport) -> Text:
     return Text("\n".join(["✗ verification FAILED", *lines]), style="bold red")
 
 
-def session_view(context: Mapping[str, Any], *, full: bool) -> RenderableType:
+def session_view(context: Mapping[str, Any], summary: ShownText, *, full: bool) -> RenderableType:
     """Show one session: its summary, then the pinned messages that this covers and the messages of its buffer."""
     heading = _facts()
     heading.add_row("session", Text(printable(context["session_id"])))
@@ -163,7 +163,7 @@ def session_view(context: Mapping[str, Any], *, full: bool) -> RenderableType:
         heading.add_row("incomplete", Text("Redis lost the summary of what left the buffer", style="red"))
     parts: list[RenderableType] = [heading, ""]
     if context["current_summary"]:
-        parts += [summary_heading(context), Text(printable(context["current_summary"])), ""]
+        parts += [summary_heading(context), summary_text(summary), ""]
     messages = Table("seq", "role", "content", box=None, header_style="dim", padding=(0, 1), pad_edge=False)
     messages.columns[0].justify = "right"
     messages.columns[2].overflow = "fold"  # arguments of calls are long words
@@ -269,6 +269,14 @@ def summary_heading(context: Mapping[str, Any]) -> Text:
     """Name a summary: its version, its range, its size."""
     name = f"summary of 1..{context['watermark']} (version {context['summary_version']}"
     return Text(f"{name}, {context['summary_tokens']:,} tokens)", style="bold")
+
+
+def summary_text(shown: ShownText, *, full: bool = True) -> Text:
+    """Show a summary under the remark on it; unless ``full``, some lines of it."""
+    text = Text()
+    if shown.remark:
+        text.append(f"({shown.remark})\n", style="dim")
+    return text.append(printable(shown.text) if full else shortened_summary(shown.text))
 
 
 def message_text(message: Mapping[str, Any], *, full: bool) -> Text:

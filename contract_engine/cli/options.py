@@ -22,6 +22,9 @@ Ephemeral = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing, and show what would be done.")]
 Full = Annotated[bool, typer.Option("--full", help="Print texts whole instead of shortened.")]
+AsStored = Annotated[
+    bool, typer.Option("--as-stored", help="The summary as a model is given it, not in whole phrases.")
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Session = Annotated[str, typer.Argument(metavar="SESSION", help="The session id.")]
 Limit = Annotated[

@@ -13,6 +13,7 @@ from rich.markup import escape
 from contract_engine.cli import display
 from contract_engine.cli.conversations import Conversation
 from contract_engine.cli.report import SessionReport
+from contract_engine.cli.summary_texts import shown_texts
 from contract_engine.memory import InvalidInputError, MemoryManager, StoreUnavailableError
 from contract_engine.memory.mending import SYNTHETIC, stored
 from contract_engine.memory.models import Message
@@ -90,6 +91,8 @@ def replay_conversation(
             report.context_sent += context["total_tokens"]
         advance()
     report.context = manager.get_context(session_id)
+    if text := report.context["current_summary"]:
+        (report.summary,) = shown_texts(manager, session_id, [text])
     report.violations += [f"at the end: {text}" for text in violations(report.context, messages)]
     _verify_stores(manager, report, messages)
     return report

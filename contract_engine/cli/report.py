@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from contract_engine.cli.summary_texts import ShownText
+
 
 @dataclass(slots=True, kw_only=True)
 class SessionReport:
@@ -21,6 +23,7 @@ class SessionReport:
     opening: str = ""
     conversation_tokens: int = 0
     context: dict[str, Any] = field(default_factory=dict)
+    summary: ShownText | None = None
     folds: list[tuple[int, int]] = field(default_factory=list)
     turns: int = 0
     whole_sent: int = 0
@@ -45,6 +48,7 @@ class SessionReport:
                 "max_tokens": info["max_tokens"],
             },
             "summary": self.context["current_summary"],
+            "readable_summary": None if self.summary is None else self.summary.readable,
             "summary_tokens": self.context["summary_tokens"],
             "conversation_tokens": self.conversation_tokens,
             "context_tokens": self.context["total_tokens"],

@@ -13,10 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from contract_engine.cli import display
-from contract_engine.cli.options import AsJson, DatabaseUrl, DryRun, Ephemeral, RedisUrl, Session, Tenant
+from contract_engine.cli.options import AsJson, AsStored, DatabaseUrl, DryRun, Ephemeral, RedisUrl, Session, Tenant
 from contract_engine.cli.outcome import NO, known_context, say
 from contract_engine.cli.servers import Choice, chosen_manager
-from contract_engine.memory import ConfigurationError
+from contract_engine.cli.summary_texts import ShownText, shown_texts
+from contract_engine.memory import ConfigurationError, MemoryManager
+from contract_engine.memory.models import MODEL as MODEL_METHOD
+from contract_engine.memory.models import SUPPLIED
 from contract_engine.memory.summarizers import FactsWriter
 
 MODEL = "Language model"
@@ -28,6 +31,7 @@ def summaries(
     session: Session,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="The newest versions only.")] = 20,
     text: Annotated[bool, typer.Option("--text", help="Print what each version says.")] = False,
+    as_stored: AsStored = False,
     redis_url: RedisUrl = None,
     database_url: DatabaseUrl = None,
     tenant: Tenant = None,
@@ -37,21 +41,24 @@ def summaries(
     """Show the versions of a session's summary, and what wrote each.
 
     Oldest first, each with the messages it added. A version goes on from the text of its parent and adds the messages
-    named. Exit code 1 if there is no such session.
+    named. --text shows what folds wrote in whole phrases, found again in the log; --json has both, as text (as stored)
+    and readable_text (null where the log cannot be read). Exit code 1 if there is no such session.
     """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
     with chosen_manager(choice, display.notices()) as manager:
         context = known_context(manager, session)
         history = manager.summary_store.get_summary_history(session, limit)
         stats = manager.summary_store.get_summary_stats(session)
+        shown = _shown(manager, session, history, as_stored=as_stored and not as_json) if text or as_json else []
     if as_json:
-        display.print_json({"session_id": session, "watermark": context["watermark"], **stats, "versions": history})
+        versions = [entry | {"readable_text": one.readable} for entry, one in zip(history, shown, strict=True)]
+        display.print_json({"session_id": session, "watermark": context["watermark"], **stats, "versions": versions})
     elif not history and context["watermark"]:
         say(f"The summaries of messages 1..{context['watermark']} were cleared; `resummarize` writes one again.")
     elif not history:
         say(f"No summary yet: all {context['last_seq']} messages stand word for word.")
     else:
-        display.output().print(timeline(history, with_texts=text))
+        display.output().print(_in_words(history, shown) if text else timeline(history))
         older = stats["summary_count"] - len(history)
         if older > 0:
             say(f"Older versions: {older}; --limit {stats['summary_count']} shows them.")
@@ -75,6 +82,7 @@ def resummarize(
         ),
     ] = None,
     dry_run: DryRun = False,
+    as_stored: AsStored = False,
     redis_url: RedisUrl = None,
     database_url: DatabaseUrl = None,
     tenant: Tenant = None,
@@ -99,15 +107,17 @@ def resummarize(
                 dry_run=dry_run,
                 progress=lambda count, total: bar.update(task, completed=count, total=total),
             )
+        (shown,) = shown_texts(manager, session, [done["text"] or ""], as_stored=as_stored and not as_json)
     if as_json:
-        display.print_json({"session_id": session, **done})
+        readable = None if done["text"] is None else shown.readable
+        display.print_json({"session_id": session, **done, "readable_text": readable})
     elif done["reason"] is None:
         author = done["model"] or "the built-in summarizer"
         was = f"messages 1..{done['last_seq']} by {author}: {done['tokens']:,} tokens"
         was += f" instead of {context['summary_tokens']:,}"
         if dry_run:
             say(f"Would write version {context['summary_version'] + 1}, of {was}.")
-            display.output().print(Text(display.printable(done["text"])))
+            display.output().print(display.summary_text(shown))
         else:
             say(f"Wrote version {done['version']}, of {was}.")
     if done["reason"] is not None:
@@ -181,22 +191,40 @@ def model_writer(model: str, base_url: str | None, api_key_variable: str | None)
     return writer
 
 
-def timeline(history: Sequence[Mapping[str, Any]], *, with_texts: bool) -> RenderableType:
-    """Show versions, oldest first; the texts, where they are wanted, each under its version."""
-    names = ("version", "when", "by", "messages", "tokens", "parent")
-    if with_texts:
-        parts: list[RenderableType] = []
-        for entry in history:
-            cells = [f"{name} {cell}" for name, cell in zip((*names, ""), _cells(entry), strict=True) if cell]
-            parts += [Text(", ".join(cells), style="bold"), Text(display.printable(entry["text"])), ""]
-        return Group(*parts)
-    table = Table(*names, "", box=None, header_style="dim", padding=(0, 1), pad_edge=False)
+def timeline(history: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Show versions, oldest first, as a table."""
+    table = Table(*_NAMES, "", box=None, header_style="dim", padding=(0, 1), pad_edge=False)
     for column in (0, 4, 5):
         table.columns[column].justify = "right"
     for entry in history:
         style = "" if entry["quarantined_at"] is None else "red"
         table.add_row(*(Text(cell, style=style) for cell in _cells(entry)))
     return table
+
+
+_NAMES = ("version", "when", "by", "messages", "tokens", "parent")
+
+
+def _shown(
+    manager: MemoryManager, session: str, history: Sequence[Mapping[str, Any]], *, as_stored: bool
+) -> list[ShownText]:
+    """Return how the texts of versions are shown; what a model or a caller wrote is whole as it is."""
+    folded = [entry["method"] not in (MODEL_METHOD, SUPPLIED) for entry in history]
+    texts = [entry["text"] for entry, is_folded in zip(history, folded, strict=True) if is_folded]
+    found = iter(shown_texts(manager, session, texts, as_stored=as_stored))
+    return [
+        next(found) if is_folded else ShownText(entry["text"], entry["text"], "")
+        for entry, is_folded in zip(history, folded, strict=True)
+    ]
+
+
+def _in_words(history: Sequence[Mapping[str, Any]], shown: Sequence[ShownText]) -> RenderableType:
+    """Show versions, oldest first, each with its text under it."""
+    parts: list[RenderableType] = []
+    for entry, text in zip(history, shown, strict=True):
+        cells = [f"{name} {cell}" for name, cell in zip((*_NAMES, ""), _cells(entry), strict=True) if cell]
+        parts += [Text(", ".join(cells), style="bold"), display.summary_text(text), ""]
+    return Group(*parts)
 
 
 def _cells(entry: Mapping[str, Any]) -> list[str]:

@@ -21,9 +21,9 @@ from contract_engine.memory.hooks import FoldEnded, SummaryWritten, observers
 from contract_engine.memory.mending import mend
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.models import EXTRACTIVE, Message, Origin, Outgoing, SessionState, Summary
-from contract_engine.memory.serializer import encode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE, SessionCache, new_ticket
 from contract_engine.memory.summarizers import SummaryRequest
+from contract_engine.memory.summary_entries import history_entry
 from contract_engine.memory.token_counter import TokenCounter
 
 logger = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ class Folding:
         origin = origin or state.origin()
         if self._log is None:
             summary = _with_pins(state, Summary(version, last_seq, tokens, self._cache.now_ms(), text))
-            entry = _history_entry(summary, origin, method, segment, metadata)
+            entry = history_entry(summary, origin, method, segment, metadata)
             done = yield from self._cache.commit(
                 session_id, state, summary, new_revision=state.revision, history_entry=entry
             )
@@ -266,20 +266,3 @@ def _summarized(state: SessionState, summary: Summary, revision: int) -> Session
         rows=rows,
         buffer_tokens=sum(row[1] for row in rows),
     )
-
-
-def _history_entry(
-    summary: Summary, origin: Origin, method: str, segment: str | None, metadata: Mapping[str, object] | None
-) -> bytes:
-    entry = {
-        "text": summary.text if segment is None else segment,
-        "timestamp": summary.at_ms / 1000,
-        "metadata": metadata,
-        "version": summary.version,
-        "last_seq": summary.last_seq,
-        "tokens": summary.tokens,
-        "method": method,
-        **origin._asdict(),
-        "quarantined_at": None,
-    }
-    return encode_value(entry, field="metadata", max_bytes=2**62)

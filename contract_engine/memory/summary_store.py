@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from contract_engine.memory._effects import Command, Flow, redis_call, summarize
@@ -12,7 +10,6 @@ from contract_engine.memory._runtime import AsyncRuntime, Runtime, breaker_for
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import (
     ContentionError,
-    CorruptDataError,
     InvalidInputError,
     StoreUnavailableError,
 )
@@ -20,34 +17,18 @@ from contract_engine.memory.folding import ATTEMPTS
 from contract_engine.memory.keys import check_limit, check_session_id, check_version
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.models import CLEARED, SUPPLIED, Loaded, Origin
+from contract_engine.memory.phrase_search import with_phrases
 from contract_engine.memory.rebuilding import Rebuilding
 from contract_engine.memory.refining import Progress
-from contract_engine.memory.serializer import decode_value, encode_value
+from contract_engine.memory.serializer import encode_value
 from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.sessions import Sessions
-from contract_engine.memory.summarizers import SummaryRequest
+from contract_engine.memory.summarizers import ReadableText, SummaryRequest
+from contract_engine.memory.summary_entries import decoded_entries, stats_of
 from contract_engine.memory.token_counter import TokenCounter
-
-logger = logging.getLogger(__name__)
 
 EVERY = 2**31 - 1
 """As many versions as there can be."""
-
-
-# What was written before versions said where they come from does not say so.
-_NO_ORIGIN: dict[str, Any] = dict.fromkeys((*Origin._fields, "quarantined_at"))
-
-
-def _stats_of(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the log would say of these versions, where there is none."""
-    newest = entries[-1] if entries else {}
-    return {
-        "summary_count": len(entries),
-        "by_method": dict(Counter(str(entry.get("method")) for entry in entries)),
-        "quarantined": 0,
-        "current_version": newest.get("version", 0),
-        **{name: newest.get(name) for name in ("method", "model", "first_seq", "last_seq")},
-    }
 
 
 class SummaryFlows:
@@ -128,33 +109,40 @@ class SummaryFlows:
                 return True
         raise ContentionError(session_id, ATTEMPTS)
 
-    def get_current_summary(self, session_id: str) -> Flow[str | None]:
+    def get_current_summary(self, session_id: str, *, readable: bool = False) -> Flow[str | None]:
         check_session_id(session_id)
-        return (yield from self._sessions.load(session_id)).state.summary.text or None
+        text = (yield from self._sessions.load(session_id)).state.summary.text
+        if text and readable:
+            text = (yield from self.readable_texts(session_id, (text,)))[0].text
+        return text or None
 
-    def get_summary_history(self, session_id: str, limit: object) -> Flow[list[dict[str, Any]]]:
+    def get_summary_history(
+        self, session_id: str, limit: object, *, readable: bool = False
+    ) -> Flow[list[dict[str, Any]]]:
         check_session_id(session_id)
         limit = check_limit(limit, least=1)
         if self._log is not None:
-            return (yield from self._log.summary_history(session_id, limit))
-        key = self._sessions.cache.keys(session_id).history
-        (found,) = yield from redis_call(Command(("LRANGE", key, -limit, -1)))
-        return self._readable(found, session_id)
-
-    def _readable(self, found: object, session_id: str) -> list[dict[str, Any]]:
-        """Return the entries of a history that can be read; the others are counted, and what is no list at all."""
-        entries = []
-        for item in found if isinstance(found, list) else (found,):
-            try:
-                entry = decode_value(item) if isinstance(item, bytes) else None
-            except CorruptDataError:
-                entry = None
-            if isinstance(entry, dict) and "text" in entry:
-                entries.append(_NO_ORIGIN | entry)
-            else:
-                logger.warning("session %s: a summary in the history cannot be read; it is left out", session_id)
-                self._sessions.cache.damaged += 1
+            entries = yield from self._log.summary_history(session_id, limit)
+        else:
+            key = self._sessions.cache.keys(session_id).history
+            (found,) = yield from redis_call(Command(("LRANGE", key, -limit, -1)))
+            entries = self._entries(found, session_id)
+        if readable:
+            texts = yield from self.readable_texts(session_id, [entry["text"] for entry in entries])
+            return [entry | {"readable_text": one.text} for entry, one in zip(entries, texts, strict=True)]
         return entries
+
+    def _entries(self, found: object, session_id: str) -> list[dict[str, Any]]:
+        """Return the entries of a history that can be read; the others are counted, and what is no list at all."""
+        entries, damaged = decoded_entries(found, session_id)
+        self._sessions.cache.damaged += damaged
+        return entries
+
+    def readable_texts(self, session_id: str, texts: Sequence[str]) -> Flow[list[ReadableText]]:
+        check_session_id(session_id)
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise InvalidInputError("texts", "expected a list of texts")
+        return (yield from with_phrases(session_id, texts, log=self._log))
 
     def get_summary_stats(self, session_id: str) -> Flow[dict[str, Any]]:
         check_session_id(session_id)
@@ -170,11 +158,11 @@ class SummaryFlows:
             try:
                 history = (Command(("LRANGE", keys.history, 0, -1)),) if self._log is None else ()
                 ttl, *found = yield from redis_call(Command(("TTL", keys.summary)), *history)
-                entries = self._readable(found[0], session_id) if found else []
+                entries = self._entries(found[0], session_id) if found else []
             except REDIS_TROUBLE:
                 if self._log is None:
                     raise
-        stats = _stats_of(entries) if self._log is None else (yield from self._log.summary_stats(session_id))
+        stats = stats_of(entries) if self._log is None else (yield from self._log.summary_stats(session_id))
         return {
             **stats,
             "current_summary_length": len(summary.text),
@@ -262,20 +250,30 @@ class SummaryStore:
         """Add a text to the summary as its next version; False only if it was not acknowledged."""
         return self._runtime.run(self._flows.add_summary(session_id, summary_text, metadata))
 
-    def get_current_summary(self, session_id: str) -> str | None:
-        """Return the whole current summary, or None where there is none."""
-        return self._runtime.run(self._flows.get_current_summary(session_id))
+    def get_current_summary(self, session_id: str, *, readable: bool = False) -> str | None:
+        """Return the whole current summary as a model is given it, or for people; None where there is none."""
+        return self._runtime.run(self._flows.get_current_summary(session_id, readable=readable))
 
-    def get_summary_history(self, session_id: str, limit: int = 10) -> list[dict[str, Any]]:
+    def get_summary_history(self, session_id: str, limit: int = 10, *, readable: bool = False) -> list[dict[str, Any]]:
         """Return the newest versions, oldest first, as dicts.
 
         ``text`` is what a caller or a model added, or the whole summary where a fold wrote it; ``timestamp`` in unix
         seconds; ``metadata`` of the caller; ``version``; ``parent``, the version whose text it goes on from, and
         ``first_seq`` to ``last_seq``, the messages it adds to that; ``tokens`` of the whole; ``method`` (``extractive``
         by a fold, ``model``, ``supplied`` by a caller, ``rebuilt``); ``model``, ``prompt_hash``, ``tokens_in`` read to
-        write it, ``tokens_out`` written by the model; ``quarantined_at`` in unix seconds, None if it is in order.
+        write it, ``tokens_out`` written by the model; ``quarantined_at`` in unix seconds, None if it is in order. With
+        ``readable`` also ``readable_text``: ``text`` for people, as :meth:`readable_texts` makes it.
         """
-        return self._runtime.run(self._flows.get_summary_history(session_id, limit))
+        return self._runtime.run(self._flows.get_summary_history(session_id, limit, readable=readable))
+
+    def readable_texts(self, session_id: str, texts: Sequence[str]) -> list[ReadableText]:
+        """Return texts of the session's summaries for people: with the phrases that their notes were shortened from.
+
+        The notes are the same; the phrases are looked for in the log, and what is stored stays as it is. A note that no
+        message says stands as it does in the text: all of them where there is no database, and what a language model or
+        a caller wrote. Reads the log up to where the last phrase is found, so not for every message of a chat.
+        """
+        return self._runtime.run(self._flows.readable_texts(session_id, texts))
 
     def get_summary_stats(self, session_id: str) -> dict[str, Any]:
         """Return the figures of the versions, and where the current one comes from.
@@ -341,13 +339,19 @@ class AsyncSummaryStore:
         """See :meth:`SummaryStore.add_summary`."""
         return await self._runtime.run(self._flows.add_summary(session_id, summary_text, metadata))
 
-    async def get_current_summary(self, session_id: str) -> str | None:
+    async def get_current_summary(self, session_id: str, *, readable: bool = False) -> str | None:
         """See :meth:`SummaryStore.get_current_summary`."""
-        return await self._runtime.run(self._flows.get_current_summary(session_id))
+        return await self._runtime.run(self._flows.get_current_summary(session_id, readable=readable))
 
-    async def get_summary_history(self, session_id: str, limit: int = 10) -> list[dict[str, Any]]:
+    async def get_summary_history(
+        self, session_id: str, limit: int = 10, *, readable: bool = False
+    ) -> list[dict[str, Any]]:
         """See :meth:`SummaryStore.get_summary_history`."""
-        return await self._runtime.run(self._flows.get_summary_history(session_id, limit))
+        return await self._runtime.run(self._flows.get_summary_history(session_id, limit, readable=readable))
+
+    async def readable_texts(self, session_id: str, texts: Sequence[str]) -> list[ReadableText]:
+        """See :meth:`SummaryStore.readable_texts`."""
+        return await self._runtime.run(self._flows.readable_texts(session_id, texts))
 
     async def get_summary_stats(self, session_id: str) -> dict[str, Any]:
         """See :meth:`SummaryStore.get_summary_stats`."""

@@ -23,7 +23,7 @@ MEMORY_SPAN = "gen_ai.memory.client"
 _CREATE = ("add_message", "append", "add_messages", "add_and_get_context", "add_chat_message")
 _SEARCH = (
     "get_context", "search_messages", "load_context", "get_messages", "get_current_summary", "get_summary_history",
-    "get_chat_history", "get_session_context_atomic",
+    "readable_texts", "get_chat_history", "get_session_context_atomic",
 )  # fmt: skip
 _UPSERT = (
     "save_context", "set_session_config", "pin", "unpin", "set_summary_instructions", "add_summary", "resummarize",

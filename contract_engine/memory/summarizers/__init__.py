@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from contract_engine.memory.summarizers.extractive import ExtractiveSummarizer
 from contract_engine.memory.summarizers.model_stats import CountedWriter, ModelStats
+from contract_engine.memory.summarizers.phrases import ReadableText
 from contract_engine.memory.summarizers.request import Facts, FactsRequest, FactsWriter, Summarizer, SummaryRequest
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = [
     "ModelStats",
     "ModelSummarizer",
     "OpenAIChat",
+    "ReadableText",
     "Summarizer",
     "SummaryPrompt",
     "SummaryRequest",

@@ -16,7 +16,7 @@ either.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from contract_engine.memory.summarizers.facts import with_signs, without_signs
@@ -42,18 +42,18 @@ _SAME_SPEAKER = "& "
 
 def written(units: Sequence[Unit]) -> str:
     """Return the text of units in their order."""
-    lines: list[str] = []
+    found: list[str] = []
     current = year = ""
     before: str | None = None
     for (day, speaker), said in groupby(units, key=lambda unit: (unit.day, unit.speaker)):
         if day != current:
             date, _, its_year = day.rpartition(" ")
-            lines.append((date if its_year == year else day) or _NO_DATE)
+            found.append((date if its_year == year else day) or _NO_DATE)
             current, year = day, its_year or year
         texts = [unit.text for unit in said]
-        lines.append((_SAME_SPEAKER if speaker == before else label_text(speaker)) + joined(_short(texts, speaker)))
+        found.append((_SAME_SPEAKER if speaker == before else label_text(speaker)) + joined(_short(texts, speaker)))
         before = speaker
-    return "\n".join(lines)
+    return "\n".join(found)
 
 
 def appended(text: str, segment: str) -> str:
@@ -82,13 +82,18 @@ def read(text: str) -> list[Unit]:
 
     A text in another form (a person's, a model's) gives its sentences, with a speaker where a line names one.
     """
-    units: list[Unit] = []
+    return [unit for _, units in lines(text) for unit in units]
+
+
+def lines(text: str) -> Iterator[tuple[str, list[Unit]]]:
+    """Give each line of a summary text as it is, with its units: a date has none."""
     day = year = before = ""
     for raw in text[:MAX_TEXT_CHARS].splitlines():
         line = one_line(raw)
         header = _HEADER.fullmatch(line)
         if header and (not header[1] or (year := header[2] or year)):
             day = f"{header[1]} {year}" if header[1] else ""
+            yield raw, []
             continue
         ours = _own_line(line)
         if line.startswith(_SAME_SPEAKER):
@@ -101,8 +106,14 @@ def read(text: str) -> list[Unit]:
         texts = sentences(said)
         if is_tool_label(speaker):
             texts = without_signs(texts, are_calls=speaker == CALL_LABEL)
-        units += (Unit(day, speaker, text) for text in texts)
-    return units
+        yield raw, [Unit(day, speaker, text) for text in texts]
+
+
+def rewritten(line: str, units: Sequence[Unit]) -> str:
+    """Return a line of a summary text with other units of the same speaker in the place of its own."""
+    speaker = units[0].speaker
+    texts = joined(_short([unit.text for unit in units], speaker))
+    return (_SAME_SPEAKER if line.startswith(_SAME_SPEAKER) else label_text(speaker)) + texts
 
 
 def _own_line(line: str) -> tuple[str, str] | None:
