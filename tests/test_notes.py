@@ -37,6 +37,8 @@ at on of this it too very sort of a lot of glad to hear but because"""
         ("It could be wrong, of course.", "It could be wrong."),
         ("Totally, Caroline! It's a 2-bedroom flat.", "a 2-bedroom flat."),
         ("She told Caroline about it.", "She told Caroline about it."),
+        ("Yes, I want to book the car.", "want to book car."),
+        ("Hi, can I get an espresso.", "can get espresso."),
     ],
 )
 def test_what_carries_no_fact_is_left_out(said: str, note: str) -> None:

@@ -51,7 +51,8 @@ _TIMES = _words(
     october november december one two three four five six seven eight nine ten eleven twelve once twice couple few"""
 )
 _OPENER = re.compile(
-    r"""(?: (?:well|so|yeah|yes|yep|yup|oh|ooh|aw+|hey|hi|hello|wow|whoa|okay|ok|anyway|and|but|also|plus|by\ the\ way|
+    r"""(?<![\w'’-])  # "book the car" has no "ok", and "an espresso, I" no "so"
+        (?: (?:well|so|yeah|yes|yep|yup|oh|ooh|aw+|hey|hi|hello|wow|whoa|okay|ok|anyway|and|but|also|plus|by\ the\ way|
             btw|actually|honestly|to\ be\ honest|you\ know|i\ mean|in\ fact|of\ course|sure|sure\ thing|ha(?:ha)+|lol|
             hmm+|um+|uh|right|cool|nice|great|awesome|absolutely|definitely|totally|exactly|no\ problem|thanks|
             thank\ you)\b
