@@ -1,8 +1,8 @@
 """The checker of fidelity: what a summary tells must have been told to it.
 
-Numbers, identifiers, addresses and names (capitalised words) of a summary are looked for, as whole words, in what the
-messages hold: text, names, tool calls and results, keys and values. A line that is a date is looked for among the days
-of the messages.
+Every word of a summary (numbers, identifiers, addresses, names in whatever case) is looked for, as a whole word, in
+what the messages hold: text, names, tool calls and results, keys and values. Chinese and Japanese, which have no blanks
+between words, are looked for as they stand there. A line that is a date is looked for among the days of the messages.
 """
 
 from __future__ import annotations
@@ -15,29 +15,44 @@ from datetime import UTC, datetime
 DAY_LINE = re.compile(r"(\d{1,2}) ([A-Z][a-z]{2})(?: (\d{1,4}))?|no date")
 WORD = re.compile(r"[^\W_](?:[\w.+@'’-]*[^\W_])?")
 AT_SIGNS = re.compile(r"[.-]+['’]?(?=[^\W\d_])")
+CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+LABELS = ("tool", "call", "error", "unknown")
+"""Words with which a line may begin though nobody said them."""
 CUT = re.compile(r"[\w.+@'’-]*…")
 """What was cut short: only its beginning was said."""
 
 
 def untold(summary: str, messages: Sequence[Mapping[str, object]], times: Sequence[float] = ()) -> list[str]:
     """Return what the summary tells that was not in the messages or their times."""
-    said = set(_words("\n".join(_texts(list(messages)))))
-    days = _days(messages, times)
-    found: list[str] = []
-    for line in summary.splitlines():
-        if match := DAY_LINE.fullmatch(line.strip("[]")):
-            if match[1] and not any(day.startswith(line) for day in days):
-                found.append(line)
-            continue
-        for word in WORD.findall(CUT.sub("", line)):
-            is_fact = any(map(str.isdigit, word)) or word[0].isupper()
-            if is_fact and not set(_forms(word)) & said:
-                found.append(word)
-    return found
+    return Told(messages, times).untold(summary)
+
+
+class Told:
+    """What messages and their times tell, to check several summaries against."""
+
+    def __init__(self, messages: Sequence[Mapping[str, object]], times: Sequence[float] = ()) -> None:
+        self._text = "\n".join(_texts(list(messages)))
+        self._words = {*_words(self._text), *LABELS}
+        self._days = _days(messages, times)
+
+    def untold(self, summary: str) -> list[str]:
+        """Return what the summary tells besides."""
+        found: list[str] = []
+        for line in summary.splitlines():
+            if match := DAY_LINE.fullmatch(line.strip("[]")):
+                if match[1] and not any(day.startswith(line) for day in self._days):
+                    found.append(line)
+                continue
+            uncut = CUT.sub("", line)
+            found += [run for run in CJK.findall(uncut) if run not in self._text]
+            for word in WORD.findall(CJK.sub(" ", uncut)):
+                if self._words.isdisjoint(_forms(word)):
+                    found.append(word)
+        return found
 
 
 def _words(text: str) -> Iterator[str]:
-    for word in WORD.findall(text):
+    for word in WORD.findall(CJK.sub(" ", text)):
         yield from _forms(word)
         # People leave out the blank between two sentences, or a dash's ("okay.Check", "no--Cause").
         for part in AT_SIGNS.split(word):
@@ -66,8 +81,8 @@ def _texts(value: object) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _texts(item)
-    elif value is not None:
-        yield str(value)
+    else:
+        yield json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _days(messages: Sequence[Mapping[str, object]], times: Sequence[float]) -> set[str]:

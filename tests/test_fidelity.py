@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fidelity import untold
+from fidelity import Told, untold
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,6 +55,7 @@ def folded(messages: list[dict[str, Any]], *, readable: bool, max_tokens: int, s
 SOURCE = [
     {"role": "user", "name": "Ana", "content": "I moved to Porto on 3 May. My code is XK-7731."},
     {"role": "tool", "name": "get_order", "content": '{"order_id": "#W12", "total": 20.5}'},
+    {"role": "user", "name": "Ana", "content": "我住在北京，房租900元。 My cat is called tom."},
 ]
 
 
@@ -71,6 +72,10 @@ SOURCE = [
         ("9 May 2023\nAna: moved to Porto", ["9 May 2023"]),
         ("Ana: moved on 4 May", ["4"]),
         ("Ana: code XK-77…", []),
+        ("Ana: cat called tim", ["tim"]),
+        ("Ana: moved to Portoby 3 May", ["Portoby"]),
+        ("Ana: 我住在北京; 房租900元; cat called tom", []),
+        ("Ana: 我住在上海; 房租800元", ["我住在上海", "800"]),
     ],
 )
 def test_the_checker_finds_what_was_planted_and_nothing_else(text: str, wrong: list[str]) -> None:
@@ -82,10 +87,11 @@ def test_the_checker_finds_what_was_planted_and_nothing_else(text: str, wrong: l
 def test_summaries_of_real_conversations_tell_nothing_else(conversation: Mapping[str, Any], readable: bool) -> None:
     messages = conversation["messages"]
     times = [MAY_8 + 86400 * number for number in range(len(messages))]
-    for max_tokens in (60, 400):
+    told = Told(messages, times)
+    for max_tokens in (60, 400, 800):
         for text in folded(messages, readable=readable, max_tokens=max_tokens):
             assert text
-            assert untold(text, messages, times) == []
+            assert told.untold(text) == []
 
 
 SPOKEN = """I've Ana's we met Bob in Porto on 3 May at 14:30 and it was really 900 euros, you know: order #W12-9 for

@@ -91,7 +91,7 @@ def test_a_phrase_of_another_day_speaker_or_matter_is_not_taken(text: str, name:
 
 
 def test_keys_of_tools_come_back() -> None:
-    messages = [
+    messages: list[dict[str, Any]] = [
         {
             "role": "assistant",
             "content": None,
