@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import redis
 from memory_contract import Backend, redis_values, say, talk
+from tool_traffic import said, tool_calls, tool_result
 
 from contract_engine.memory import BufferStore, ConfigurationError, InvalidInputError, MemoryManager, TokenCounter
 
@@ -35,6 +36,14 @@ def test_a_limit_gives_the_newest(buffer: BufferStore, limit: int | None, expect
         buffer.add_message("s", message)
     assert buffer.get_messages("s", limit) == talk(5)[5 - expected :]
     assert buffer.get_messages("s", limit=limit) == talk(5)[5 - expected :]
+
+
+def test_a_limit_cuts_no_exchange(buffer: BufferStore) -> None:
+    exchange = [tool_calls("a", "b"), tool_result("a"), tool_result("b")]
+    for message in [said(), *exchange, said("assistant")]:
+        buffer.add_message("s", message)
+    assert buffer.get_messages("s", 4) == [*exchange, said("assistant")]
+    assert buffer.get_messages("s", 3) == buffer.get_messages("s", 1) == [said("assistant")]
 
 
 @pytest.mark.parametrize("limit", [-1, 1.0, "1", True, [1]], ids=repr)

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tool_traffic import TRAFFIC, keys_of
 
-from contract_engine.memory.exchange import Group, exchange_groups, plan_fold
+from contract_engine.memory.exchange import Group, exchange_groups, plan_fold, whole_from
 
 Message = Mapping[str, object]
 
@@ -109,6 +110,23 @@ class TestGroups:
     )
     def test_odd_messages_stand_alone(self, odd: object) -> None:
         assert exchange_groups([odd, said()]) == [Group(0, 1), Group(1, 2)]
+
+
+class TestTrim:
+    EXCHANGE = (said(), calls("a", "b"), result("a"), result("b"), said("assistant"))
+
+    @pytest.mark.parametrize(("start", "expected"), [(-1, 0), (0, 0), (1, 1), (2, 4), (3, 4), (4, 4), (5, 5), (6, 6)])
+    def test_a_cut_inside_an_exchange_moves_behind_it(self, start: int, expected: int) -> None:
+        assert whole_from(self.EXCHANGE, start) == expected
+
+    def test_the_newest_exchange_is_cut_where_it_alone_is_too_large(self) -> None:
+        nested = [calls("a"), result("x"), said(), result("a")]
+        assert whole_from(nested, 1) == 2
+        assert whole_from(nested, 3) == 3
+        assert whole_from([calls("a", "b"), result("a"), result("b")], 1) == 1
+
+    def test_what_is_left_does_not_begin_with_a_result_whose_call_was_gone_before(self) -> None:
+        assert whole_from([said(), result("gone"), said()], 1) == 2
 
 
 class TestPlan:
@@ -231,3 +249,24 @@ def test_hard_plan_meets_the_caps_or_leaves_the_newest_alone(
     assert soft <= count <= max(0, len(messages) - 1)
     fits = sum(tokens[count:]) <= cap_tokens and len(messages) - count <= cap_messages
     assert fits or len(messages) - count <= 1
+
+
+@settings(deadline=None)
+@given(TRAFFIC, st.integers(0, 30))
+def test_a_trim_leaves_no_exchange_cut_but_the_newest(messages: list[Message], most: int) -> None:
+    start = whole_from(messages, len(messages) - most)
+    rest = messages[start:]
+    assert len(rest) <= most
+    groups = exchange_groups(messages)
+    newest = groups[-1].start if groups else 0
+    assert start in {group.start for group in groups} | {len(messages)} or start > newest
+    if len(messages) - newest <= most:
+        assert start <= newest, "the newest exchange is left whole where it fits"
+    if start and any(not keys_of(dict(one))[0] for one in rest):
+        assert not keys_of(dict(rest[0]))[0] or keys_of(dict(rest[0]))[1], "it begins with no bare result"
+    # No more is cut away than has to be: at every group before, there was too much, or a bare result.
+    for group in groups:
+        if len(messages) - most <= group.start < start:
+            answered, called = keys_of(dict(messages[group.start]))
+            assert answered
+            assert not called

@@ -23,6 +23,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken_ext import openai_public  # type: ignore[import-untyped]
+from tool_traffic import TRAFFIC
 
 from contract_engine.memory import encodings as encodings_package
 from contract_engine.memory import token_counter
@@ -35,6 +36,7 @@ from contract_engine.memory.encodings.measurement import (
     measure,
 )
 from contract_engine.memory.errors import ConfigurationError, CorruptDataError
+from contract_engine.memory.exchange import exchange_groups
 from contract_engine.memory.token_counter import TokenCount, TokenCounter
 
 # tiktoken names a cached file by the SHA-1 of the address it comes from.
@@ -762,6 +764,19 @@ def test_overflow_is_the_shortest_prefix_whose_removal_suffices(sizes: list[int 
         # With the last of them back it would not fit: nothing was removed in vain.
         assert counter.count_batch_tokens(messages[len(overflow) - 1 :]) > cap
     assert rest <= cap or len(overflow) == len(messages)
+
+
+@settings(deadline=None)
+@given(TRAFFIC, st.integers(0, 250))
+def test_overflow_takes_a_call_with_its_results(messages: list[dict[str, Any]], cap: int) -> None:
+    counter = TokenCounter()
+    count = len(counter.get_overflow_messages(messages, cap))
+    assert counter.count_batch_tokens(messages[count:]) <= cap
+    groups = exchange_groups(messages)
+    fits = [group.start for group in groups if counter.count_batch_tokens(messages[group.start :]) <= cap]
+    if fits:
+        assert count in {group.start for group in groups}
+        assert count >= fits[0]
 
 
 def test_overflow_at_the_exact_limit(counter: TokenCounter) -> None:

@@ -9,6 +9,7 @@ from contract_engine.memory._effects import Flow
 from contract_engine.memory._runtime import AsyncRuntime, Runtime, breaker_for
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.errors import ContentionError, StoreUnavailableError
+from contract_engine.memory.exchange import whole_from
 from contract_engine.memory.intake import Intake
 from contract_engine.memory.keys import check_limit, check_session_id
 from contract_engine.memory.models import Message, SessionState
@@ -38,7 +39,7 @@ class BufferFlows:
     def get_messages(self, session_id: str, limit: object) -> Flow[list[Message]]:
         wanted = None if limit is None else check_limit(limit)
         messages = (yield from self._load(session_id)).messages
-        return messages if wanted is None else messages[max(0, len(messages) - wanted) :]
+        return messages if wanted is None else messages[whole_from(messages, len(messages) - wanted) :]
 
     def get_buffer_info(self, session_id: str) -> Flow[dict[str, Any]]:
         return (yield from self._load(session_id)).buffer_info()
@@ -71,8 +72,9 @@ def _standalone(
 class BufferStore:
     """A bounded list of messages per session, at most ``max_messages`` (30) and ``max_tokens`` (4,000).
 
-    Standing alone it is what its name says, a buffer: at a cap the oldest messages go, and Redis is all there is
-    behind it. The one inside a :class:`MemoryManager` shares the manager's log and folding, so there nothing is dropped
+    Standing alone it is what its name says, a buffer: at a cap the oldest messages go one by one, a call before its
+    results, and Redis is all there is behind it. That is no context for a model; ``to_messages`` completes what is cut
+    so. The one inside a :class:`MemoryManager` shares the manager's log and folding, so there nothing is dropped
     and reads are answered while Redis is away. Every read raises :class:`RedisUnavailableError` where nobody can
     answer; an outage is never shown as an empty session.
     """
@@ -101,7 +103,11 @@ class BufferStore:
         return self._runtime.run(self._flows.add_message(session_id, message))
 
     def get_messages(self, session_id: str, limit: int | None = None) -> list[Message]:
-        """Return the newest ``limit`` messages (all by default), oldest first."""
+        """Return the newest messages, at most ``limit`` (all by default), oldest first.
+
+        A call and its results come together or not at all. Only of a newest exchange that has more than ``limit``
+        messages the end comes alone, and then not from a result on, unless nothing else is in it.
+        """
         return self._runtime.run(self._flows.get_messages(session_id, limit))
 
     def get_buffer_info(self, session_id: str) -> dict[str, Any]:

@@ -105,6 +105,17 @@ def plan_fold(
     return _past_orphans(messages, count) if count else 0
 
 
+def whole_from(messages: Sequence[object], start: int) -> int:
+    """Return ``start`` or the first place behind it where no group is cut: what a trim to a limit leaves begins there.
+
+    Only in the newest group there is no such place. Then what is left begins inside, but not with a result whose call
+    is gone, unless there is nothing else in it.
+    """
+    if start <= 0 or start >= len(messages):
+        return max(0, start)
+    return _past_orphans(messages, next((one.start for one in exchange_groups(messages) if one.start >= start), start))
+
+
 class Links(NamedTuple):
     """Which message answers which; everything is an index into the messages, a key names one call.
 

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 from contract_engine.memory.encodings import SHIPPED, encodings
 from contract_engine.memory.encodings.measurement import RUN_CHARS, Encoding, TokenCount, encoded, measure
 from contract_engine.memory.errors import ConfigurationError
+from contract_engine.memory.exchange import whole_from
 
 __all__ = ["TokenCount", "TokenCounter"]
 
@@ -147,17 +148,19 @@ class TokenCounter:
         return self.count_batch_tokens(messages) >= threshold
 
     def get_overflow_messages(self, messages: Sequence[M] | None, max_tokens: int = 4000) -> list[M]:
-        """Return the shortest run of oldest messages without which the rest counts at most ``max_tokens``.
+        """Return the oldest messages that have to go for the rest to count at most ``max_tokens``: as few as possible.
 
-        ``messages`` are oldest first and stay as they are. The answer is empty when all of them fit, and all of them
-        when not even the newest does.
+        ``messages`` are oldest first and stay as they are. A call goes together with its results. Only where the newest
+        of these exchanges is larger than ``max_tokens`` itself, the beginning of it goes, and what is left does not
+        begin with a result, unless it is nothing but results. The answer is empty when all of them fit, and all of
+        them when not even the newest message does.
         """
         held = list(messages or ())
         total = 0
         for index in range(len(held) - 1, -1, -1):
             total += self.count_message_tokens(held[index])
             if total > max_tokens:
-                return held[: index + 1]
+                return held[: whole_from(held, index + 1)]
         return []
 
     def _content_tokens(self, content: object, *, nested: bool = False) -> int:
