@@ -42,6 +42,7 @@ else
 	@test -f "$(EVAL)/score.py" || { echo "EVAL names a folder with a score.py. Try: make quality EVAL=DIR"; exit 1; }
 	@UV_PROJECT_ENVIRONMENT=$(VENV) $(RUN)/uv sync --quiet --frozen --inexact --extra dev --extra quality
 	@PYTHONPATH=benchmarks $(RUN)/python "$(EVAL)/score.py" retention:summarize
+	@$(RUN)/python benchmarks/recall_quality.py "$(EVAL)"
 endif
 
 soak: $(VENV)/.ready  ## Harm servers and processes under load for SECONDS=600, with SEED= to repeat a run
