@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from contract_engine.memory.summarizers.sentences import sentences
+from contract_engine.memory.summarizers.sentences import is_sentence
 
 SAME_HEAD = "& "
 SAME_KEYS = "= "
@@ -48,7 +48,7 @@ def without_signs(texts: Sequence[str], *, are_calls: bool) -> list[str]:
 def without_keys(fact: str) -> str:
     """Return the fact without the keys whose values tell by their form what they are: ids, addresses, dates."""
     shorter = unsigned(_TOLD_BY_VALUE.sub("", fact))
-    return shorter if sentences(shorter) == [shorter] else fact
+    return shorter if is_sentence(shorter) else fact
 
 
 class _Line:
@@ -62,7 +62,7 @@ class _Line:
     def short(self, fact: str) -> str:
         """Write the next fact."""
         choices = (SAME_HEAD + fact[len(self._head) :].removeprefix(", "), SAME_KEYS + _values(fact))
-        exact = [text for text in choices if self._read(text) == fact and sentences(text) == [text]]
+        exact = [text for text in choices if self._read(text) == fact and is_sentence(text)]
         text = min([*exact, fact], key=len)
         self._remember(fact)
         return text
@@ -83,7 +83,7 @@ class _Line:
             keys = self._keys.get(len(values), [])
             fact = ", ".join(f"{key} {value}" if key else value for key, value in zip(keys, values, strict=False))
         # In a text of somebody else a sign may be anything.
-        return fact if fact and sentences(fact) == [fact] else told
+        return fact if fact and is_sentence(fact) else told
 
     def _remember(self, fact: str) -> None:
         self._head = fact.partition("(" if self._are_calls else ", ")[0]

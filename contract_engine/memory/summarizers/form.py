@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import groupby
 
 from contract_engine.memory.summarizers.facts import with_signs, without_signs
@@ -50,8 +51,8 @@ def written(units: Sequence[Unit]) -> str:
             date, _, its_year = day.rpartition(" ")
             found.append((date if its_year == year else day) or _NO_DATE)
             current, year = day, its_year or year
-        texts = [unit.text for unit in said]
-        found.append((_SAME_SPEAKER if speaker == before else label_text(speaker)) + joined(_short(texts, speaker)))
+        told = _told(speaker, tuple(unit.text for unit in said))
+        found.append((_SAME_SPEAKER if speaker == before else label_text(speaker)) + told)
         before = speaker
     return "\n".join(found)
 
@@ -68,8 +69,10 @@ def appended(text: str, segment: str) -> str:
     return f"{text}\n{_NO_DATE}\n{segment}" if is_dated else f"{text}\n{segment}"
 
 
-def _short(texts: Sequence[str], speaker: str) -> Sequence[str]:
-    return with_signs(texts, are_calls=speaker == CALL_LABEL) if is_tool_label(speaker) else texts
+@lru_cache(maxsize=2**11)
+def _told(speaker: str, texts: tuple[str, ...]) -> str:
+    """Return what a line tells after its label. Remembered, since a fold writes most lines several times."""
+    return joined(with_signs(texts, are_calls=speaker == CALL_LABEL) if is_tool_label(speaker) else texts)
 
 
 def label_text(speaker: str) -> str:
@@ -112,8 +115,8 @@ def lines(text: str) -> Iterator[tuple[str, list[Unit]]]:
 def rewritten(line: str, units: Sequence[Unit]) -> str:
     """Return a line of a summary text with other units of the same speaker in the place of its own."""
     speaker = units[0].speaker
-    texts = joined(_short([unit.text for unit in units], speaker))
-    return (_SAME_SPEAKER if line.startswith(_SAME_SPEAKER) else label_text(speaker)) + texts
+    told = _told(speaker, tuple(unit.text for unit in units))
+    return (_SAME_SPEAKER if line.startswith(_SAME_SPEAKER) else label_text(speaker)) + told
 
 
 def _own_line(line: str) -> tuple[str, str] | None:

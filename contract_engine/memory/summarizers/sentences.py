@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 MAX_SENTENCE_CHARS = 240
@@ -20,10 +21,11 @@ _EMPHASIS = re.compile(r"(?<!\w)(?:\*\*|`+)|(?:\*\*|`+)(?!\w)")
 """Not inside a word: without the mark its halves would be one that nobody wrote."""
 _BLOB = re.compile(r"(?<![!-~])[!-~]{201,}")
 _END = re.compile(
-    r"""(?P<mark>[.!?…।॥؟۔])(?P<closer>["')\]}”“’»«]{0,3})[ ]  # ends before a space
-      | ;[ ]
-      | [。！？；]["')\]}”’»」』）]{0,3}[ ]?              # ends without one
-    """,
+    r"""[.!?…।॥؟۔;。！？；]  # by its first character alone a place is found in a third of the time
+        (?: (?<=(?P<mark>[.!?…।॥؟۔]))(?P<closer>["')\]}”“’»«]{0,3})[ ]  # ends before a space
+          | (?<=;)[ ]
+          | (?<=[。！？；])["')\]}”’»」』）]{0,3}[ ]?                     # ends without one
+        )""",
     re.VERBOSE,
 )
 _ABBREVIATIONS = frozenset(
@@ -63,6 +65,12 @@ def sentences(line: str) -> list[str]:
     return found
 
 
+@lru_cache(maxsize=2**13)  # a fold writes its text several times
+def is_sentence(text: str) -> bool:
+    """Tell whether ``text`` is one sentence as ``sentences`` gives it."""
+    return sentences(text) == [text]
+
+
 def joined(parts: Sequence[str]) -> str:
     """Return one line of which ``sentences`` gives ``parts`` again; each must be a sentence as ``sentences`` makes it.
 
@@ -74,6 +82,7 @@ def joined(parts: Sequence[str]) -> str:
     return line
 
 
+@lru_cache(maxsize=2**13)
 def _separator(before: str, after: str) -> str:
     for candidate in ("", " ") if before[-1] > "⺀" else (" ",):
         if _pieces(before + candidate + after) == [before, after]:
