@@ -129,8 +129,13 @@ def test_summaries_of_any_conversation_tell_nothing_else(
 
 def test_marks_inside_a_word_stay_and_long_names_end_with_a_word() -> None:
     messages = [
-        {"role": "user", "name": "Mr Darrell Samson of Sackville and Preston-Chezzetcook", "content": "Ask Chris`OGER."}
+        {
+            "role": "user",
+            "name": "Mr Darrell Samson of Sackville and Preston-Chezzetcook",
+            "content": "Ask Chris`OGER. Install linux-headers-`uname -r` and **reboot**.",
+        }
     ]
     (text,) = folded(messages, readable=True, max_tokens=60)
-    assert text == "8 May 2023\nMr Darrell Samson of Sackville and: Ask Chris`OGER."
+    said = "Ask Chris`OGER. Install linux-headers-`uname -r and reboot."
+    assert text == f"8 May 2023\nMr Darrell Samson of Sackville and: {said}"
     assert untold(text, messages, [MAY_8]) == []

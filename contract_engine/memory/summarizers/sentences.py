@@ -17,7 +17,7 @@ MAX_SENTENCE_CHARS = 240
 # Controls, surrogates and direction overrides: no store takes the first two, and the last show a text other than it is.
 _UNSAFE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _BULLET = re.compile(r"(?:(?:[-*+•>]|#{1,6}|\d{1,2}[.)]) )+")
-_EMPHASIS = re.compile(r"(?<!\w)(?:\*\*|`+)|(?:\*\*|`+)(?!\w)")
+_EMPHASIS = re.compile(r"(?<!\w)(?<!\w-)(?:\*\*|`+)|(?:\*\*|`+)(?!\w)")
 """Not inside a word: without the mark its halves would be one that nobody wrote."""
 _BLOB = re.compile(r"(?<![!-~])[!-~]{201,}")
 _END = re.compile(
