@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,10 +12,9 @@ from scenario import Bench, Timer, fixed_loop
 
 from contract_engine.demo import conversations
 from contract_engine.memory import MemoryManager, TokenCounter
-from contract_engine.memory.summarizers import ExtractiveSummarizer, SummaryRequest
+from contract_engine.memory.summarizers import ExtractiveSummarizer, SummaryRequest, form, sentences
 
 FOLD_TOKENS = 2000
-SUMMARY_TOKENS = 800
 
 
 def _parts(counter: TokenCounter, tokens: int) -> list[Sequence[Mapping[str, Any]]]:
@@ -31,23 +30,35 @@ def _parts(counter: TokenCounter, tokens: int) -> list[Sequence[Mapping[str, Any
     return parts
 
 
-@contextmanager
-def fold_of_2000_tokens(_: Bench) -> Iterator[tuple[Timer, Timer]]:
-    counter, summarizer = TokenCounter(), ExtractiveSummarizer(readable=False)
-    counter.warm()
-    parts = itertools.cycle(_parts(counter, FOLD_TOKENS))
-    summary = ""
+def fold_of_2000_tokens(*, summary_tokens: int = 800, is_counted: bool = True) -> Callable[[Bench], Any]:
+    """Make the scenario of folding into a summary that is full; ``is_counted``: this process has folded it before."""
 
-    def call() -> float:
-        nonlocal summary
-        request = SummaryRequest(
-            previous=summary, messages=next(parts), max_tokens=SUMMARY_TOKENS, count_tokens=counter.count_tokens
-        )
-        started = time.perf_counter()
-        summary = summarizer.summarize(request)
-        return time.perf_counter() - started
+    @contextmanager
+    def prepare(_: Bench) -> Iterator[tuple[Timer, Timer]]:
+        counter, summarizer = TokenCounter(), ExtractiveSummarizer(readable=False)
+        counter.warm()
+        parts = itertools.cycle(_parts(counter, FOLD_TOKENS))
+        summary = ""
 
-    yield call, fixed_loop
+        def fold() -> float:
+            nonlocal counter, summary
+            if not is_counted:
+                counter = TokenCounter()
+                counter.warm()
+                for remembered in (form._told, sentences.is_sentence, sentences._separator):
+                    remembered.cache_clear()
+            request = SummaryRequest(
+                previous=summary, messages=next(parts), max_tokens=summary_tokens, count_tokens=counter.count_tokens
+            )
+            started = time.perf_counter()
+            summary = summarizer.summarize(request)
+            return time.perf_counter() - started
+
+        while counter.count_tokens(summary) < 0.95 * summary_tokens:
+            fold()
+        yield fold, fixed_loop
+
+    return prepare
 
 
 @contextmanager

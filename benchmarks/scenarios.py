@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 import time
@@ -186,20 +187,42 @@ def count_repeated(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
     yield lambda: repeated(lambda: counter.count_tokens(text)), lambda: repeated(lambda: len(text))
 
 
-def package(provider: str) -> Callable[[Bench], Any]:
-    """Make the scenario of packaging 30 messages, of which 18 are calls of tools and their results."""
+def _full_context(bench: Bench) -> dict[str, Any]:
+    """Return a context as full as it gets by default.
+
+    30 messages of 4,000 tokens, 18 of them calls of tools and their results, and a summary of 1,600.
+    """
+    messages: list[dict[str, Any]] = []
+    for number in range(6):
+        ids = (f"call_{number}_a", f"call_{number}_b")
+        calls = [{"id": one, "function": {"name": "look_up", "arguments": '{"q": "Rome", "page": 2}'}} for one in ids]
+        question, answer, *told = bench.fresh(11)
+        rows = [{"order_id": f"W{at}7731", "status": "sent", "note": one["content"]} for at, one in enumerate(told)]
+        results = [
+            {"role": "tool", "tool_call_id": one, "content": json.dumps(rows[place::2])}
+            for place, one in enumerate(ids)
+        ]
+        messages += [question, {"role": "assistant", "content": None, "tool_calls": calls}, *results, answer]
+    summary = "\n".join(f"user: {one['content']}" for one in bench.fresh(38))
+    return {"current_summary": summary, "buffer_messages": messages}
+
+
+def package(provider: str, *, max_tokens: int, is_counted: bool) -> Callable[[Bench], Any]:
+    """Make the scenario of packaging a full context; ``is_counted``: its texts were counted in this process before."""
 
     @contextmanager
     def prepare(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
-        messages: list[dict[str, Any]] = []
-        for number in range(6):
-            ids = (f"call_{number}_a", f"call_{number}_b")
-            calls = [{"id": one, "function": {"name": "look_up", "arguments": '{"q": "Rome"}'}} for one in ids]
-            results = [{"role": "tool", "tool_call_id": one, "content": "two rooms are left"} for one in ids]
-            question, answer = bench.fresh(2)
-            messages += [question, {"role": "assistant", "content": None, "tool_calls": calls}, *results, answer]
-        context = {"current_summary": " ".join(one["content"] for one in bench.fresh(20)), "buffer_messages": messages}
-        yield lambda: per_call([lambda: to_messages(context, provider, max_tokens=8000)] * CALLS), fixed_loop
+        known = _full_context(bench)
+        tokens = bench.durable.token_counter.count_batch_tokens(known["buffer_messages"])
+        assert 3600 <= tokens <= 4000, f"a full buffer has 4,000 tokens, this one {tokens}"
+
+        def call() -> float:
+            contexts = [known if is_counted else _full_context(bench) for _ in range(CALLS)]
+            return per_call(
+                [lambda one=one: to_messages(one, provider, max_tokens=max_tokens) for one in contexts]  # type: ignore[misc]
+            )
+
+        yield call, fixed_loop
 
     return prepare
 
@@ -273,11 +296,40 @@ SCENARIOS = (
     Scenario("growth: read of a long session", "at 30", 1.1, growth_read),
     Scenario("count a batch of 4,000 tokens", "plain tiktoken", 1.15, count_batch),
     Scenario("count a repeated text", "len()", None, count_repeated),
-    Scenario("fold of 2,000 tokens into a summary of 800", LOOPS, 25 / LOOP_MS, fold_of_2000_tokens),
+    Scenario("fold of 2,000 tokens into a summary of 800", LOOPS, 25 / LOOP_MS, fold_of_2000_tokens()),
+    Scenario(
+        "fold of 2,000 tokens into a full summary of 800, never seen",
+        LOOPS,
+        25 / LOOP_MS,
+        fold_of_2000_tokens(is_counted=False),
+    ),
+    Scenario(
+        "fold of 2,000 tokens into a full summary of 1,600, never seen",
+        LOOPS,
+        None,
+        fold_of_2000_tokens(summary_tokens=1600, is_counted=False),
+    ),
     Scenario("a usable summary after the trigger", LOOPS, 50 / LOOP_MS, usable_summary, rounds=15),
     *(
-        Scenario(f"to_messages, 30 messages, {provider}", LOOPS, 1 / LOOP_MS, package(provider))
+        Scenario(
+            f"to_messages, full context, {provider}",
+            LOOPS,
+            1 / LOOP_MS,
+            package(provider, max_tokens=8000, is_counted=True),
+        )
         for provider in ("openai", "anthropic", "gemini", "langchain-json")
+    ),
+    Scenario(
+        "to_messages, full context never seen, a window of 64,000",
+        LOOPS,
+        1 / LOOP_MS,
+        package("openai", max_tokens=64_000, is_counted=False),
+    ),
+    Scenario(
+        "to_messages, full context never seen, a window of 8,000",
+        LOOPS,
+        None,
+        package("openai", max_tokens=8000, is_counted=False),
     ),
     Scenario("breaker, closed", "the call alone", 20, breaker_closed(), most_added=1),
     Scenario(

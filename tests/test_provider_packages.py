@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -516,6 +518,25 @@ def test_what_goes_first() -> None:
     assert shown(250) == ["Message 3", "left out"]
     with pytest.raises(PackageTooLargeError):
         shown(50)
+
+
+@settings(deadline=None, max_examples=60)
+@given(TRAFFIC, st.integers(400, 8000), st.sampled_from(["words ", "日本語", "é\ud800"]))
+def test_what_surely_fits_is_what_fits(messages: list[Message], most: int, text: str) -> None:
+    """A wide budget is not counted; that makes no difference to what is shown."""
+    held = context(*messages, said("user", text * 30), recalled=[noted(1, said("user", text * 20))])
+    counted = to_messages(held, system=text, max_tokens=most, count_tokens=COUNTER.count_tokens)
+    assert to_messages(held, system=text, max_tokens=most) == counted
+
+
+def test_a_package_that_surely_fits_waits_for_no_encoding() -> None:
+    code = (
+        "import sys; from contract_engine.memory import to_messages\n"
+        "held = {'current_summary': 'Tea.', 'buffer_messages': [{'role': 'user', 'content': 'words ' * 100}]}\n"
+        "to_messages(held, max_tokens=2000); assert 'tiktoken' not in sys.modules\n"
+        "to_messages(held, max_tokens=400); assert 'tiktoken' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_tokens_are_counted_as_the_caller_says() -> None:

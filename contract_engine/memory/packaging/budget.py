@@ -51,6 +51,16 @@ def within(content: Content, most: int, *, count: Count, system: str | None) -> 
     return Content(notes, turns, recalled)
 
 
+def is_surely_within(content: Content, most: int, *, system: str | None) -> bool:
+    """Whether it fits however it is encoded, since a token has a byte or more; that is much faster than to count."""
+    turns = [*content.notes, *content.turns, *recalled_turns(content.recalled), Turn(USER, [Text(system or "")], [])]
+    return sum(turn_tokens(turn, _bytes) for turn in turns) + 2 * turn_tokens(_left_out(10**6), _bytes) <= most
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
 def _left_out(number: int) -> Turn:
     return Turn(USER, [Text(LEFT_OUT.format(number))], [])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from contract_engine.memory.errors import InvalidInputError
 from contract_engine.memory.packaging import anthropic_messages, gemini_contents, langchain_json, openai_chat
-from contract_engine.memory.packaging.budget import Content, Count, within
+from contract_engine.memory.packaging.budget import Content, Count, is_surely_within, within
 from contract_engine.memory.packaging.notes import block, items_text, recalled_turns
 from contract_engine.memory.packaging.parts import Text
 from contract_engine.memory.packaging.turns import USER, Turn, turns_of
@@ -62,7 +62,7 @@ def to_messages(
     held = _checked(context)
     system = system if system is not None and system.strip() else None
     content = Content(_notes(held), turns_of(held["buffer_messages"]), _items(held, "recalled"))
-    if max_tokens is not None:
+    if max_tokens is not None and (count_tokens or not is_surely_within(content, max_tokens, system=system)):
         content = within(content, max_tokens, count=count_tokens or _counter(), system=system)
     notes, turns, recalled = content
     place = _place(turns)
