@@ -17,7 +17,7 @@ from compression_scenario import compressed_size, compressed_time
 from dual_write_scenario import SCENARIOS as DUAL_WRITE
 from fold_scenarios import fold_of_2000_tokens, usable_summary
 from observe_scenario import HOOK, NOBODY, watched
-from recall_scenario import recall
+from recall_scenario import large_result, recall
 from scenario import CALLS, WIDE, Bench, Scenario, Timer, fixed_loop, message, per_call, repeated
 from working_memory_scenario import WORKING_MEMORY
 
@@ -343,7 +343,14 @@ SCENARIOS = (
     Scenario(
         "add_message with the breaker open", "the session store's append", 1.1, append_with_redis_away, most_added=10
     ),
-    Scenario("get_context with a query, 3,000 folded", LOOPS, 10 / LOOP_MS, recall),
+    Scenario("get_context with a query, 3,000 folded", LOOPS, 10 / LOOP_MS, recall()),
+    Scenario("get_context with a query of 32 words, 3,000 folded", LOOPS, 10 / LOOP_MS, recall(words=27)),
+    Scenario(
+        "get_context with a query, 3,000 folded, 300 of them large results of tools",
+        LOOPS,
+        10 / LOOP_MS,
+        recall(told=large_result),
+    ),
     *DUAL_WRITE,
     Scenario("add_message, durable, with metrics", "without", 1.03, watched(lambda bench: bench.durable)),
     Scenario("add_message, ephemeral, with metrics", "without", 1.03, watched(lambda bench: bench.ephemeral)),
