@@ -120,12 +120,15 @@ class TestResultsWithoutCall:
         assert mend([tool_calls("a"), said(), tool_result("a"), said()]) is None
 
 
-def test_calls_and_results_without_id_are_left_alone_until_they_are_packaged() -> None:
+def test_calls_and_results_without_id_go_together_by_their_order_and_are_completed_too() -> None:
     messages = [tool_result(None), tool_calls(None), said(), function_call(None), said()]
-    assert mend(messages) is None
-    found = mend(messages, is_all=True)
+    found = mend(messages)
     assert found is not None
     assert found.added == [0, 3, 6]
+    assert all("id" not in call for at in (0, 2) for call in found.messages[at]["tool_calls"])
+    assert found.messages[3] == {"role": "tool", "content": NO_RESULT, "synthetic": True}
+    assert mend([tool_calls(None, None), tool_result(None), tool_result(None), said()]) is None
+    assert mend([said(), tool_calls(None, None), tool_result(None)]) is None, "the second result may still come"
 
 
 def test_conversations_without_tools_are_left_alone() -> None:
@@ -139,7 +142,7 @@ def test_every_conversation_is_mended_and_keeps_its_messages(messages: list[Mess
     for is_all in (False, True):
         found = mend(messages, is_all=is_all)
         shown = messages if found is None else found.messages
-        assert faults([*shown, said()] if is_all else shown, is_all=is_all) == []
+        assert faults([*shown, said()] if is_all else shown, is_all=True) == []
         if found is not None:
             assert [one for at, one in enumerate(found.messages) if at not in found.added] == messages
             assert all(found.messages[at]["synthetic"] is True for at in found.added)

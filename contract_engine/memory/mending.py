@@ -32,8 +32,9 @@ def mend(messages: Sequence[dict[str, Any]], *, is_all: bool = False) -> Mended 
     A call without result gets one behind the last result of the same message, and before the next calls. The newest
     call is left open as long as nothing but results of its message follows. A result whose call is not there gets one
     directly before it; so does a second answer to a call, which an API takes for an answer to nothing. What stands
-    between a call and its result stays there. Calls and results without id, which no API takes as they are, are left
-    alone. ``is_all``: these are completed too, and the newest call is closed.
+    between a call and its result stays there. A result without id answers the latest call without one, and what is put
+    in for such has no id either: some servers ask for none, and ``to_messages`` gives one to each. ``is_all``: the
+    newest call is closed too.
     """
     if not has_exchanges(messages):
         return None
@@ -43,13 +44,11 @@ def mend(messages: Sequence[dict[str, Any]], *, is_all: bool = False) -> Mended 
     newest = -1 if is_all else _newest_call(messages, links)
     before: dict[int, dict[str, Any]] = {}
     for index, keys in links.orphans.items():
-        if wanted := [key for key in keys if is_all or key != NO_ID]:
-            before[index] = _calls(messages, index, wanted)
+        before[index] = _calls(messages, index, keys)
     after: dict[int, list[dict[str, Any]]] = {}
     for index, keys in links.open_calls.items():
-        wanted = [key for key in keys if is_all or key != NO_ID]
-        if wanted and index != newest:
-            after.setdefault(_place(messages, links, index), []).extend(_results(messages[index], wanted))
+        if index != newest:
+            after.setdefault(_place(messages, links, index), []).extend(_results(messages[index], keys))
     found: list[dict[str, Any]] = []
     added: list[int] = []
     for index, message in enumerate(messages):
