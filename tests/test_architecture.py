@@ -44,6 +44,7 @@ LAYERS = (
     "_layout _log _log_transactions _log_summaries _log_drain _log_pins _log_recall _log_retention _log_archive"
     " _log_outbox intake",
     "_log_backfill _legacy_table",
+    "_legacy_flows",
     "_runtime _runtime.failures _runtime.redis_steps _runtime.redis_topology _runtime.redis_conversation"
     " _runtime.redis_connections _runtime.redis_routing _runtime.redis_cluster _runtime.redis_sentinel"
     " _runtime.redis_transport _runtime.database_connections _runtime.database _runtime.background"
