@@ -96,6 +96,18 @@ def test_the_age_is_that_of_the_oldest_message_of_one_tenant_and_of_all(connecti
     assert found == (0, 0, 0, 0, None, 0)
 
 
+def test_what_is_put_off_is_not_looked_through(connection: Connection, tenant: str) -> None:
+    """While a legacy store is away all of the backlog is, and each look for something due went through all of it."""
+    gather(connection, tenant)
+    connection.execute(
+        "UPDATE memory_relays SET due_at = now() + make_interval(hours => 1) WHERE tenant = %s AND session_id <> 's7'",
+        (tenant,),
+    )
+    connection.execute("ANALYZE memory_relays")
+    given = {"of_tenant": tenant, "lease": "l", "sessions": CLAIMED, "lease_seconds": 30.0}
+    assert read(connection, CLAIM, given, "memory_relays") <= 2  # once to find it, once to take it
+
+
 @pytest.mark.parametrize("is_analyzed", [False, True], ids=["without statistics", "with statistics"])
 def test_what_was_relayed_is_noted_without_a_look_at_the_backlog(
     private_servers: PrivateServers, tenant: str, is_analyzed: bool

@@ -49,7 +49,7 @@ CLAIM = Statement(
     lambda: sa.text("""
         WITH due AS (
             SELECT tenant, session_id, in_doubt FROM memory_relays
-            WHERE tenant = :of_tenant AND due_at <= clock_timestamp() AND parked_at IS NULL
+            WHERE tenant = :of_tenant AND due_at <= now() AND parked_at IS NULL
               AND (leased_until IS NULL OR leased_until < clock_timestamp())
             ORDER BY due_at LIMIT CAST(:sessions AS integer) FOR UPDATE SKIP LOCKED)
         UPDATE memory_relays AS relay
