@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 from legacy_tables import Older, said
@@ -24,6 +25,7 @@ from contract_engine.memory import (
     SerializationError,
     StoreMisconfiguredError,
 )
+from contract_engine.memory._effects import Statement, query
 from contract_engine.memory.legacy_messages import (
     EXACT_FIELD,
     MESSAGE_ID_FIELD,
@@ -190,6 +192,91 @@ def test_eight_threads_append_batches_that_overlap(older: Older) -> None:
     assert older.execute("SELECT message_count FROM {table}") == [(400,)]
 
 
+def numbered(*numbers: int) -> dict[str, dict[str, Any]]:
+    """Return messages by their ids."""
+    return {f"m{number}": said(number) for number in numbers}
+
+
+def test_several_sessions_are_appended_to_at_once(older: Older) -> None:
+    store = older.store
+    store.add_chat_message("begun", said(0))
+    store.add_chat_message("half", said(1), message_id="m1")
+    older.fill("strange", {"0": "no list"})
+    given = {
+        "begun": numbered(1, 2), "half": numbered(1, 2, 3), "strange": numbered(1), "new": numbered(2, 1),
+        "nul": {"m": {"content": "a\x00b"}},
+    }  # fmt: skip
+    for _ in range(2):
+        assert sorted(store.add_to_sessions(given)) == ["begun", "half", "new", "nul"]
+        assert store.get_chat_history("begun") == [said(0), said(1), said(2)]
+        assert store.get_chat_history("half") == [said(1), said(2), said(3)]
+        assert store.get_chat_history("new") == [said(2), said(1)]
+        assert store.get_chat_history("nul") == [{"content": "a\x00b"}]
+    assert store.message_ids("new") == ["m2", "m1"]
+    rows = older.execute("SELECT session_id, message_count, title, last_user_text FROM {table} ORDER BY session_id")
+    spoken = said(1)["content"]
+    assert rows == [
+        ("begun", 3, spoken, spoken), ("half", 3, spoken, said(3)["content"]), ("new", 2, spoken, spoken),
+        ("nul", 1, None, None), ("strange", 0, None, None),
+    ]  # fmt: skip
+    assert older.execute("SELECT chat_history FROM {table} WHERE session_id = 'strange'") == [({"0": "no list"},)]
+    assert store.add_to_sessions({}) == []
+
+
+def test_to_all_of_them_or_to_none(older: Older) -> None:
+    wrong: Any
+    for wrong in ({"a": numbered(1), "b": {"m": "no message"}}, {"a": numbered(1), "": numbered(1)}, {"a": {}}, ["a"]):
+        with pytest.raises(InvalidInputError):
+            older.store.add_to_sessions(wrong)
+    with older.read_only(), pytest.raises(DatabaseUnavailableError):
+        older.store.add_to_sessions({"a": numbered(1), "b": numbered(1)})
+    assert older.execute("SELECT count(*) FROM {table}") == [(0,)]
+
+
+def test_eight_threads_append_to_the_same_sessions_each_in_an_order_of_its_own(older: Older) -> None:
+    names = [f"s{number}" for number in range(12)]
+    start = threading.Barrier(8)
+
+    def write(writer: int) -> None:
+        mine = [*names[writer:], *names[:writer]]
+        start.wait()
+        for first in range(0, 30, 3):
+            numbers = range(first, first + 3)
+            given = {f"{writer}.{number}": {"role": "user", "content": f"{writer}.{number}"} for number in numbers}
+            assert older.store.add_to_sessions(dict.fromkeys(mine, given)) == mine
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    for name in names:
+        texts = [message["content"] for message in older.store.get_chat_history(name)]
+        for writer in range(8):
+            mine = [text for text in texts if text.startswith(f"{writer}.")]
+            assert mine == [f"{writer}.{number}" for number in range(30)]
+        assert len(texts) == 8 * 30
+
+
+def test_a_long_history_is_compressed_quickly_and_no_setting_stays_behind(older: Older) -> None:
+    (can,) = older.execute("SELECT 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = 'default_toast_compression'")
+    if not can[0]:
+        pytest.skip("this server was built without lz4")
+    shown = "SELECT pg_column_compression(chat_history) FROM {table}"
+    older.fill("s", [said(number) for number in range(200)])
+    assert older.execute(shown) == [("pglz",)]
+    older.store.add_chat_message("s", said(200))
+    assert older.execute(shown) == [("lz4",)]
+    setting = query(Statement("setting", lambda: sa.text("SHOW default_toast_compression")), {})
+    assert older.store._runtime.run(setting) == [("pglz",)]
+    assert older.store.get_chat_history("s") == [said(number) for number in range(201)]
+    with psycopg.connect(older.url) as connection:
+        connection.execute("ALTER ROLE CURRENT_USER SET default_toast_compression = pglz")
+    try:
+        with LegacySwisperStore(older.url, table=older.table, timeout_seconds=30) as chosen:
+            chosen.add_chat_message("s", said(201))
+        assert older.execute(shown) == [("pglz",)], "somebody has chosen that"
+    finally:
+        older.execute("ALTER ROLE CURRENT_USER RESET default_toast_compression")
+
+
 @pytest.mark.parametrize("text", ["a\x00b", "\ud800", "x\udfff\x00", "\\u0000", "emoji \U0001f600 \u05d0"])
 def test_what_jsonb_refuses_comes_back_exactly(older: Older, text: str) -> None:
     message = {"role": "user", "content": text, "deep": [{"key" + text: text}]}
@@ -307,6 +394,8 @@ async def test_the_twin_for_asyncio_does_the_same(older: Older) -> None:
         assert await store.has_message("s", "m9")
         assert await store.add_chat_messages("s", [said(9), said(10)], message_ids=["m9", "m10"])
         assert len(await store.get_chat_history("s")) == 11
+        assert await store.add_to_sessions({"s": {"m10": said(10)}, "t": {"m1": said(1)}}) == ["s", "t"]
+        assert await store.get_chat_history("t") == [said(1)]
 
 
 def test_the_twins_have_the_same_methods() -> None:

@@ -11,6 +11,7 @@ from contract_engine.memory._legacy_table import TITLE_CHARS, LegacyTable, Outli
 from contract_engine.memory.errors import InvalidInputError, StoreMisconfiguredError
 from contract_engine.memory.keys import check_limit, check_message_id, check_query, check_session_id
 from contract_engine.memory.legacy_messages import (
+    LegacyBatch,
     id_marks,
     legacy_batch,
     legacy_json,
@@ -33,6 +34,7 @@ class LegacyFlows:
 
     def __init__(self, table: str) -> None:
         self._table = LegacyTable(table)
+        self._has_lz4: bool | None = None
 
     def _query(
         self, key: str, parameters: Mapping[str, Any], *, is_repeatable: bool = True
@@ -57,20 +59,38 @@ class LegacyFlows:
         batch = legacy_batch(messages, message_ids)
         if not batch.number:
             return False
-        parameters = {
-            "session_id": session_id,
-            "messages": batch.messages,
-            "marks": batch.marks,
-            "user_text": batch.last_user_text,
-            "title": None if batch.first_user_text is None else batch.first_user_text[:TITLE_CHARS],
-        }
-        if (yield from self._query("append", parameters, is_repeatable=batch.marks is not None)):
+        if (yield from self._append({session_id: batch}, has_ids=batch.marks is not None)):
             return True
         if batch.marks is not None and (yield from self._has(session_id, batch.marks)):
             return False
         raise StoreMisconfiguredError(
             "postgres", f"the history of session {session_id!r} is no list", hint="mend that row, then send it again"
         )
+
+    def add_to_sessions(self, sessions: object) -> Flow[list[str]]:
+        if not isinstance(sessions, Mapping):
+            raise InvalidInputError("sessions", f"expected a dict, got {type(sessions).__name__}")
+        batches = {}
+        for session_id, messages in sessions.items():
+            if not isinstance(messages, Mapping) or not messages:
+                raise InvalidInputError("sessions", "expected for each session its messages by their ids")
+            batches[check_session_id(session_id)] = legacy_batch(list(messages.values()), list(messages))
+        appended = (yield from self._append(batches, has_ids=True)) if batches else set()
+        held = []
+        for session_id, batch in batches.items():
+            assert batch.marks is not None
+            if session_id in appended or (yield from self._has(session_id, batch.marks)):
+                held.append(session_id)
+        return held
+
+    def _append(self, batches: Mapping[str, LegacyBatch], *, has_ids: bool) -> Flow[set[str]]:
+        """Append to several sessions in one statement; answers those to which anything was appended."""
+        if self._has_lz4 is None:
+            self._has_lz4 = bool((yield from self._query("has_lz4", {})) == [(True,)])
+        given = ",".join(_as_given(session_id, batch) for session_id, batch in batches.items())
+        parameters = {"sessions": f"[{given}]", "has_ids": has_ids, "has_lz4": self._has_lz4}
+        rows = yield from self._query("append", parameters, is_repeatable=has_ids)
+        return {name for (name,) in rows}
 
     def get_chat_history(self, session_id: str, limit: object) -> Flow[list[Message]]:
         check_session_id(session_id)
@@ -176,3 +196,10 @@ class LegacyFlows:
 
     def _has(self, session_id: str, marks: str) -> Flow[bool]:
         return bool((yield from self._query("has_ids", {"session_id": session_id, "marks": marks})))
+
+
+def _as_given(session_id: str, batch: LegacyBatch) -> str:
+    """Return a session as JSON with what is to be appended to it."""
+    title = None if batch.first_user_text is None else batch.first_user_text[:TITLE_CHARS]
+    fields = json.dumps({"session_id": session_id, "title": title, "user_text": batch.last_user_text})
+    return f'{fields[:-1]}, "messages": {batch.messages}}}'

@@ -61,6 +61,14 @@ class LegacySwisperStore(Closing):
         """
         return self._runtime.run(self._flows.add_chat_messages(session_id, messages, message_ids))
 
+    def add_to_sessions(self, sessions: Mapping[str, Mapping[str, Message]]) -> list[str]:
+        """Append to several sessions in one statement; answers those that have all their messages now.
+
+        ``sessions``: for each its messages in order, by their ids; those that are there already are passed over. All is
+        appended or nothing, but to a session whose history is no list: that is not in the answer.
+        """
+        return self._runtime.run(self._flows.add_to_sessions(sessions))
+
     def get_chat_history(self, session_id: str, limit: int | None = None) -> list[Message]:
         """Return the newest ``limit`` messages (all by default), oldest first; what is no object, as it stands."""
         return self._runtime.run(self._flows.get_chat_history(session_id, limit))
@@ -143,6 +151,10 @@ class AsyncLegacySwisperStore(AsyncClosing):
     ) -> bool:
         """See :meth:`LegacySwisperStore.add_chat_messages`."""
         return await self._runtime.run(self._flows.add_chat_messages(session_id, messages, message_ids))
+
+    async def add_to_sessions(self, sessions: Mapping[str, Mapping[str, Message]]) -> list[str]:
+        """See :meth:`LegacySwisperStore.add_to_sessions`."""
+        return await self._runtime.run(self._flows.add_to_sessions(sessions))
 
     async def get_chat_history(self, session_id: str, limit: int | None = None) -> list[Message]:
         """See :meth:`LegacySwisperStore.get_chat_history`."""
