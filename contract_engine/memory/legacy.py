@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,9 @@ class Legacy:
     with ``has_message(session_id, message_id)``: then it is asked before anything is written again. That alone writes
     nothing twice as long as no call outlasts the lease of its relay (30 s), nor takes effect after it has failed; a
     store that keeps an id once, as :class:`LegacySwisperStore` does, has no message twice whatever happens. An answer
-    of False is a failure, but where such a store turns out to have what it was given.
+    of False is a failure, but where such a store turns out to have what it was given. One that keeps each id once may
+    offer ``add_to_sessions(sessions)`` too, which is called with the messages of several sessions by their ids and
+    answers the sessions that have all of theirs now: where sessions are many, most of the time goes into commits.
     """
 
     def __init__(self, store: Any, *, takes_coroutines: bool, breaker: CircuitBreaker | None = None) -> None:
@@ -51,6 +53,16 @@ class Legacy:
         self._has_batches = callable(getattr(store, "add_chat_messages", None))
         self._knows_ids = _takes(store.add_chat_message, "message_id") and callable(getattr(store, "has_message", None))
         self._batch_takes_ids = self._has_batches and _takes(store.add_chat_messages, "message_ids")
+
+    @property
+    def takes_sessions(self) -> bool:
+        """Whether one call may give it messages of several sessions, and again whatever became of that."""
+        return self._knows_ids and callable(getattr(self.store, "add_to_sessions", None))
+
+    def add_to_sessions(self, sessions: Mapping[str, Sequence[Pending]]) -> Flow[set[str]]:
+        """Write messages of several sessions, of each in their order; answers the sessions that have them all."""
+        given = {name: {one.message_id: one.message for one in pending} for name, pending in sessions.items()}
+        return set((yield from call_legacy(partial(self.store.add_to_sessions, given), self.breaker)))
 
     @property
     def most_at_once(self) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import NamedTuple
 
 from contract_engine.memory._effects import Flow
@@ -73,6 +74,15 @@ class _Group:
     failed: int = 0
     is_cut: bool = False
     has_progress: bool = False
+    is_apart: bool = False
+
+    def note(self, claim: Claim, read: ClaimedSession, written: Sequence[Pending]) -> list[tuple[str, str]]:
+        """Count what was written of a session; answers the rows of the outbox that are done."""
+        self.relayed += len(written)
+        done = [(claim.session_id, message_id) for message_id in read.gone]
+        done += [(claim.session_id, one.message_id) for one in written]
+        self.has_progress |= bool(done)
+        return done
 
 
 class _Failure(NamedTuple):
@@ -104,6 +114,7 @@ class Relay:
         self.settings = settings
         self._outbox = outbox
         self._sessions = SESSIONS
+        self._together = 1
 
     def round(self) -> Flow[Round]:
         """Relay what is due of some sessions. Raises where the database is away."""
@@ -120,7 +131,11 @@ class Relay:
         group = _Group(lease, claims, min(time.monotonic() + GROUP_SECONDS, ends_at), ends_at)
         # What did not fit in with those before was not read, and is given back.
         while group.waiting and (read := found.get(group.waiting[0].session_id)) is not None:
-            yield from self._relay_session(group, group.waiting.pop(0), read)
+            several = self._untroubled(group, found)
+            if len(several) > 1:
+                yield from self._relay_together(group, several, found)
+            else:
+                yield from self._relay_session(group, group.waiting.pop(0), read)
         yield from self._note(group)
         self._adapt(group)
         is_more = group.is_cut or group.has_progress or not group.failed
@@ -141,19 +156,63 @@ class Relay:
             waiting, group.waiting, group.is_cut = group.waiting, [], True
             yield from self._outbox.give_back(group.lease, waiting)
 
+    def _untroubled(self, group: _Group, found: Mapping[str, ClaimedSession]) -> list[Claim]:
+        """Answer which of the next sessions are to be written in one call: none that has failed is among them."""
+        if not self.legacy.takes_sessions or group.is_apart:
+            return []
+
+        def is_untroubled(claim: Claim) -> bool:
+            read = found.get(claim.session_id)
+            return not claim.attempts and read is not None and bool(read.pending)
+
+        return list(takewhile(is_untroubled, group.waiting[: self._together]))
+
+    def _relay_together(
+        self, group: _Group, claims: Sequence[Claim], found: Mapping[str, ClaimedSession]
+    ) -> Flow[None]:
+        """Write several sessions in one call; where that fails, all that are left one by one: not all are to blame."""
+        started = time.monotonic()
+        if started >= (group.notes_at if group.begun else group.ends_at):
+            yield from self._note(group)
+            return
+        try:
+            held = yield from self.legacy.add_to_sessions(
+                {one.session_id: found[one.session_id].pending for one in claims}
+            )
+        except LegacyUnavailableError as exc:
+            logger.info("%d sessions are relayed one by one now: %s", len(claims), exc.reason)
+            group.waiting[: len(claims)] = [one._replace(in_doubt=True) for one in claims]
+            group.is_apart, self._together = True, 1
+            return
+        self._pace(len(claims), time.monotonic() - started)
+        del group.waiting[: len(claims)]
+        for claim in claims:
+            read = found[claim.session_id]
+            if claim.session_id in held:
+                group.begun += 1
+                group.done += group.note(claim, read, read.pending)
+            else:
+                yield from self._relay_session(group, claim, read)
+
+    def _pace(self, sessions: int, seconds: float) -> None:
+        """Have more sessions written together the next time, or fewer: they wait for each other."""
+        if seconds > GROUP_SECONDS:
+            self._together = max(1, sessions // 2)
+        elif seconds < GROUP_SECONDS / 2:
+            self._together = min(SESSIONS, max(self._together, 2 * sessions))
+
     def _relay_session(self, group: _Group, claim: Claim, read: ClaimedSession) -> Flow[None]:
+        started = time.monotonic()
         group.begun += 1
         written, failure = yield from self._write(group, claim, read.pending)
-        done = [(claim.session_id, message_id) for message_id in read.gone]
-        done += [(claim.session_id, one.message_id) for one in written]
-        group.relayed += len(written)
-        group.has_progress |= bool(done)
+        done = group.note(claim, read, written)
         if failure is not None:
             group.failed += 1
             yield from self._outbox.finish(group.lease, done, kept=[claim.session_id])
             yield from self._put_off(group.lease, claim, failure, has_progress=bool(done))
         elif done:
             group.done += done
+            self._pace(1, time.monotonic() - started)
         elif read.pending:  # the time was up before the first of them
             group.is_cut = True
             yield from self._outbox.give_back(group.lease, [claim])
