@@ -134,6 +134,22 @@ def test_evictions_and_the_limit_are_told(private_servers: PrivateServers, tenan
         assert found.total("evicted_keys") == client.info("stats")["evicted_keys"] > 0
 
 
+def test_the_keys_of_one_database_are_told_by_the_round_trip_that_tells_the_rest(
+    private_servers: PrivateServers, tenant: str
+) -> None:
+    url = f"{private_servers(postgres=False).redis_url.rpartition('/')[0]}/3"
+    with (
+        closing(RedisReader(MemoryConfig(redis_url=url, tenant=tenant), timeout_seconds=PATIENCE)) as reader,
+        redis.Redis.from_url(url) as client,
+    ):
+        assert reader.read().keys == 0
+        client.mset({f"other:{number}": "x" for number in range(7)})
+        client.select(0)
+        client.set("elsewhere", "x")
+        assert reader.read().keys == 7
+        assert "cmdstat_dbsize" not in client.info("commandstats")
+
+
 def test_a_large_redis_is_looked_through_bit_by_bit(
     private_servers: PrivateServers, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

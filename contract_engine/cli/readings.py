@@ -39,7 +39,7 @@ SCAN_CALLS, SCAN_KEYS = 10, 1000
 OUTBOX_ROWS = 10_000
 """How many rows of the outbox are counted at most: counting is the one thing here that grows with what it counts."""
 
-SECTIONS = ("server", "memory", "stats", "clients", "commandstats")
+SECTIONS = ("server", "memory", "stats", "clients", "commandstats", "keyspace")
 SCRIPT_COMMANDS = ("evalsha", "eval", "fcall")
 MAX_METRICS_BYTES = 16 * 2**20
 
@@ -110,7 +110,7 @@ class RedisReader:
             with redis_failures():
                 self._find_nodes()
                 infos = {node.name: redis_info(client, *SECTIONS) for node, client in self._clients.items()}
-                keys = sum(int(client.dbsize()) for client in self._clients.values())
+                keys = sum(_keys(infos[node.name], client) for node, client in self._clients.items())
                 at_seconds = time.monotonic()
                 self._scan()
         except MemoryServiceError:
@@ -175,6 +175,12 @@ class RedisReader:
         # The first element is a header.
         self._unlogged = sum(length - 1 for length in lengths if length), sum(length > 1 for length in lengths)
         self._begin_scan()
+
+
+def _keys(info: Mapping[str, Any], client: redis.Redis) -> int:
+    """Return how many keys the database of a client has: no line tells of one that is empty."""
+    database = client.connection_pool.connection_kwargs.get("db") or 0
+    return int(info.get(f"db{database}", {}).get("keys", 0))
 
 
 def _counts(info: Mapping[str, Any]) -> RedisCounts:
