@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
-from memory_contract import Backend, say
+from memory_contract import Backend, say, talk
 from typer.testing import CliRunner
 
 from contract_engine.cli.app import app
 
 pytest_plugins = ("memory_fixtures",)
 
-WRITING = ("purge", "erase", "import", "backfill", "relay", "drain", "resummarize", "migrate")
+WRITING = ("purge", "erase", "import", "backfill", "relay", "drain", "resummarize", "migrate", "replay")
 READING = ("export", "parity")
 
 
@@ -46,3 +47,26 @@ def test_a_dry_drain_names_what_waits_and_logs_nothing(blocking: Backend) -> Non
     assert "Would log the messages of 1 session." in CliRunner().invoke(app, ["drain", "--dry-run", *servers]).stdout
     done = CliRunner().invoke(app, ["drain", "--json", *servers])
     assert json.loads(done.stdout)["sessions"] == {"waits": 1}
+
+
+def test_a_dry_replay_checks_what_a_replay_would_and_sends_nothing(blocking: Backend, tmp_path: Path) -> None:
+    file = tmp_path / "chat.jsonl"
+    file.write_text("".join(json.dumps({"id": name, "messages": talk(4)}) + "\n" for name in ("a", "b")), "utf-8")
+    assert blocking.database_url is not None
+    servers = ["--redis-url", blocking.redis_url, "--database-url", blocking.database_url, "--tenant", blocking.tenant]
+    command = ["replay", str(file), "--dry-run", *servers]
+    manager = blocking.open()
+    for _ in range(2):
+        shown = CliRunner().invoke(app, [*command, "--json"])
+        assert json.loads(shown.stdout) == {"conversations": 2, "messages": 8, "cleared": [], "dry_run": True}
+    assert "Would replay 8 messages of 2 conversations." in CliRunner().invoke(app, command).stdout
+    assert manager.retention.session_ids() == []
+    manager.add_message("b", say(1))
+    refused = CliRunner().invoke(app, command)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "'b' already hold messages: give --replace" in refused.stderr
+    shown = CliRunner().invoke(app, [*command, "--replace"])
+    assert shown.stdout == "Would replay 8 messages of 2 conversations, and clear 1 session first.\n"
+    assert manager.get_context("b")["buffer_messages"] == [say(1)]
+    file.write_text("no JSON\n", "utf-8")
+    assert CliRunner().invoke(app, command).exit_code == 2

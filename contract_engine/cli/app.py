@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from contract_engine import demo as shipped
 from contract_engine.cli import (
     archive,
     backfill,
@@ -25,8 +22,8 @@ from contract_engine.cli import (
     summaries,
     tables,
     top,
+    trying,
 )
-from contract_engine.cli.conversations import Conversation, conversation_of, read_conversations
 from contract_engine.cli.drain import drain_sessions, show_waiting
 from contract_engine.cli.options import (
     AsJson,
@@ -34,7 +31,6 @@ from contract_engine.cli.options import (
     DatabaseUrl,
     Ephemeral,
     Full,
-    Limit,
     RedisUrl,
     Session,
     Tenant,
@@ -43,7 +39,7 @@ from contract_engine.cli.options import (
 from contract_engine.cli.outcome import (
     EXIT_CODES,
     INTERRUPTED_CODES,
-    NO,
+    REPLAY_CODES,
     UNDONE_CODES,
     UNREAD,
     CommandGroup,
@@ -51,25 +47,11 @@ from contract_engine.cli.outcome import (
     known_context,
     say,
 )
-from contract_engine.cli.replay import clear_session, replay_all
-from contract_engine.cli.report import SessionReport, reports_as_json
+from contract_engine.cli.replay import clear_session
 from contract_engine.cli.servers import Choice, chosen_manager, chosen_servers
 from contract_engine.cli.signals import end_in_order, end_once, mute
 from contract_engine.cli.summary_texts import shown_texts
 from contract_engine.cli.wording import counted
-from contract_engine.memory import SessionLimits
-
-# Small enough that conversations of forty messages are folded several times.
-DEMO_LIMITS = {"summary_trigger_tokens": 1200, "max_buffer_tokens": 2000, "max_buffer_messages": 16}
-DEMO_SUMMARY_TOKENS = 250
-
-DEMO_INTRODUCTION = (
-    "Real conversations between a customer, an agent (a language model) and its tools are fed to the memory, message "
-    "by message. After each one the context is checked: a summary of messages 1..W, and the messages after W word for "
-    "word. When the word-for-word part grows too large, its oldest exchanges are [b]folded[/b] into the summary, and "
-    f"W moves on. So that there is much to see, the limits are small: {DEMO_LIMITS['max_buffer_messages']} messages or "
-    f"{DEMO_LIMITS['max_buffer_tokens']:,} tokens word for word, {DEMO_SUMMARY_TOKENS} tokens of summary.\n"
-)
 
 # The panels of --help, in the order of the first command of each.
 TRY, LOOK, MEND = "Try it", "Look at sessions", "Mend a summary"
@@ -122,83 +104,8 @@ def _options(
     """Stand for the options that come before any command."""
 
 
-@app.command(rich_help_panel=TRY)
-def demo(
-    *,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Use the servers of the other commands, and leave the sessions there.")
-    ] = False,
-    full: Full = False,
-    redis_url: RedisUrl = None,
-    database_url: DatabaseUrl = None,
-    tenant: Tenant = None,
-    ephemeral: Ephemeral = False,
-    as_json: AsJson = False,
-) -> None:
-    """Replay the shipped conversations, and show what is kept.
-
-    Runs on servers of its own that are gone afterwards, unless --keep or an address is given. The sessions are called
-    demo-1, demo-2, ... and replace those of an earlier run.
-    """
-    conversations = [
-        Conversation(f"demo-{number}", conversation_of(record, place=f"demo {number}").messages)
-        for number, record in enumerate(shipped.conversations(), start=1)
-    ]
-    if not as_json:
-        display.output().print(DEMO_INTRODUCTION)
-    choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
-    with chosen_manager(
-        choice,
-        display.notices(),
-        temporary=not keep,
-        max_summary_tokens=DEMO_SUMMARY_TOKENS,
-        readable_summaries=True,
-    ) as manager:
-        reports = replay_all(manager, conversations, limits=DEMO_LIMITS, replace=True, keep=keep)
-    _print_reports(reports, full=full, as_json=as_json)
-    if not as_json:
-        console = display.output()
-        console.print("The conversations are Sierra's, from tau-bench and tau2-bench (MIT licence).", style="dim")
-        if keep:
-            console.print("Look at one of them: contract-memory show demo-1", style="dim")
-
-
-@app.command(rich_help_panel=TRY)
-def replay(
-    *,
-    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help='A conversation per line: {"id", "messages"}.')],
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Replay the first conversations only.")] = None,
-    session_prefix: Annotated[
-        str, typer.Option(metavar="TEXT", help="Put before each id to make the session id.")
-    ] = "",
-    keep: Annotated[bool, typer.Option("--keep/--clear", help="Leave the sessions, or delete them at the end.")] = True,
-    replace: Annotated[bool, typer.Option("--replace", help="Clear sessions of the same name first.")] = False,
-    summary_trigger_tokens: Limit = None,
-    max_buffer_tokens: Limit = None,
-    max_buffer_messages: Limit = None,
-    full: Full = False,
-    redis_url: RedisUrl = None,
-    database_url: DatabaseUrl = None,
-    tenant: Tenant = None,
-    ephemeral: Ephemeral = False,
-    as_json: AsJson = False,
-) -> None:
-    """Feed your own conversations through the memory, and verify it.
-
-    Verified after every message: the context is the summary of 1..W and the messages W+1..N, word for word as sent.
-    """
-    limits = {
-        "summary_trigger_tokens": summary_trigger_tokens,
-        "max_buffer_tokens": max_buffer_tokens,
-        "max_buffer_messages": max_buffer_messages,
-    }
-    given = {name: value for name, value in limits.items() if value is not None}
-    SessionLimits().with_changes(given)
-    conversations = read_conversations(file, prefix=session_prefix, limit=limit)
-    choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
-    with chosen_manager(choice, display.notices()) as manager:
-        reports = replay_all(manager, conversations, limits=given, replace=replace, keep=keep)
-    _print_reports(reports, full=full or len(reports) == 1, as_json=as_json)
+app.command(rich_help_panel=TRY)(trying.demo)
+app.command(rich_help_panel=TRY, epilog=REPLAY_CODES)(trying.replay)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -368,16 +275,3 @@ app.command(rich_help_panel=MOVE, epilog=INTERRUPTED_CODES)(backfill.backfill)
 app.command(rich_help_panel=MOVE, epilog=INTERRUPTED_CODES)(parity.parity)
 app.command(rich_help_panel=MOVE, epilog=INTERRUPTED_CODES)(migration.relay)
 app.add_typer(migration.phase_app, name="phase", rich_help_panel=MOVE)
-
-
-def _print_reports(reports: Sequence[SessionReport], *, full: bool, as_json: bool) -> None:
-    """Print what became of each conversation; the answer of the command is no where one was not verified."""
-    if as_json:
-        display.print_json(reports_as_json(reports))
-    else:
-        console = display.output()
-        for report in reports:
-            console.print(display.session_panel(report, full=full))
-        console.print(display.totals(reports))
-    if any(report.violations for report in reports):
-        raise typer.Exit(NO)

@@ -39,7 +39,10 @@ INTERRUPTED_CODES = (
     "Exit code 130 after Ctrl-C, 143 after SIGTERM: what is done stays done, and calling it again does the rest."
 )
 UNDONE_CODES = "Exit code 130 after Ctrl-C, 143 after SIGTERM: then nothing was changed."
-"""What stands at the end of the help of a command that may take long: one of the two."""
+REPLAY_CODES = (
+    "Exit code 130 after Ctrl-C, 143 after SIGTERM: a conversation stays as far as it came, and --replace starts over."
+)
+"""What stands at the end of the help of a command that may take long: one of these."""
 
 
 class CommandGroup(TyperGroup):

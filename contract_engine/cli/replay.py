@@ -34,13 +34,7 @@ def replay_all(
 
     Refuses before anything is sent where a session holds messages already, unless ``replace``: then it is cleared.
     """
-    existing = _existing_messages(manager, conversations)
-    if existing and not replace:
-        names = ", ".join(repr(name) for name in list(existing)[:3]) + (", ..." if len(existing) > 3 else "")
-        raise InvalidInputError(
-            "session_id", f"{names} already hold messages: give --replace to clear them first, or a --session-prefix"
-        )
-    for session_id in existing:
+    for session_id in sessions_to_clear(manager, conversations, replace=replace):
         clear_session(manager, session_id)
     reports = []
     with display.progress(display.notices()) as bar:
@@ -57,6 +51,17 @@ def replay_all(
             if not keep:
                 clear_session(manager, conversation.session_id)
     return reports
+
+
+def sessions_to_clear(manager: MemoryManager, conversations: Sequence[Conversation], *, replace: bool) -> list[str]:
+    """Return the sessions that hold messages already; without ``replace`` they are refused."""
+    existing = [item.session_id for item in conversations if manager.get_context(item.session_id)["last_seq"]]
+    if existing and not replace:
+        names = ", ".join(repr(name) for name in existing[:3]) + (", ..." if len(existing) > 3 else "")
+        raise InvalidInputError(
+            "session_id", f"{names} already hold messages: give --replace to clear them first, or a --session-prefix"
+        )
+    return existing
 
 
 def replay_conversation(
@@ -121,12 +126,6 @@ def clear_session(manager: MemoryManager, session_id: str) -> None:
     """Delete a session for good; raises StoreUnavailableError where a server was away and some of it may be left."""
     if not manager.clear_session_memory(session_id):
         raise StoreUnavailableError(f"session {session_id!r} is not cleared everywhere", hint="clear it again")
-
-
-def _existing_messages(manager: MemoryManager, conversations: Sequence[Conversation]) -> dict[str, int]:
-    """Return the sessions that exist already, with the number of their messages."""
-    counts = {item.session_id: manager.get_context(item.session_id)["last_seq"] for item in conversations}
-    return {session_id: count for session_id, count in counts.items() if count}
 
 
 def _verify_stores(manager: MemoryManager, report: SessionReport, messages: Sequence[Message]) -> None:

@@ -22,9 +22,11 @@ from legacy_stores import ListStore
 from legacy_tables import Older, said
 from memory_contract import Backend, say, talk
 from server_faults import waited_for
+from servers import PrivateServers
 from test_top_on_servers import own_home, servers_in
 
 from contract_engine.memory import MemoryManager
+from contract_engine.schema import upgrade
 
 pytest_plugins = ("memory_fixtures",)
 
@@ -43,6 +45,7 @@ COMMANDS = {
     "relay": ("relay", "--legacy", "test_interrupted_commands:LEGACY"),
     "drain": ("drain",),
     "resummarize": ("resummarize", "s"),
+    "replay": ("replay", "{folder}/chat.jsonl"),
 }
 AGAIN_CODES = {"parity": (0, 1)}
 """What a command that is called again may answer, where that is not 0 alone."""
@@ -56,6 +59,7 @@ LOGGED_AFTER = {
     "import": LOGGED | {"copy": 12},
     "backfill": LOGGED | {"old": 29},
     "drain": LOGGED | {"waits": 1},
+    "replay": LOGGED | {"chat": 4},
 }
 """And when a command has done its work, where that changes it."""
 
@@ -73,6 +77,7 @@ def prepare(backend: Backend, older: Older, folder: Path) -> None:
     manager.get_context("s")
     manager.wait_for_folds()
     (folder / "archive.jsonl").write_bytes(exported(backend, "s"))
+    (folder / "chat.jsonl").write_text(json.dumps({"id": "chat", "messages": talk(4)}) + "\n", "utf-8")
     older.fill("old", [said(number) for number in range(1, 30)])
     open_store(backend, LEGACY).add_chat_message("relayed", say(1))
     away = Backend(backend.colour, backend.mode, backend.redis_url, "postgresql://127.0.0.1:1/x", backend.tenant)
@@ -152,6 +157,76 @@ def test_a_command_that_is_told_to_end_does_so_and_can_be_called_again(
         assert logged(watcher, blocking.tenant) == LOGGED_AFTER.get(name, LOGGED)
     if name in DONE:
         DONE[name](blocking, tmp_path)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_replay_that_is_stopped_half_way_is_started_over(
+    blocking: Backend, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """What is there looks like a session of somebody: it is not taken up, nor cleared without being told to."""
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps({"id": "long", "messages": talk(400)}) + "\n", "utf-8")
+    assert blocking.database_url is not None
+    servers = ["--redis-url", blocking.redis_url, "--database-url", blocking.database_url, "--tenant", blocking.tenant]
+    command = [sys.executable, "-m", "contract_engine.cli", "replay", str(file), *servers]
+    with psycopg.connect(blocking.database_url, autocommit=True) as watcher:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert waited_for(lambda: logged(watcher, blocking.tenant).get("long", 0) > 3, 60)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == code, err
+        assert out == ""
+        assert "'long' was stopped half way" in err
+        left = logged(watcher, blocking.tenant)["long"]
+        assert 3 < left < 400, "it was not stopped on its way"
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert refused.returncode == 2
+        assert "--replace" in refused.stderr
+        assert logged(watcher, blocking.tenant)["long"] == left
+        over = subprocess.run(
+            [*command, "--replace", "--json"], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert over.returncode == 0, over.stderr
+        assert logged(watcher, blocking.tenant) == {"long": 400}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_migration_that_is_stopped_has_changed_nothing(
+    private_servers: PrivateServers, number: signal.Signals, code: int
+) -> None:
+    """A lock on a table of its last revision holds it where all but that one are done."""
+    url = private_servers(redis=False, migrate=False).database_url
+    upgrade(url)
+    command = [sys.executable, "-m", "contract_engine.cli", "migrate", "--database-url", url, "--json"]
+    steps = json.loads(
+        subprocess.run([*command, "--down", "base", "--dry-run"], capture_output=True, check=True).stdout
+    )
+    oldest = steps["steps"][-1]["revision"]
+    subprocess.run([*command, "--down", oldest, "--yes"], capture_output=True, check=True)
+    with psycopg.connect(url, autocommit=True) as watcher:
+        tables = "SELECT count(*) FROM pg_tables WHERE tablename LIKE 'memory%'"
+        before = watcher.execute(tables).fetchall()
+        with psycopg.connect(url) as holder:
+            # What it notes at each step.
+            holder.execute("LOCK TABLE memory_schema_version IN ACCESS EXCLUSIVE MODE")
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+            def is_held() -> bool:
+                waiting = "SELECT count(*) FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
+                return watcher.execute(waiting, (holder.info.backend_pid,)).fetchall() != [(0,)]
+
+            assert waited_for(lambda: process.poll() is not None or is_held(), 60)
+            assert process.poll() is None, process.communicate()
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+        assert process.returncode == code, err
+        assert out == ""
+        assert "Traceback" not in err
+        assert watcher.execute(tables).fetchall() == before
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["from"] == oldest
+    assert len(json.loads(again.stdout)["steps"]) == len(steps["steps"]) - 1
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
