@@ -22,8 +22,11 @@ from contract_engine.memory.migration import EnhancedSessionStore
 BACKLOG = 4000
 REACH_PER_SECOND = 2000
 SESSIONS = 100
-SWISPER_HISTORY = 200
+SWISPER_HISTORIES = 200, 1000
 """Messages that each row of the original's table has before anything is relayed to it."""
+
+SHORT_SESSIONS = 1000
+"""Sessions that share a backlog where each has a few messages of it, and whose rows begin empty."""
 
 ROWS_RUN = 1
 """The sessions that these rows are of."""
@@ -126,7 +129,9 @@ def dual_write(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
         yield dual, both
 
 
-def drain(make: Callable[[Bench], Any], relays: int, *, run: int | None = None) -> Callable[[Bench], Any]:
+def drain(
+    make: Callable[[Bench], Any], relays: int, *, run: int | None = None, sessions: int = SESSIONS
+) -> Callable[[Bench], Any]:
     """Make the scenario of a backlog that is relayed: seconds per message, against those of the rate to reach.
 
     With a ``run`` each round goes to the sessions of that name, which grow.
@@ -141,7 +146,7 @@ def drain(make: Callable[[Bench], Any], relays: int, *, run: int | None = None) 
         ):
 
             def timer() -> float:
-                fill(manager, time.time_ns() if run is None else run)
+                fill(manager, time.time_ns() if run is None else run, sessions)
                 threads = [threading.Thread(target=store.settle, args=(120,)) for _ in range(relays)]
                 started = time.perf_counter()
                 for thread in threads:
@@ -157,25 +162,29 @@ def drain(make: Callable[[Bench], Any], relays: int, *, run: int | None = None) 
     return prepare
 
 
-@contextmanager
-def drain_to_rows(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+def drain_to_rows(history: int, sessions: int) -> Callable[[Bench], Any]:
     """Relay to the original's table: one row per session, which is written anew with all of its messages each time."""
-    table = f"swisper_{time.time_ns()}"
 
-    def grown(bench: Bench) -> LegacySwisperStore:
-        store = LegacySwisperStore(bench.database_url, table=table, timeout_seconds=30.0)
-        store.create_table()
-        history = bench.fresh(SWISPER_HISTORY)
-        for session in range(SESSIONS):
-            store.add_chat_messages(f"{ROWS_RUN}-{session}", history)
-        return store
+    @contextmanager
+    def prepare(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
+        table = f"swisper_{time.time_ns()}"
 
-    try:
-        with drain(grown, RELAYS, run=ROWS_RUN)(bench) as timers:
-            yield timers
-    finally:
-        with psycopg.connect(bench.database_url) as connection:
-            connection.execute(f"DROP TABLE {table}")
+        def grown(bench: Bench) -> LegacySwisperStore:
+            store = LegacySwisperStore(bench.database_url, table=table, timeout_seconds=30.0)
+            store.create_table()
+            older = bench.fresh(history)
+            for session in range(sessions):
+                store.add_chat_messages(f"{ROWS_RUN}-{session}", older)
+            return store
+
+        try:
+            with drain(grown, RELAYS, run=ROWS_RUN, sessions=sessions)(bench) as timers:
+                yield timers
+        finally:
+            with psycopg.connect(bench.database_url) as connection:
+                connection.execute(f"DROP TABLE {table}")
+
+    return prepare
 
 
 @contextmanager
@@ -199,11 +208,11 @@ def drain_one_by_one(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
         yield timer, reference
 
 
-def fill(manager: MemoryManager, run: int) -> None:
+def fill(manager: MemoryManager, run: int, sessions: int) -> None:
     """Have a backlog gather, of the shape that an outage leaves: many messages of many sessions."""
     intake = Intake(manager.token_counter, max_message_bytes=2**20)
-    log, each = LogFlows(manager.config), BACKLOG // SESSIONS
-    for session in range(SESSIONS):
+    log, each = LogFlows(manager.config), BACKLOG // sessions
+    for session in range(sessions):
         batch = intake.batch([message(session * each + number) for number in range(each)])
         relayed = [one._replace(is_relayed=True) for one in batch]
         manager._runtime.run(log.append(f"{run}-{session}", relayed))
@@ -219,6 +228,22 @@ SCENARIOS = (
         drain(lambda bench: BatchStore(bench.database_url), RELAYS),
         rounds=3,
     ),
-    Scenario("relay of a message, original's table", "2,000 a second", 1.0, drain_to_rows, rounds=3),
+    *(
+        Scenario(
+            f"relay of a message, original's table, rows of {history}",
+            "2,000 a second",
+            1.0,
+            drain_to_rows(history, SESSIONS),
+            rounds=3,
+        )
+        for history in SWISPER_HISTORIES
+    ),
+    Scenario(
+        "relay of a message, original's table, short rows",
+        "2,000 a second",
+        1.0,
+        drain_to_rows(0, SHORT_SESSIONS),
+        rounds=3,
+    ),
     Scenario("relay of a message, table, one by one", "the same without a relay", 1.5, drain_one_by_one, rounds=3),
 )
