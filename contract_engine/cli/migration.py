@@ -20,7 +20,13 @@ from contract_engine.cli.options import AsJson, DatabaseUrl, DryRun, RedisUrl, T
 from contract_engine.cli.outcome import NO, confirm, say
 from contract_engine.cli.servers import Choice, chosen_manager
 from contract_engine.cli.wording import counted
-from contract_engine.memory import ConfigurationError, InvalidInputError, MemoryManager, MemoryServiceError
+from contract_engine.memory import (
+    CircuitState,
+    ConfigurationError,
+    InvalidInputError,
+    MemoryManager,
+    MemoryServiceError,
+)
 from contract_engine.memory.legacy_store import DEFAULT_TABLE, LegacySwisperStore
 from contract_engine.memory.migration import EnhancedSessionStore
 from contract_engine.memory.migration_control import MigrationControl
@@ -172,7 +178,7 @@ def relay(
 
     May be stopped and started at any time, and run beside programs that relay themselves. A message that the legacy
     store goes on refusing parks its session: what comes after it waits, so that the order is kept. Exit code 0 if
-    nothing is left, 1 if something still waits, 2 if a server is away.
+    nothing is left, 1 if something still waits, also because the legacy store is away, 2 if Redis or PostgreSQL is.
     """
     if session is not None and not retry:
         raise InvalidInputError("session", "goes with --retry; a relay takes whatever is due")
@@ -198,11 +204,14 @@ def relay(
             EnhancedSessionStore(manager, found, is_relaying=False) as store,
         ):
             progress = _relay_all(store, control, workers=workers, patience_seconds=patience_seconds)
+            is_away = store.legacy_breaker.state is not CircuitState.CLOSED
         left = control.backlog()
     if as_json:
         display.print_json({"relayed": progress.relayed, "retried": retried, "left": left._asdict()})
     else:
         say(f"Relayed {counted(progress.relayed, 'message')}. {_backlog_line(left)}")
+        if is_away and left.messages:
+            say("The legacy store does not answer: bring it back, then call this again.")
     if progress.error is not None:
         raise progress.error
     if left.messages:

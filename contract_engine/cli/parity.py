@@ -31,6 +31,7 @@ from contract_engine.cli.options import AsJson, DatabaseUrl, RedisUrl, Tenant
 from contract_engine.cli.outcome import NO, say, writing
 from contract_engine.cli.servers import Choice, chosen_servers
 from contract_engine.cli.wording import counted
+from contract_engine.memory.errors import InvalidInputError
 from contract_engine.memory.legacy_store import DEFAULT_TABLE
 from contract_engine.memory.log_writer import LogWriter
 from contract_engine.memory.parity import Difference, Kind, Mark, compare, count_arrived, mark, summed
@@ -104,6 +105,9 @@ def parity(
 
 def _chosen(session: Sequence[str] | None, sample: int | None, store: OlderStore, log: LogWriter) -> list[str]:
     if session:
+        for name in session:
+            if log.position(name) is None and store.history(name) is None:
+                raise InvalidInputError("session", f"{display.printable(name)!r} is in neither store; correct the name")
         return list(dict.fromkeys(session))
     names = list(dict.fromkeys([*store.session_names(), *_names(log)]))
     return names if sample is None or sample >= len(names) else random.sample(names, sample)

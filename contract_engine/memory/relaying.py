@@ -224,7 +224,8 @@ class Relay:
     ) -> Flow[tuple[Sequence[Pending], _Failure | None]]:
         """Write the messages of a session, while there is time; answers those that are there, and what has failed."""
         written = 0
-        if claim.in_doubt and pending:
+        # After a call for several no look is taken: what such a store has already it passes over.
+        if claim.in_doubt and pending and not group.is_apart:
             session_id, seq = claim.session_id, pending[0].seq
             try:
                 written = yield from self.legacy.count_written(
@@ -245,7 +246,8 @@ class Relay:
             try:
                 yield from self.legacy.add(claim.session_id, some)
             except LegacyUnavailableError as exc:
-                return pending[:written], _Failure(exc.reason, in_doubt=exc.is_tried, counts=exc.is_tried)
+                is_in_doubt = exc.is_tried or (claim.in_doubt and group.is_apart)
+                return pending[:written], _Failure(exc.reason, in_doubt=is_in_doubt, counts=exc.is_tried)
             written += len(some)
         return pending[:written], None
 

@@ -208,6 +208,9 @@ def test_the_command_finds_no_difference_where_there_is_none(stores: Stores) -> 
     code, text = stores.parity()
     assert code == 0, text
     assert "No difference: 5 messages of 3 sessions." in text
+    code, text = stores.parity("--session", "a", "--session", "mistyped")
+    assert code == 2
+    assert "'mistyped' is in neither store" in text
 
 
 def test_the_command_names_exports_and_counts_every_kind(stores: Stores, tmp_path: Path) -> None:

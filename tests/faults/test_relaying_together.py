@@ -15,7 +15,9 @@ from legacy_tables import Older
 from memory_contract import Backend
 from server_faults import waited_for
 from test_relaying import fill, hanging
+from typer.testing import CliRunner
 
+from contract_engine.cli.app import app
 from contract_engine.memory import LegacySwisperStore, StoreUnavailableError
 from contract_engine.memory.circuit_breaker import CircuitBreaker
 from contract_engine.memory.migration import EnhancedSessionStore
@@ -147,6 +149,17 @@ def test_an_effect_fails(blocking: Backend, legacy: Calls, older: Older, kind: s
     assert of_legacy >= 3, "one session, two, and what is left of them"
 
 
+def test_the_command_says_that_the_legacy_store_is_away(blocking: Backend, store: EnhancedSessionStore) -> None:
+    fill(store, sessions=SEVERAL, each=EACH)
+    assert blocking.database_url is not None
+    given = ["--redis-url", blocking.redis_url, "--database-url", blocking.database_url, "--tenant", blocking.tenant]
+    away = ["--legacy-url", "postgresql://nobody@127.0.0.1:1/x", "--patience", "1"]
+    done = CliRunner().invoke(app, ["relay", *away, *given])
+    assert done.exit_code == 1, done.output
+    assert f"Relayed 0 messages. {SEVERAL * EACH} messages of {SEVERAL} sessions wait" in done.stdout
+    assert "The legacy store does not answer: bring it back, then call this again." in done.stdout
+
+
 def test_a_call_that_hangs_is_made_again(blocking: Backend, older: Older) -> None:
     with closing(Calls(older, timeout_seconds=0.5)) as legacy, open_store(blocking, legacy) as store:
         fill(store, sessions=SEVERAL, each=EACH)
@@ -158,5 +171,6 @@ def test_a_call_that_hangs_is_made_again(blocking: Backend, older: Older) -> Non
             round_.join()
         assert legacy.together == [SEVERAL]
         assert store.backlog().in_doubt == SEVERAL
+        assert sum(one.attempts for one in store.waiting_sessions()) >= 1, "a doctor would see no failure"
         assert store.settle(60)
         assert_relayed(older, SEVERAL, EACH)
