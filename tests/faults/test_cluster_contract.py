@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from test_buffer_store import (
     buffer,
+    test_a_limit_cuts_no_exchange,
     test_a_limit_gives_the_newest,
     test_at_the_message_cap_the_oldest_go,
     test_at_the_token_cap_the_oldest_go,

@@ -11,7 +11,11 @@ import test_bad_data
 import test_bad_unlogged
 import test_healing
 from cluster_suite import thinned
-from test_bad_data import test_each_damage_beside_the_buffer_is_counted_too, test_noise_everywhere_over_and_over
+from test_bad_data import (
+    test_a_lease_that_is_none_keeps_nobody_away,
+    test_each_damage_beside_the_buffer_is_counted_too,
+    test_noise_everywhere_over_and_over,
+)
 from test_cluster import nodes, raw, redis_url
 from test_pins_away import *
 from test_rebuilding import *

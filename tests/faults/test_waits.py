@@ -151,7 +151,8 @@ def test_an_operation_waits_once_for_a_server_that_hangs(hung: Hung, operation: 
     print(f"{operation.name}: waits {own} times, in the background {others} times")
     assert own == hung.expected(operation)
     assert others <= 1
-    if operation.method != "close":  # which takes its leave
+    # Its clients know how to try again by themselves; a pool of PostgreSQL replaces a lost connection when it likes.
+    if hung.server == REDIS and operation.method != "close":  # which takes its leave
         assert waited_for(lambda: hung.proxy.requests - asked == own + others), "it was asked behind our back"
 
 
