@@ -428,7 +428,8 @@ def test_a_long_session_ranks_as_a_short_one_does(blocking: Backend) -> None:
     assert {one["message"]["name"] for one in manager.search_messages("s", "Bob", 300)} == {"Bob"}
 
 
-MANY_WORDS = " ".join(str(number) for number in range(7000, 7000 + MAX_QUERY_TERMS))
+LAST_WORD = 7000 + MAX_QUERY_TERMS - 1
+MANY_WORDS = " ".join(str(number) for number in range(7000, LAST_WORD + 1))
 """As many terms as a question may have."""
 
 
@@ -450,8 +451,8 @@ def test_scores_are_those_of_counting_every_message(blocking: Backend, question:
         }
         for number in range(60)
     ]
-    said[7]["content"] = MANY_WORDS + " 7031 7000?"
-    said[8]["content"] = "7001, 7031."
+    said[7]["content"] = f"{MANY_WORDS} {LAST_WORD} 7000?"
+    said[8]["content"] = f"7001, {LAST_WORD}."
     assert len(query_terms(MANY_WORDS)) == MAX_QUERY_TERMS
     manager.add_messages("s", said)
     manager.wait_for_folds()

@@ -84,10 +84,18 @@ def test_function_words_are_no_query() -> None:
     assert query_terms("🙂 … !?") == []
 
 
-def test_a_long_query_keeps_its_longest_terms() -> None:
-    terms = query_terms("tiny " + " ".join(f"word{number:03d}x" for number in range(200)))
+def test_a_long_query_keeps_its_numbers_and_its_longest_terms() -> None:
+    long_ones = [f"harbour{'abcdefghijklm'[place]}quay" for place in range(MAX_QUERY_TERMS - 1)]
+    terms = query_terms("tiny " + " ".join(long_ones) + " boats near pier 471")
     assert len(terms) == MAX_QUERY_TERMS
-    assert "tiny" not in terms
+    assert terms[-1] == "471"
+    assert not {"tiny", "pier"} & set(terms)
+
+
+def test_a_long_query_without_blanks_is_kept_to_its_end() -> None:
+    text = "我想问一下昨天预订的那家酒店几点可以办理入住"
+    assert len(text) <= 2 * MAX_QUERY_TERMS
+    assert "".join(sorted(set("".join(query_terms(text))))) == "".join(sorted(set(text)))
 
 
 ANY_TEXT = st.text(st.characters(), max_size=200)
