@@ -37,6 +37,7 @@ from contract_engine.cli.servers import ADDRESS_VARIABLES, HOME_VARIABLE, data_d
 from contract_engine.cli.wording import counted
 from contract_engine.embedded import EmbeddedServers
 from contract_engine.memory import ConfigurationError, InvalidInputError, MemoryConfig, MemoryManager
+from contract_engine.memory.mending import stored
 
 Command = Callable[..., "Answer"]
 SECRET = "hunter2"  # stands for a password that must not be seen
@@ -341,7 +342,7 @@ def test_show_keeps_the_terminal_safe(durable: Command, tmp_path: Path) -> None:
     assert '⚙ plain({"a": 1})' in seen
     assert "x…" in seen
     assert durable("show", "odd", "--full").out.count("x") > 500
-    assert durable("show", "odd", "--json").json["buffer_messages"] == messages
+    assert stored(durable("show", "odd", "--json").json) == messages
 
 
 def test_printable_keeps_lines_and_replaces_what_steers() -> None:
