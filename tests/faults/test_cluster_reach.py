@@ -174,7 +174,7 @@ LEFT_OUT: dict[str, dict[str, tuple[str, ...]]] = {
         "test_plugin_faults": ALL,
         "test_plugin_limits": ALL,
         "test_redis_memory_manager": ALL,
-        "test_sql_memory_manager": ALL,
+        "test_sql_memory_faults": ALL,
         "test_ttl_strategy": ALL,
         "test_working_memory": ALL,
         "test_working_memory_agent": ALL,
