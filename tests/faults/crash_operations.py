@@ -188,6 +188,7 @@ OPERATIONS = (
     Operation("summary_store.get_current_summary"),
     Operation("summary_store.get_summary_history"),
     Operation("summary_store.get_summary_stats"),
+    Operation("summary_store.readable_texts", (["nobody: said so"],), needs_log=True),
     Operation("summary_store.clear_summaries", (), Does.CLEAR_SUMMARIES),
     Operation("summary_store.quarantine", (1,), Does.REBUILD, needs_log=True),
     Operation("summary_store.resummarize", (), Does.REBUILD, needs_log=True),

@@ -44,6 +44,7 @@ DOES_WITHOUT = {
         "load_context",
         "get_summary_instructions",
         "summary_store.get_summary_history",
+        "summary_store.readable_texts",
         *(operation.method for operation in OPERATIONS if operation.store == "session_store"),
         "retention.session_ids",
     ),
