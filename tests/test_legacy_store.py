@@ -256,14 +256,13 @@ def test_eight_threads_append_to_the_same_sessions_each_in_an_order_of_its_own(o
 
 
 def test_a_long_history_is_compressed_quickly_and_no_setting_stays_behind(older: Older) -> None:
-    (can,) = older.execute("SELECT 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = 'default_toast_compression'")
-    if not can[0]:
-        pytest.skip("this server was built without lz4")
+    ((can,),) = older.execute("SELECT 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = 'default_toast_compression'")
+    quickest = "lz4" if can else "pglz"  # a server may have been built without it
     shown = "SELECT pg_column_compression(chat_history) FROM {table}"
     older.fill("s", [said(number) for number in range(200)])
     assert older.execute(shown) == [("pglz",)]
     older.store.add_chat_message("s", said(200))
-    assert older.execute(shown) == [("lz4",)]
+    assert older.execute(shown) == [(quickest,)]
     setting = query(Statement("setting", lambda: sa.text("SHOW default_toast_compression")), {})
     assert older.store._runtime.run(setting) == [("pglz",)]
     assert older.store.get_chat_history("s") == [said(number) for number in range(201)]
