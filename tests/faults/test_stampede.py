@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing
 
-import pytest
-from memory_contract import ASYNC, DURABLE, SYNC, Backend, talk
+from memory_contract import talk
 from server_faults import Outage
-from servers import PrivateServers
-from test_races import PATIENT, Crowd, crowd  # noqa: F401
+from test_flushed_redis import outage  # noqa: F401
+from test_races import Crowd, crowd  # noqa: F401
 
 PROCESSES = 4
 EACH = 16
@@ -58,17 +55,6 @@ else:
     run_threads(each, lambda _: note(manager.get_context("s")))
 end([len(asked), Counter(sources)])
 """
-
-
-@pytest.fixture(params=[SYNC, ASYNC])
-def outage(
-    request: pytest.FixtureRequest, private_servers: PrivateServers, database_url: str, tenant: str
-) -> Iterator[Outage]:
-    """A Redis whose commands nobody else adds to."""
-    servers = private_servers(postgres=False)
-    backend = Backend(request.param, DURABLE, servers.redis_url, database_url, tenant)
-    with closing(Outage(servers, backend, PATIENT)) as found:
-        yield found
 
 
 def test_readers_in_four_processes_of_a_lost_buffer(outage: Outage, crowd: Crowd) -> None:  # noqa: F811
