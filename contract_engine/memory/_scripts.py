@@ -182,11 +182,12 @@ def commit_call(
     """Put a new summary in place and trim what it covers."""
     return Command(
         (
-            4,
+            5,
             keys.buffer,
             keys.summary,
             keys.history,
             keys.context,
+            keys.unlogged,
             epoch,
             revision,
             version,

@@ -99,6 +99,7 @@ from test_memory_manager import (
 )
 from test_mending import *
 from test_overtaken_rebuild import *
+from test_overtaken_summaries import *
 from test_pins import *
 from test_recall import *  # type: ignore[assignment]  # both have a helper of that name, for themselves
 from test_refining import *

@@ -10,11 +10,15 @@
 -- include _header
 
 local buffer = KEYS[1]
-local _, text = read_header(buffer)
+local h, text = read_header(buffer)
 local run, ticket, epoch, tail, overtaken = read_placeholder(text)
 local head, of, revision, watermark, max_tokens, max_messages, last, tokens, updated = string.match(
   ARGV[2], '^((%d+),(%d+),%d+,(%d+),%d+,(%d+),(%d+),)(%d+),(%d+),(%d+)%]$')
-if ticket ~= ARGV[1] or run ~= ARGV[#ARGV] or tonumber(epoch) > tonumber(of) then return 0 end
+if ticket ~= ARGV[1] or run ~= ARGV[#ARGV] or tonumber(epoch) > tonumber(of) then
+  -- Somebody with the same ticket has installed what was read before this. Who was answered with ours sees nothing older.
+  if h and h.format == '1' and h.epoch == of and h.revision < tonumber(revision) then redis.call('DEL', buffer) end
+  return 0
+end
 
 local behind = {}
 if epoch == of and tonumber(tail) > tonumber(last) then
