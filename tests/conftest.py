@@ -6,11 +6,12 @@ import os
 import shutil
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 
 import pytest
 from hypothesis import HealthCheck, settings
+from lost_messages import LostMessageError, note
 from servers import PrivateServers, database_server, describe, redis_server
 
 from contract_engine.embedded import EmbeddedServers
@@ -30,6 +31,16 @@ settings.load_profile("any machine")
 def pytest_report_header() -> list[str]:
     promtool = shutil.which("promtool") or "none: the rules of deploy/ are parsed, and NOT evaluated"
     return [describe(), f"promtool: {promtool}"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if call.excinfo is not None and call.excinfo.errisinstance(LostMessageError):
+        note(item.config.rootpath, item.nodeid)
+    return report
 
 
 @pytest.fixture(scope="session")

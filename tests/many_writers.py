@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
+from lost_messages import nothing_lost
 from memory_contract import DURABLE, SYNC, Backend, assert_caps, run_threads
 from server_faults import waited_for
 
@@ -35,13 +36,15 @@ def told(writer: int, number: int) -> dict[str, Any]:
 def assert_read(context: Mapping[str, Any]) -> None:
     """What must hold for a read at any moment: no gap, no overlap, caps, each writer's order."""
     kept = context["buffer_messages"]
-    assert context["watermark"] + len(kept) == context["last_seq"]
     assert context["complete"] is True
+    with nothing_lost():
+        assert context["watermark"] + len(kept) == context["last_seq"]
     assert bool(context["current_summary"]) == (context["watermark"] > 0)
     assert_caps(context)
     last: dict[int, int] = {}
     for message in kept:
-        assert message["n"] > last.get(message["writer"], -1)
+        with nothing_lost():
+            assert message["n"] > last.get(message["writer"], -1)
         last[message["writer"]] = message["n"]
 
 
@@ -75,6 +78,7 @@ def run_programs(source: str, *arguments: Sequence[str]) -> list[str]:
     return [output for output, _ in outputs]
 
 
+@nothing_lost()
 def assert_all_kept(rows: list[tuple[int, dict[str, Any]]], *, writers: int, each: int) -> None:
     """What must hold in the end: numbers 1..N, each message once, each writer's order."""
     assert [seq for seq, _ in rows] == list(range(1, writers * each + 1))
@@ -158,7 +162,8 @@ class Readers(Background):
         newest = self._acknowledged.newest
         context = self._read()
         assert_read(context)
-        assert context["last_seq"] >= newest, "acknowledged before the read began"
+        with nothing_lost():
+            assert context["last_seq"] >= newest, "acknowledged before the read began"
         assert context["watermark"] >= self._watermarks[reader]
         self._watermarks[reader] = context["watermark"]
         self.reads += 1

@@ -30,6 +30,7 @@ from crash_operations import (
     Operation,
 )
 from crash_outcomes import Messages, Outcome, assert_reads, is_read, numbers
+from lost_messages import nothing_lost
 from memory_contract import Backend, say
 
 from contract_engine.memory import (
@@ -350,7 +351,8 @@ class Stage:
         truth = [*truth, say(NEXT)]
         assert receipt.seq == len(truth)
         if self.is_durable:
-            assert self.rows(session.id) == truth
+            with nothing_lost():
+                assert self.rows(session.id) == truth
         for reader in (self.checker, survivor, self.maker):
             if reader is not None:
                 context = reader.get_context(session.id)

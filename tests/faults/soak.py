@@ -144,7 +144,7 @@ class Worker:
 
 @dataclass
 class Report:
-    """The account of one run; ``violations`` is empty where every promise held."""
+    """The account of one run; ``violations`` is empty where every promise held, and ``lost`` those about messages."""
 
     seed: int
     seconds: float
@@ -163,6 +163,7 @@ class Report:
     warm: list[dict[str, int]] = field(default_factory=list)
     final: list[dict[str, int]] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
     happened: list[Happened] = field(default_factory=list)
 
 
@@ -292,7 +293,8 @@ class Soak:
             report.violations.append("no worker lived long enough to be measured")
         rows = self._rows()
         report.messages = sum(len(found) for found in rows.values())
-        report.violations += violations_of(journals, rows)
+        report.lost = violations_of(journals, rows)
+        report.violations += report.lost
         report.violations += self._context_violations()
 
     def _rows(self) -> Rows:

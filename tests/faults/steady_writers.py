@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from lost_messages import nothing_lost
 from memory_contract import SYNC, Backend, assert_context, logged, say, talk
 from redis_topologies import waited_for
 from vain_waits import Changes, VainWaits
@@ -70,6 +71,7 @@ class SteadyWriters:
         self.progress(1)
         assert waited_for(is_told)
 
+    @nothing_lost()
     def assert_nothing_lost(self, backend: Backend, reader: MemoryManager) -> None:
         """Every message acknowledged is there, once and in order, for a reader of its own."""
         for session_id, receipts in self.receipts.items():

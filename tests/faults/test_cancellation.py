@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import sqlalchemy as sa
+from lost_messages import nothing_lost
 from memory_contract import assert_context, logged, say
 from network_path import EITHER_SERVER, POSTGRES, REDIS, ROOM, STEADY
 from proxy import FaultProxy
@@ -72,6 +73,7 @@ class Storm:
             return await self._manager.add_and_get_context(session, messages[0])
         return None
 
+    @nothing_lost()
     def assert_answers(self, session: str, context: Mapping[str, Any]) -> None:
         """The context of this session and no other, with all that was acknowledged, once and in order."""
         texts = [message["content"] for message in context["buffer_messages"]]

@@ -19,6 +19,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from lost_messages import nothing_lost
 from memory_contract import (
     ASYNC,
     DURABLE,
@@ -673,6 +674,7 @@ def test_writers_through_a_minute_of_outage(blocking: Away) -> None:
     assert_context(managers[1].get_context("s"), [{"content": row} for row in rows])
 
 
+@nothing_lost()
 def assert_without_a_hole(context: Mapping[str, Any]) -> None:
     """The messages end at the last number there is, and each writer's follow each other."""
     texts = [message["content"] for message in context["buffer_messages"]]

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from lost_messages import nothing_lost
 from soak import GROWTH, Worker, soak
 from soak_faults import KINDS, plan
 from soak_worker import Figures, Orders, Status
@@ -23,6 +24,8 @@ def test_a_minute_of_faults_under_load() -> None:
     print(f"SOAK_SEED={seed}")
     report = soak(SECONDS, seed)
     print(json.dumps(asdict(report), indent=1))
+    with nothing_lost():
+        assert report.lost == []
     assert report.violations == []
     assert sum(report.faults.values()) >= len(KINDS)
     assert sum(count > 0 for count in report.faults.values()) >= len(KINDS) - 3
