@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 from hypothesis import HealthCheck, settings
-from lost_messages import LostMessageError, note
+from lost_messages import LostMessageError, note_loss
 from servers import PrivateServers, database_server, describe, redis_server
 
 from contract_engine.embedded import EmbeddedServers
@@ -39,7 +39,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if call.excinfo is not None and call.excinfo.errisinstance(LostMessageError):
-        note(item.config.rootpath, item.nodeid)
+        note_loss(item.config.rootpath, item.nodeid)
     return report
 
 

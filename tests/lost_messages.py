@@ -23,7 +23,7 @@ def nothing_lost() -> Iterator[None]:
         raise LostMessageError(str(exc)) from exc
 
 
-def note(root: Path, test: str) -> None:
+def note_loss(root: Path, test: str) -> None:
     """Write down which test it was."""
     notes = root / NOTES
     notes.parent.mkdir(exist_ok=True)
