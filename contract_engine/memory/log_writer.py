@@ -115,7 +115,7 @@ class LogWriter(Closing):
                 )
             )
             if done:
-                yield from self._sessions.distrust(session_id)
+                yield from self._sessions.telling.distrust(session_id)
             return done
 
         return self._runtime.run(store())
@@ -143,7 +143,7 @@ class LogWriter(Closing):
         except REDIS_TROUBLE:
             return  # then nobody reads it there, and the next append finds it out of date
         if state is not None and state.revision != revision:
-            yield from self._sessions.distrust(session_id)
+            yield from self._sessions.telling.distrust(session_id)
 
     def drain(self, session_id: str) -> None:
         """Log what waits in Redis, where Redis can be asked."""

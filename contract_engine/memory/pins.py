@@ -47,9 +47,10 @@ class PinFlows:
                 raise trouble or _unknown(wanted)
             _check_room(answer.pinned_tokens, budget)
             if answer.summary_tokens is None:
-                yield from self._sessions.distrust(checked)
+                telling = self._sessions.telling
+                yield from (telling.distrust if trouble is None else telling.distrust_later)(checked)
                 return True
-            yield from self._shorten(checked, state, answer.summary_tokens)
+            yield from self._shorten(checked, state, answer.summary_tokens, is_told=trouble is None)
         raise ContentionError(checked, ATTEMPTS)
 
     def _log_waiting(self, session_id: str) -> Flow[MemoryServiceError | None]:
@@ -61,8 +62,11 @@ class PinFlows:
             return exc
         return None
 
-    def _shorten(self, session_id: str, state: SessionState, max_tokens: int) -> Flow[None]:
-        """Make the summary shorter, so that what it covers can stand beside it; whoever was faster has done no harm."""
+    def _shorten(self, session_id: str, state: SessionState, max_tokens: int, *, is_told: bool) -> Flow[None]:
+        """Make the summary shorter, so that what it covers can stand beside it; whoever was faster has done no harm.
+
+        ``is_told``: Redis is, unless it has failed this call before.
+        """
         text = yield from summarize(
             SummaryRequest(
                 previous=state.summary.text,
@@ -72,14 +76,16 @@ class PinFlows:
                 instructions=state.summary_instructions,
             )
         )
-        yield from self._folding.commit(session_id, state, last_seq=state.watermark, text=text, method=EXTRACTIVE)
+        yield from self._folding.commit(
+            session_id, state, last_seq=state.watermark, text=text, method=EXTRACTIVE, update_cache=is_told
+        )
 
     def unpin(self, session_id: object, message_id: object) -> Flow[bool]:
         checked, wanted = check_session_id(session_id), check_message_id(message_id)
         if self._log is None:
             return (yield from self._change_alone(checked, lambda state: _without_pin(state.summary, wanted)))
         was_pinned = yield from self._log.unpin(checked, wanted)
-        yield from self._sessions.distrust(checked)
+        yield from self._sessions.telling.distrust(checked)
         return was_pinned
 
     def set_summary_instructions(self, session_id: object, text: object) -> Flow[None]:
@@ -88,7 +94,7 @@ class PinFlows:
             yield from self._change_alone(checked, lambda state: state.summary._replace(instructions=wishes))
             return
         yield from self._log.set_instructions(checked, wishes)
-        yield from self._sessions.distrust(checked)
+        yield from self._sessions.telling.distrust(checked)
 
     def get_summary_instructions(self, session_id: object) -> Flow[str | None]:
         checked = check_session_id(session_id)

@@ -77,7 +77,7 @@ class Rebuilding:
             if dry_run:
                 return answer
             if not derived.is_current:
-                yield from self._sessions.distrust(session_id)
+                yield from self._sessions.telling.distrust(session_id)
                 return answer
             source = yield from log.read_source(session_id, derived.ancestor)
             if source is None or source.state.revision != derived.revision:

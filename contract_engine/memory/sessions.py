@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from contract_engine.memory._effects import Command, Flow, pause, spawn
+from contract_engine.memory._effects import Command, Flow, pause
 from contract_engine.memory.assignment import Assignment, Attempt
 from contract_engine.memory.config import MemoryConfig, SessionLimits
 from contract_engine.memory.errors import ContentionError, MemoryServiceError, StoreUnavailableError
@@ -25,6 +25,7 @@ from contract_engine.memory.models import Loaded, Outgoing, Placed, Receipt, Ses
 from contract_engine.memory.recall import Recall
 from contract_engine.memory.refining import Refining
 from contract_engine.memory.session_cache import INSTALLED, OVERTAKEN, REDIS_TROUBLE, WAITING, SessionCache
+from contract_engine.memory.telling import Telling
 from contract_engine.memory.token_counter import TokenCounter
 from contract_engine.memory.unlogged import Unlogged
 from contract_engine.memory.untold import Untold
@@ -74,8 +75,11 @@ class Sessions:
     ) -> None:
         self.cache = SessionCache(config)
         self.recall = None if log is None else Recall(config, log)
+        self._untold = Untold()
+        self.telling = Telling(self.cache, self._untold)
+        later = self.telling.distrust_later
         self.folding = Folding(
-            config, counter, self.cache, log=log, distrust=self.distrust, after_fold=self._spawn_what_folds_leave
+            config, counter, self.cache, log=log, distrust=later, after_fold=self._spawn_what_folds_leave
         )
         self.refining = None if log is None else Refining(counter, self.folding, log)
         self.refines = refines
@@ -83,8 +87,7 @@ class Sessions:
         self._is_away = is_away or (lambda: False)
         self._limits = config.limits
         self._assign_settings = self.cache.assign_settings(at_cap)
-        self._untold = Untold()
-        alone = self.folding if log is None else Folding(config, counter, self.cache, log=None, distrust=self.distrust)
+        alone = self.folding if log is None else Folding(config, counter, self.cache, log=None, distrust=later)
         self._folding_alone = alone
         self._assignment = Assignment(self.cache, alone, self._assign_command)
         self.unlogged = None if log is None else Unlogged(config, self.cache, alone, log)
@@ -139,7 +142,7 @@ class Sessions:
             logger.info("session %s: message %d is in the log, Redis not told: %s", session_id, placed.seqs[-1], exc)
             observers.fell_back("redis_unavailable")
             self._untold.note(session_id, placed.seqs[-1])
-            yield from self._spawn_telling()
+            yield from self.telling.spawn()
             return (yield from self._appended_untold(session_id, placed, outgoing, read=read))
         receipts = placed.receipts(outgoing, is_durable=True, degraded=False)
         if not read:
@@ -181,20 +184,6 @@ class Sessions:
             return Appended(receipts, (yield from self.load(session_id)))
         return Appended(receipts, Loaded(state, "redis", True))
 
-    def _spawn_telling(self) -> Flow[None]:
-        """Have Redis told in the background, by one flow at a time, of every session it could not be told of before."""
-        if self._untold.begin_telling():
-            yield from spawn(self._tell, "telling Redis of changes")
-
-    def _tell(self) -> Flow[None]:
-        try:
-            for session_id, note in self._untold.all():
-                if self._untold.expected(session_id):  # nobody else has replaced the copy meanwhile
-                    yield from self.cache.forget_buffer(session_id)
-                    self._untold.settle(session_id, note)
-        finally:
-            self._untold.end_telling()
-
     def _follow(self, session_id: str, placed: Placed, outgoing: Sequence[Outgoing], *, read: bool) -> Flow[_Followed]:
         """Let Redis follow the log. Answers the session if it was asked for and Redis could tell it."""
         if placed.seqs[-1] - placed.seqs[0] != len(placed.seqs) - 1:
@@ -203,7 +192,7 @@ class Sessions:
             return _Followed(None, False)
         answer, ticket, reading = yield from self.cache.append(session_id, placed, outgoing, read=read)
         if self._untold:
-            yield from self._spawn_telling()
+            yield from self.telling.spawn()
         if answer == _FOLD_DUE:
             yield from self.folding.spawn(session_id, ticket)
         elif answer != _APPENDED:
@@ -249,7 +238,7 @@ class Sessions:
                 return (yield from self._load_unlogged(session_id, unlogged, state))
             if state is not None and state.is_complete and self._untold.allows(session_id, note, state.last_seq):
                 if self._untold:
-                    yield from self._spawn_telling()
+                    yield from self.telling.spawn()
                 return Loaded(state, "redis", False)
             if state is not None and state.is_doubtful and self._log is not None:
                 try:
@@ -275,7 +264,7 @@ class Sessions:
         else:
             observers.fell_back("buffer_missing")
         if self._untold:
-            yield from self._spawn_telling()
+            yield from self.telling.spawn()
         return Loaded(state or empty_session(self._limits), "postgres", False)
 
     def _load_unlogged(self, session_id: str, unlogged: Unlogged, state: SessionState) -> Flow[Loaded | None]:
@@ -348,18 +337,8 @@ class Sessions:
             state = yield from self.folding.read_within_caps(session_id)
             return state.limits if state is not None else self._limits.with_changes(changes)
         limits = yield from self._log.change_limits(session_id, changes)
-        yield from self.distrust(session_id)
+        yield from self.telling.distrust(session_id)
         return limits
-
-    def distrust(self, session_id: str) -> Flow[None]:
-        """Have the next reader rebuild the copy in Redis: the log has changed in another way than by an append."""
-        note = self._untold.note(session_id, math.inf)
-        try:
-            yield from self.cache.forget_buffer(session_id)
-            self._untold.settle(session_id, note)
-        except REDIS_TROUBLE as exc:
-            # Its revision is old: the next append replaces it, and this process does not believe it before.
-            logger.info("session %s: Redis not told of a change: %s", session_id, exc)
 
     def erase(self, session_id: str, erase_rows: Callable[[str], Flow[Any]] | None = None) -> Flow[Any]:
         """Delete the session everywhere. Raises where a server is away: then call again, some of it is still there.
@@ -367,11 +346,12 @@ class Sessions:
         ``erase_rows`` is what deletes it from the log, where that is to answer more.
         """
         erased: Any = None
+        trouble: MemoryServiceError | None = None
         if self._log is not None:
             try:
                 waits = yield from self.cache.has_unlogged(session_id)
-            except REDIS_TROUBLE:
-                waits = False  # the last step needs Redis too, and says so
+            except REDIS_TROUBLE as exc:
+                waits, trouble = False, exc
             if waits:
                 # It goes first: whoever is about to log it then finds the epoch gone under which it was read.
                 yield from self._log.check()
@@ -381,6 +361,8 @@ class Sessions:
             # Before the last step: what is appended after that waits, and is remembered.
             self.unlogged.forget_begun(session_id)
         note = self._untold.note(session_id, math.inf)
+        if trouble is not None:  # the last step needs Redis too, which is not waited for twice
+            raise trouble
         yield from self.cache.forget(session_id)
         self._untold.settle(session_id, note)
         return erased

@@ -175,11 +175,10 @@ class SummaryFlows:
         try:
             if self._log is not None:
                 yield from self._log.clear_summaries(session_id)
-                yield from self._sessions.distrust(session_id)
+                yield from self._sessions.telling.distrust(session_id)
             else:
                 yield from self._clear_alone(session_id)
-            keys = self._sessions.cache.keys(session_id)
-            yield from redis_call(Command(("DEL", keys.history)))
+                yield from redis_call(Command(("DEL", self._sessions.cache.keys(session_id).history)))
         except (StoreUnavailableError, ContentionError):
             return False
         return True
