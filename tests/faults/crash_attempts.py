@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import psutil
 import psycopg
 import redis
 import sqlalchemy as sa
@@ -107,7 +108,7 @@ async def outlast(
 
 
 def wait_until_done(server: str, *, raw: redis.Redis, table: psycopg.Connection[Any] | None, application: str) -> None:
-    """Wait until a server has done what nobody waits for any more; an application that has gone has no connections.
+    """Wait until a server has done what nobody waits for any more; it then ends what serves a client that has gone.
 
     A legacy store is not waited for: what it does late is what relays have to be ready for.
     """
@@ -118,9 +119,11 @@ def wait_until_done(server: str, *, raw: redis.Redis, table: psycopg.Connection[
             raw.ping()
         return
     assert table is not None
-    assert waited_for(lambda: _backends(table, application) == 0)
+    assert waited_for(lambda: not _without_client(table, application))
 
 
-def _backends(table: psycopg.Connection[Any], application: str) -> int:
-    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
-    return int(table.execute(query, (application,)).fetchall()[0][0])
+def _without_client(table: psycopg.Connection[Any], application: str) -> set[int]:
+    """Return the ports of an application's connections whose other end is not held in this process any more."""
+    query = "SELECT client_port FROM pg_stat_activity WHERE application_name = %s"
+    ports = {row[0] for row in table.execute(query, (application,)).fetchall()}
+    return ports - {connection.laddr.port for connection in psutil.Process().net_connections("tcp") if connection.laddr}

@@ -21,11 +21,11 @@ def stage(request: pytest.FixtureRequest, redis_url: str, database_url: str) -> 
         yield found
 
 
-@pytest.fixture(scope="module")
-def hangs() -> Iterator[Hangs]:
+@pytest.fixture(scope="module", params=[DURABLE, EPHEMERAL])
+def hangs(request: pytest.FixtureRequest) -> Iterator[Hangs]:
     """A pair of servers that only these tests use."""
     with (
         EmbeddedServers(durable=False) as servers,
-        stage_of(DURABLE, servers.redis_url, servers.database_url, "hung") as stage,
+        stage_of(request.param, servers.redis_url, servers.database_url, "hung") as stage,
     ):
         yield Hangs(ServerFaults(redis_server=servers, database=servers), stage)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +33,7 @@ from crash_operations import (
 from crash_outcomes import Messages, Outcome, assert_reads, is_read, numbers
 from lost_messages import nothing_lost
 from memory_contract import Backend, say
+from server_faults import waited_for
 
 from contract_engine.memory import (
     ConfigurationError,
@@ -190,6 +192,14 @@ DURABLE_STATES: dict[str, State] = STATES | {
 }
 
 
+def has_told(survivor: Any) -> bool:
+    """Whether a manager has had its servers again: it may know more than it could tell while the fault lasted."""
+    with suppress(StoreUnavailableError):
+        survivor.get_context("nobody's")
+        return True
+    return False
+
+
 @dataclass
 class Stage:
     """Makes sessions, one template per state that is then copied, and holds them against the law.
@@ -334,7 +344,7 @@ class Stage:
         """
         self._assert_answer(session, operation, outcome)
         if survivor is not None:
-            survivor.get_context("nobody's")  # it may know more than it could tell while the fault lasted
+            assert waited_for(lambda: has_told(survivor))
             survivor.wait_for_folds()
         truths = self._truths(session, operation, outcome)
         readings = truths if self._is_told(session, operation, outcome) else [*truths, *self._stale(session, operation)]
