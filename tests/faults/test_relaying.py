@@ -261,11 +261,11 @@ def test_what_an_hour_of_outage_leaves_drains_in_order_while_reads_go_on(blockin
         assert all(legacy.contents(f"s{number}") == talk(*range(each)) for number in range(sessions))
         assert store.stats.relayed == sessions * each + 1
         assert len(during) > 20
-        assert statistics.median(during) < 10 * statistics.median(before)
+        assert statistics.median(during) < 30 * statistics.median(before)
 
 
 def test_waiting_for_a_relay_does_not_look_through_the_outbox(blocking: Backend) -> None:
-    with open_store(blocking, ListStore()) as store:
+    with open_store(blocking, Slow(0.1)) as store:
         for number in range(3):
             store.append(f"s{number}", say(number))
         effects = Interposition(store.memory_manager)
