@@ -169,7 +169,7 @@ def _tasks(backend: Backend, manager: MemoryManager) -> list[tuple[bool, float]]
     return answers
 
 
-def test_large_messages_that_wait_are_logged_one_by_one(outage: Outage) -> None:
+def test_large_messages_that_wait_are_logged_a_few_at_a_time(outage: Outage) -> None:
     """A round of a drain is as many messages as are read within any deadline, and not a number of them."""
     manager = outage.open(**QUICK, redis_timeout_seconds=5.0, database_timeout_seconds=20.0)
     outage.kill_database()
@@ -181,7 +181,7 @@ def test_large_messages_that_wait_are_logged_one_by_one(outage: Outage) -> None:
     effects = Interposition(manager)
     assert manager.drain("s") == len(sent)
     effects.remove()
-    assert Counter(name_of(effect) for effect in effects.effects)["drained"] == len(sent)
+    assert Counter(name_of(effect) for effect in effects.effects)["drained"] >= len(sent) / 8
     rows = [message for _, message in logged(outage.servers.database_url, outage.backend.tenant, "s")]
     assert [row["content"][:8] for row in rows] == [message["content"][:8] for message in sent]
 
