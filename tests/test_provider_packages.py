@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import subprocess
 import sys
@@ -449,6 +450,22 @@ def test_recall_leaves_what_stands_before_the_question_as_it_was(provider: str) 
     before, after = (pieces(to_messages(one, provider)) for one in (first, second))
     same = next(at for at, (one, other) in enumerate(zip(before, after, strict=False)) if one != other)
     assert "Two." in before[same - 1]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize(("fitting", "step"), [(3, 1), (9, 2), (20, 4), (34, 8)])
+def test_below_what_there_is_the_beginning_moves_in_steps(provider: str, fitting: int, step: int) -> None:
+    """A conversation of sixty turns, with room for as many as are ``fitting``, after each of its messages."""
+    history = [said(("user", "assistant")[at % 2], f"Turn {at:02d}." + " word" * 20) for at in range(60)]
+    each, held = 33, []
+    for end in range(40, 60):
+        package = to_messages(context(*history[:end], summary="Tea."), provider, max_tokens=each * fitting + 100)
+        shown = [at for at in range(60) if f"Turn {at:02d}." in "\n".join(texts(package))]
+        assert shown == list(range(shown[0], end))
+        assert (shown[0] % step, len(shown) > 0.75 * fitting - 1) == (0, True)
+        held.append(pieces(package))
+    moved = sum(after[: len(before)] != before for before, after in itertools.pairwise(held))
+    assert moved <= 1 + len(held) / step, "the cache applies in between"
 
 
 def test_cache_markers_stand_behind_the_notes_and_behind_what_stays() -> None:

@@ -33,7 +33,7 @@ class Content(NamedTuple):
 
 
 def within(content: Content, most: int, *, count: Count, system: str | None) -> Content:
-    """Return what fits: without the oldest of what was recalled, then without that and the oldest turns."""
+    """Return what fits: without the oldest of what was recalled, then without that and the oldest turns, in steps."""
     notes, turns, recalled = content
     fixed = [*([Turn(USER, [Text(system)], [])] if system else []), *notes, *turns[-1:]]
     # Besides, the package may have to say that something was left out, and to begin with the user.
@@ -45,10 +45,20 @@ def within(content: Content, most: int, *, count: Count, system: str | None) -> 
         needed += cost
         first -= 1
     if first:
+        first = _in_steps(first, len(turns))
         return Content(notes, [_left_out(first), *turns[first:]], [])
     while recalled and needed + sum(turn_tokens(turn, count) for turn in recalled_turns(recalled)) > most:
         recalled = recalled[1:]
     return Content(notes, turns, recalled)
+
+
+def _in_steps(first: int, end: int) -> int:
+    """Return the turn to begin with: of those that fit, up to a quarter more goes.
+
+    Else it would be another at each turn of the conversation, and a provider's cache of prefixes would never apply.
+    """
+    step = 1 << max(0, ((end - first) // 4).bit_length() - 1)
+    return first + -first % step
 
 
 def is_surely_within(content: Content, most: int, *, system: str | None) -> bool:
