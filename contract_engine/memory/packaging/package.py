@@ -48,7 +48,8 @@ def to_messages(
 
     ``max_tokens``: the most the package may cost, in tokens of ``count_tokens`` (that of :class:`TokenCounter` by
     default). What is too much goes in this order: recalled, oldest first; the oldest messages, a call with all its
-    results at once, and up to a quarter more of what would fit, so that the prefix stays for some turns. Summary, pinned and the newest turn stay; :class:`PackageTooLargeError` where they do not fit.
+    results at once, and up to a quarter more of what would fit, so that the prefix stays for some turns. Summary,
+    pinned and the newest turn stay; :class:`PackageTooLargeError` where they do not fit.
     ``cache_control`` (Anthropic): sets cache markers behind the notes and behind the last message before the newest
     user's.
 
