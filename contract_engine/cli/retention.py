@@ -148,8 +148,12 @@ def erasures(reports: Sequence[Mapping[str, Any]]) -> Table:
         rows = report["tables"]
         note = Text("counted only", style="dim")
         if not report["dry_run"]:
-            is_left = report["left_rows"] or report["left_keys"]
-            note = Text("✗ something is left", style="red") if is_left else Text("✓ erased", style="green")
+            if report["left_rows"] or report["left_keys"]:
+                note = Text("✗ something is left", style="red")
+            elif sum(rows.values()) + report["redis_keys"]:
+                note = Text("✓ erased", style="green")
+            else:  # erased before, or a slip of the pen
+                note = Text("✓ nothing was there", style="yellow")
             if report["begun_anew"]:
                 note.append("; somebody has begun it anew since", style="yellow")
         table.add_row(
