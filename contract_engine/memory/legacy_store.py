@@ -10,13 +10,15 @@ from typing import Any
 
 from contract_engine.memory._legacy_flows import LegacyFlows
 from contract_engine.memory._legacy_table import Outline
-from contract_engine.memory._runtime import AsyncRuntime, Runtime, breaker_for
+from contract_engine.memory._runtime import AsyncRuntime, Runtime, breaker_for, database_breaker_for
 from contract_engine.memory.closing import AsyncClosing, Closing
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.models import Message
 from contract_engine.memory.swisper_context import SwisperContext
 
 DEFAULT_TABLE = "swisper_sessions"
+BREAKER = "legacy postgres"
+"""Its name in a log file, where that of the new store may speak too."""
 
 
 def _config(database_url: str, timeout_seconds: float) -> MemoryConfig:
@@ -38,7 +40,8 @@ class LegacySwisperStore(Closing):
     def __init__(self, database_url: str, *, table: str = DEFAULT_TABLE, timeout_seconds: float = 5.0) -> None:
         config = _config(database_url, timeout_seconds)
         self._flows = LegacyFlows(table)
-        self._runtime = Runtime(config, breaker=breaker_for(config, is_shared=False))
+        breaker = database_breaker_for(config, BREAKER)
+        self._runtime = Runtime(config, breaker=breaker_for(config, is_shared=False), database_breaker=breaker)
 
     def create_table(self) -> None:
         """Create the table as the original declares it, unless it is there."""
@@ -136,7 +139,8 @@ class AsyncLegacySwisperStore(AsyncClosing):
     def __init__(self, database_url: str, *, table: str = DEFAULT_TABLE, timeout_seconds: float = 5.0) -> None:
         config = _config(database_url, timeout_seconds)
         self._flows = LegacyFlows(table)
-        self._runtime = AsyncRuntime(config, breaker=breaker_for(config, is_shared=False))
+        breaker = database_breaker_for(config, BREAKER)
+        self._runtime = AsyncRuntime(config, breaker=breaker_for(config, is_shared=False), database_breaker=breaker)
 
     async def create_table(self) -> None:
         """See :meth:`LegacySwisperStore.create_table`."""
