@@ -1,4 +1,4 @@
-"""PostgreSQL away, and an effect that fails, on a Cluster of real nodes, which all of these tests share."""
+"""PostgreSQL away beside a Cluster of real nodes, which all of these tests share."""
 
 # ruff: noqa: F401, F811
 
@@ -7,14 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from crash_matrix import DATABASE, ERROR_AFTER, OUTAGE
-from crash_operations import OPERATIONS, Operation
-from crash_trials import expects_effects, named, one_state_of, stage_of, work_through
-from memory_contract import ASYNC, DURABLE
+from memory_contract import ASYNC
 from redis_topologies import Cluster
 from servers import PrivateServers
-from test_cluster import nodes, redis_url, slot
-from test_crash_matrix import Trials
+from test_cluster import nodes, redis_url
 from test_database_away import (
     Away,
     _away,
@@ -43,8 +39,6 @@ from test_database_away import (
 )
 
 from contract_engine.embedded import EmbeddedServers
-
-# -- PostgreSQL away
 
 
 class BesideCluster(EmbeddedServers):
@@ -82,26 +76,3 @@ def private_servers(beside: BesideCluster) -> PrivateServers:
 def away(private_servers: PrivateServers, tenant: str) -> Iterator[Away]:
     """In asyncio: ``blocking`` is the other colour."""
     yield from _away(private_servers, ASYNC, tenant)
-
-
-# -- an effect that fails
-
-
-@pytest.fixture(scope="module")
-def trials(nodes: Cluster, redis_url: str, database_url: str) -> Iterator[Trials]:
-    with stage_of(DURABLE, redis_url, database_url, "matrix-cluster") as stage:
-
-        def node(session_id: str) -> int:
-            return nodes.owner(slot(stage.backend, session_id)).port
-
-        stage.may_copy = lambda source, target: node(source) == node(target)
-        yield Trials(stage)
-
-
-@pytest.mark.parametrize("operation", named(OPERATIONS))
-def test_an_effect_fails(trials: Trials, operation: Operation) -> None:
-    """Each operation once: its answers are lost, and its servers are, from each of its effects on."""
-    kinds = (ERROR_AFTER, OUTAGE)
-    stage = trials.stage
-    faults = work_through(stage, operation, [one_state_of(stage, operation)], kinds, trials.run)
-    assert faults >= len(kinds) or not expects_effects(stage, operation)

@@ -208,7 +208,7 @@ LEFT_OUT: dict[str, dict[str, tuple[str, ...]]] = {
     "It takes too long: the faults are put above the client, or others of its kind are there.": {
         "test_concurrency": ("test_sixteen_threads_on_one_session", "test_two_processes_on_one_session"),
         "test_crash_interruptions": ALL,
-        "test_crash_matrix": ALL,  # test_cluster_database has each operation in one state
+        "test_crash_matrix": ALL,  # test_cluster_crashes has each operation in one state
         "test_database_away": (
             "test_a_session_that_cannot_be_logged_keeps_no_other_waiting",
             "test_writers_through_a_minute_of_outage",

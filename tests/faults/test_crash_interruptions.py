@@ -40,6 +40,7 @@ from contract_engine.memory import AsyncMemoryManager, MemoryManager
 pytest_plugins = ("crash_fixtures",)
 
 ERRORS = (ERROR_BEFORE, ERROR_AFTER)
+KILLS = (KILL_BEFORE, KILL_AFTER)
 
 # -- a process that is killed
 
@@ -50,32 +51,42 @@ def nursery() -> Iterator[Nursery]:
         yield found
 
 
-@pytest.mark.parametrize("operation", named(OPERATIONS))
-def test_the_process_is_killed(stage: Stage, nursery: Nursery, operation: Operation) -> None:
-    """Before each effect, and after the last one: the moment after an effect is the one before the next."""
-    backend = stage.backend
-    settings = {"redis_url": backend.redis_url, "database_url": backend.database_url, "tenant": backend.tenant}
-    effects: dict[str, int] = {}
-    deaths = 0
+class Kills:
+    """Has a process of its own make each call; ``deaths`` counts those that were killed."""
 
-    def run(session: Session, operation: Operation, fault: Fault) -> tuple[Outcome, None]:
-        nonlocal deaths
+    def __init__(self, stage: Stage, nursery: Nursery) -> None:
+        backend = stage.backend
+        self._settings = {
+            "redis_url": backend.redis_url,
+            "database_url": backend.database_url,
+            "tenant": backend.tenant,
+        }
+        self._nursery = nursery
+        self._effects: dict[str, int] = {}
+        self.deaths = 0
+
+    def run(self, session: Session, operation: Operation, fault: Fault) -> tuple[Outcome, None]:
         if fault.kind == KILL_AFTER:
             if fault.number > 1:  # all there is to do with this kind
                 return Outcome(is_silent=True, effects=fault.number - 1), None
-            fault = Fault(KILL_AFTER, effects[session.state])
+            fault = Fault(KILL_AFTER, self._effects[session.state])
         count = len(session.said)
-        status = nursery.send(Errand(settings | PATIENT, session.id, count, operation.name, fault, None))
+        status = self._nursery.send(Errand(self._settings | PATIENT, session.id, count, operation.name, fault, None))
         outcome = Outcome(is_silent=True, has_fired=status == -signal.SIGKILL)
         if not outcome.has_fired:
             assert status >= UNTOUCHED, f"the child failed: {status}"
-            outcome.effects = effects[session.state] = status - UNTOUCHED
-        deaths += outcome.has_fired
+            outcome.effects = self._effects[session.state] = status - UNTOUCHED
+        self.deaths += outcome.has_fired
         return outcome, None
 
+
+@pytest.mark.parametrize("operation", named(OPERATIONS))
+def test_the_process_is_killed(stage: Stage, nursery: Nursery, operation: Operation) -> None:
+    """Before each effect, and after the last one: the moment after an effect is the one before the next."""
+    kills = Kills(stage, nursery)
     states = usual_states(stage, operation) if operation in WRITING else [one_state_of(stage, operation)]
-    work_through(stage, operation, states, (KILL_BEFORE, KILL_AFTER), run)
-    assert deaths >= 2 * len(states) or not expects_effects(stage, operation)
+    work_through(stage, operation, states, KILLS, kills.run)
+    assert kills.deaths >= 2 * len(states) or not expects_effects(stage, operation)
 
 
 # -- a task that is cancelled
