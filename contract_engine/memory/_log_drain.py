@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from itertools import dropwhile
+from itertools import accumulate, dropwhile
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -16,6 +16,9 @@ from contract_engine.memory._log_transactions import stored_messages
 from contract_engine.memory._tables import messages, sessions
 from contract_engine.memory.config import SessionLimits
 from contract_engine.memory.serializer import decode_value
+
+SKEW_MS = 500
+"""How far the clocks of Redis and PostgreSQL may be apart, in milliseconds, without an order being wrong by it."""
 
 
 class Waiting(NamedTuple):
@@ -72,9 +75,9 @@ def log_waiting(
     """Append what the log does not hold yet, in order; answers the number of the last of these, 0 where it holds all.
 
     ``after``: the last message of the log when the first of these was acknowledged, 0 where nobody knows. What has been
-    logged behind it since then comes after what waited: whoever logged it has told nobody yet, but found these waiting,
-    or could not see them. With ``is_continued`` that message is one of those that waited, and they belong right behind
-    it, whatever is there. None where the session of this epoch is gone.
+    logged behind it since then comes after what waited by then: whoever logged it has told nobody yet, but found these
+    waiting, or could not see them. With ``is_continued`` that message is one of those that waited: what is behind it is
+    put in order too. None where the session of this epoch is gone.
     """
     session = connection.execute(
         sa.select(sessions.c.epoch, sessions.c.last_seq, sessions.c.watermark)
@@ -90,9 +93,10 @@ def log_waiting(
     since_ms = None if is_continued and after >= session.watermark else waiting[0].at_ms
     behind = _take_back(connection, key, max(after, session.watermark), since_ms=since_ms)
     # What another drain has logged of these may be among what was taken back: it is missing again now.
-    count = len(_missing(connection, key, waiting))
-    rows = _missing(connection, key, [*waiting, *behind])
+    rows = _missing(connection, key, _merged(waiting, behind))
     last_seq = session.last_seq - len(behind)
+    waited = {name for item in waiting for name in (item.message_id, _other_id(item))}
+    count = max(place for place, row in enumerate(rows, 1) if row.message_id in waited)
     connection.execute(
         sa.insert(messages).values(
             tenant=tenant,
@@ -124,13 +128,30 @@ def log_waiting(
     return int(last_seq) + count
 
 
+def _merged(waiting: Sequence[Waiting], behind: Sequence[Waiting]) -> list[Waiting]:
+    """Put what was logged behind what waited by then, and before what Redis took clearly later; both keep their order.
+
+    Later by ``SKEW_MS``: the clocks are those of two machines.
+    """
+    merged: list[Waiting] = []
+    # The first of those from each place on: a clock may have been put back among them.
+    first_ms = [*accumulate((item.at_ms for item in reversed(waiting)), min)][::-1]
+    place = 0
+    for row in behind:
+        while place < len(waiting) and first_ms[place] <= row.at_ms + SKEW_MS:
+            merged.append(waiting[place])
+            place += 1
+        merged.append(row)
+    return [*merged, *waiting[place:]]
+
+
 def _missing(connection: sa.Connection, key: Mapping[str, str], waiting: Sequence[Waiting]) -> list[Waiting]:
     """Return what has to be appended. An id that is taken by another message does not cost a message its place.
 
     It was acknowledged while nobody could see the other one; so it is logged under an id made of its own and its
     content, which is the same whenever it is tried again.
     """
-    renamed = {item: f"{item.message_id[:180]}~{hashlib.sha256(item.body).hexdigest()}" for item in waiting}
+    renamed = {item: _other_id(item) for item in waiting}
     ids = [item.message_id for item in waiting]
     held = stored_messages(connection, key, [*ids, *renamed.values()])[0]
     bodies = {message_id: message.body for message_id, message in held.items()}
@@ -143,6 +164,10 @@ def _missing(connection: sa.Connection, key: Mapping[str, str], waiting: Sequenc
             bodies[message_id] = item.body
             missing.append(item._replace(message_id=message_id))
     return missing
+
+
+def _other_id(item: Waiting) -> str:
+    return f"{item.message_id[:180]}~{hashlib.sha256(item.body).hexdigest()}"
 
 
 def _take_back(connection: sa.Connection, key: Mapping[str, str], after: int, *, since_ms: int | None) -> list[Waiting]:

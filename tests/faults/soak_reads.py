@@ -2,7 +2,7 @@
 
 Of every read: each message was said, in this session, and was not refused; none is shown twice that Redis alone never
 held. Of those that are complete: nothing is lacking that had been acknowledged before, be it at the end or in the
-middle; nothing is both in the summary and word for word; none shows less than one that had ended before it began. Of
+middle; nothing is both in the summary and word for word; none shows less of that than one that had ended before. Of
 those that are not degraded either: what stands word for word is the log's own, from the watermark to the last number.
 """
 
@@ -68,6 +68,8 @@ class Shown:
             for_all, own = (until.get(name, Highest()).before(read.begun) for name in (None, read.reader))
             at, place, name = max(for_all, own, key=itemgetter(1))
             _, before, _ = read_until.before(read.begun)
+            if self._final.get(self._order.get(before, ("", 0)), math.inf) >= read.begun:
+                before = 0  # its writer may still be about to tell Redis of it
             problems = {
                 f"the log ends at {len(self.places)}": not read.degraded and read.last_seq > len(self.places),
                 f"{before} had been read before it began": read.last_seq < before,

@@ -32,9 +32,10 @@ from test_database_away import (
     test_the_list_outlives_the_buffer_and_the_buffer_the_list,
     test_turns_and_batches_go_on_too,
     test_what_came_before_may_not_be_known,
+    test_what_redis_took_long_after_a_message_was_logged_comes_behind_it,
     test_what_was_acknowledged_first_is_logged_first,
     test_what_was_cleared_is_not_begun_again,
-    test_what_was_logged_meanwhile_comes_between_no_two_rounds,
+    test_what_was_logged_meanwhile_tears_no_batch_and_comes_before_nothing_that_waited,
     test_writers_that_return_at_once,
 )
 

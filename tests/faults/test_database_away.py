@@ -265,8 +265,8 @@ def test_rounds_of_two_drains_that_take_turns_keep_the_order(blocking: Away) -> 
     assert blocking.logged() == [say(1), *talk(1600, start=2, words=0)]
 
 
-def test_what_was_logged_meanwhile_comes_between_no_two_rounds(blocking: Away) -> None:
-    """Redis is away for one process while messages wait there for another: what it logs comes behind all of them."""
+def test_what_was_logged_meanwhile_tears_no_batch_and_comes_before_nothing_that_waited(blocking: Away) -> None:
+    """Redis is away for one process while messages wait there for another."""
     wide = {"max_buffer_messages": 10_000, "max_buffer_tokens": 2_000_000}
     manager, other = blocking.open(**wide), blocking.open(**wide)
     manager.append("s", say(1))
@@ -281,7 +281,33 @@ def test_what_was_logged_meanwhile_comes_between_no_two_rounds(blocking: Away) -
     manager.database_breaker.reset()
     assert len(blocking.waiting()) == len(waiting)
     assert manager.drain("s") == len(waiting)
-    assert blocking.logged() == [say(1), *waiting, *logged_meanwhile]
+    found = blocking.logged()
+    assert found[0] == say(1)
+    assert [message for message in found if message in waiting] == waiting
+    assert [message for message in found if message in logged_meanwhile] == logged_meanwhile
+    for number, message in enumerate(logged_meanwhile):
+        place = found.index(message)
+        before = sum(other in waiting for other in found[:place])
+        assert before >= 100 * (number + 1), "these waited when it was logged"
+        assert before % 100 == 0, "a batch is torn"
+
+
+def test_what_redis_took_long_after_a_message_was_logged_comes_behind_it(blocking: Away) -> None:
+    """One list, begun before that message and gone on with after it: Redis was not told of it in between."""
+    manager, other = blocking.open(), blocking.open()
+    manager.append("s", say(1))
+    manager.database_breaker.force_open()
+    other.circuit_breaker.force_open()
+    said = [say(1)]
+    for number in range(2, 8):
+        writer = (manager, other)[number % 2]
+        assert writer.append("s", say(number)).durable is (writer is other)
+        said.append(say(number))
+        time.sleep(0.7)  # longer than clocks may be apart
+    manager.database_breaker.reset()
+    assert manager.drain("s") == 3
+    assert blocking.logged() == said
+    assert_context(manager.get_context("s"), said)
 
 
 def test_many_drain_at_once(blocking: Away) -> None:

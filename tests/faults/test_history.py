@@ -239,9 +239,9 @@ PLANTED: dict[str, tuple[list[str], list[Key], str]] = {
         "g, from 18.000, read up to 8; g-1, number 9, had been acknowledged at 17.000",
     ),
     "a read that goes back in time": (
-        [read(5, 6, 6), read(6.5, 7, 5, by="q")],
+        [read(5, 6, 4), read(6.5, 7, 3, by="q")],
         LOG["s"],
-        "q, from 6.500, read up to 5; 6 had been read before it began",
+        "q, from 6.500, read up to 3; 4 had been read before it began",
     ),
     "a read of what the log never had": (
         [read(16, 17, 9)],
@@ -327,6 +327,10 @@ def test_a_planted_violation_is_found(name: str) -> None:
     found = judged([*HISTORY, *more], LOG | {"s": log})
     assert any(words in one for one in found), found
     assert all(one.startswith("s: ") for one in found), "the other session is in order"
+
+
+def test_a_message_whose_writer_is_not_answered_yet_may_be_read_once() -> None:
+    assert judged([*HISTORY, read(7.2, 7.4, 6), read(7.5, 7.6, 5, by="q")], LOG) == []
 
 
 @pytest.mark.parametrize(
