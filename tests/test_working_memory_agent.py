@@ -325,6 +325,82 @@ async def test_a_model_that_hangs_costs_the_deadline(
     assert CANARY not in caplog.text, "what it raises afterwards is logged by nobody"
 
 
+class LateStore(InMemoryManager):
+    """Takes its time for the second memory."""
+
+    def __init__(self, freed: threading.Event) -> None:
+        super().__init__()
+        self.freed = freed
+        self.stores = 0
+
+    def store(self, input: IMemoryInput) -> str:  # noqa: A002
+        self.stores += 1
+        if self.stores == 2:
+            assert self.freed.wait(60)
+        return super().store(input)
+
+
+class AsyncLateStore:
+    """:class:`LateStore` for asyncio."""
+
+    def __init__(self, freed: threading.Event) -> None:
+        self.inner = LateStore(freed)
+        self.freed = freed
+
+    async def store(self, input: IMemoryInput) -> str:  # noqa: A002
+        return await asyncio.to_thread(self.inner.store, input)
+
+    async def retrieve(self, input: IMemoryInput) -> list[IWorkingMemory]:  # noqa: A002
+        return self.inner.retrieve(input)
+
+
+LATE = "error: storage failed - no answer within 0.2 s"
+
+
+@pytest.mark.parametrize("kind", [LateStore, AsyncLateStore])
+async def test_a_store_that_comes_late_undoes_no_later_turn(kind: Any, conversation: str) -> None:
+    manager = kind(threading.Event())
+    agent = WorkingMemoryAgent(NotingModel(), manager, store_timeout_seconds=0.2)
+    assert await agent.process("one", conversation) == "success"
+    assert await agent.process("two", conversation) == LATE
+    waits = "error: storage failed - the store of an earlier turn has not ended"
+    assert await agent.process("three", conversation) == waits
+    assert await agent.process("one", f"{conversation}-other") == "success"
+    manager.freed.set()
+    assert await agent.process("three", conversation) == "success"
+    (text,) = await texts(manager, conversation)
+    assert text.splitlines() == ["- one", "- two", "- three"]
+    assert agent._storing == {}
+
+
+def test_a_store_that_comes_late_is_waited_for_on_another_loop_too(conversation: str) -> None:
+    manager = LateStore(threading.Event())
+    agent = WorkingMemoryAgent(NotingModel(), manager, store_timeout_seconds=0.2)
+    assert asyncio.run(agent.process("one", conversation)) == "success"
+    assert asyncio.run(agent.process("two", conversation)) == LATE
+    assert asyncio.run(agent.process("three", conversation)).startswith("error: storage failed - the store of")
+    manager.freed.set()
+    assert asyncio.run(agent.process("three", conversation)) == "success"
+    assert asyncio.run(texts(manager, conversation)) == ["- one\n- two\n- three"]
+
+
+async def test_a_store_goes_on_when_its_turn_is_cancelled(conversation: str) -> None:
+    manager = AsyncLateStore(threading.Event())
+    agent = WorkingMemoryAgent(NotingModel(), manager, store_timeout_seconds=30.0)
+    assert await agent.process("one", conversation) == "success"
+    turn = asyncio.create_task(agent.process("two", conversation))
+    while manager.inner.stores < 2:
+        await asyncio.sleep(0.01)
+    turn.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await turn
+    following = asyncio.create_task(agent.process("three", conversation))
+    await asyncio.sleep(0.1)
+    manager.freed.set()
+    assert await following == "success"
+    assert await texts(manager, conversation) == ["- one\n- two\n- three"]
+
+
 async def test_cancelling_a_turn_cancels_the_model_and_lets_the_next_one_in(conversation: str) -> None:
     begun, cancelled = asyncio.Event(), asyncio.Event()
 

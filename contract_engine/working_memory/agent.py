@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -82,8 +83,9 @@ class WorkingMemoryAgent:
 
     Any model with a method ``chat`` will do, and any memory manager; either may be blocking or asynchronous. What
     blocks runs in a thread of its own, so that it holds up no event loop; one that hangs past its deadline is left
-    behind there. On one event loop, calls of one agent about one conversation go one after the other, so none undoes
-    another; two agents on one conversation are not kept apart, and the later of their memories stays.
+    behind there. A store that is late goes on, and the next turn of its conversation waits for it. On one event loop,
+    calls of one agent about one conversation go one after the other, so none undoes another; two agents on one
+    conversation are not kept apart, and the later of their memories stays.
     """
 
     def __init__(
@@ -112,6 +114,8 @@ class WorkingMemoryAgent:
         # By loop too: a lock belongs to the loop on which somebody had to wait for it.
         self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[str, asyncio.Lock]]
         self._turns = WeakKeyDictionary()
+        # By conversation, of stores that were begun: not by loop, since a thread that is left behind outlives it.
+        self._storing: dict[str, threading.Event] = {}
 
     async def process(self, message: IAgentInput | str, conversation_id: str | None = None) -> str:
         """Have the model bring the memory up to date with ``message``, and store it; return how that went.
@@ -120,10 +124,11 @@ class WorkingMemoryAgent:
         and beside them those of the memory before it.
         ``"error: no conversation_id provided"``: neither as an argument nor in the metadata.
         ``"error: empty memory response"``: the model answered nothing.
-        ``"error: storage failed - ..."``: the manager did not take the new memory.
+        ``"error: storage failed - ..."``: the manager did not take the new memory, or not in time: then it may still
+        do so, the next turn waits for it, and fails like this if it has not ended by ``store_timeout_seconds`` either.
         ``"error: ..."``: anything else: the model failed or took too long, or the present memory could not be read.
-        After an error the memory is what it was: in particular a store that is away is never taken for an empty one,
-        whose memory could be written anew. Only arguments of a wrong type are raised, as :class:`InvalidInputError`.
+        After any other error the memory is what it was: in particular a store that is away is never taken for an empty
+        one, whose memory could be written anew. Only arguments of a wrong type are raised, as :class:`InvalidInputError`.
         """
         text, metadata = _checked_message(message)
         conversation_id = _checked_id(metadata.get("conversation_id") if conversation_id is None else conversation_id)
@@ -141,6 +146,8 @@ class WorkingMemoryAgent:
 
     async def _process(self, text: str, conversation_id: str, metadata: dict[str, Any]) -> str:
         assert self.llm_client is not None
+        if not await self._is_ended(conversation_id):
+            return "error: storage failed - the store of an earlier turn has not ended"
         present, problem = await self._present_memory(conversation_id)
         if problem:
             return f"error: retrieval failed - {problem}"
@@ -155,8 +162,21 @@ class WorkingMemoryAgent:
             return SUCCESS
         record = _memory_of(conversation_id)
         record.data, record.metadata = [IWorkingMemory(working_memory=memory)], present.metadata | metadata
-        _, problem = await _tried(self.memory_manager.store, record, seconds=self._store_timeout_seconds)
+        ended = self._storing[conversation_id] = threading.Event()
+        ended.set()  # until it is begun
+        _, problem = await _tried(self.memory_manager.store, record, seconds=self._store_timeout_seconds, ended=ended)
+        if ended.is_set():
+            self._storing.pop(conversation_id, None)
         return f"error: storage failed - {problem}" if problem else SUCCESS
+
+    async def _is_ended(self, conversation_id: str) -> bool:
+        """Wait for a store that was given up on: were it to end after a later one, that would be undone."""
+        ended = self._storing.get(conversation_id)
+        if ended is not None and not ended.is_set():
+            await in_daemon(lambda: ended.wait(self._store_timeout_seconds), "working-memory-agent")
+        if ended is not None and ended.is_set():
+            self._storing.pop(conversation_id, None)
+        return conversation_id not in self._storing
 
     async def _present_memory(self, conversation_id: str) -> _Outcome:
         if self.memory_manager is None:
@@ -190,19 +210,22 @@ async def _tried(
     *,
     seconds: float,
     read: Callable[[Any], Any] = lambda answer: answer,
+    ended: threading.Event | None = None,
 ) -> _Outcome:
     """Call what may fail in any way, and read its answer.
 
-    Neither an exception nor lateness gets past here; our own cancelling does.
+    Neither an exception nor lateness gets past here; our own cancelling does. With ``ended`` the call goes on whatever
+    becomes of the caller; it is set but for as long as that lasts.
     """
-    task = asyncio.ensure_future(_called(function, argument, read))
+    task = asyncio.ensure_future(_called(function, argument, read, ended or threading.Event()))
     # What a call that was given up on raises later is of no use to anybody, and the loop would log it with its content.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         await asyncio.wait({task}, timeout=seconds)
     finally:
         is_late = not task.done()
-        task.cancel()
+        if ended is None:
+            task.cancel()
     if is_late:
         return _Outcome(None, f"no answer within {seconds:g} s")
     if task.cancelled():
@@ -214,12 +237,30 @@ async def _tried(
     return _Outcome(None, str(exc) if isinstance(exc, MemoryServiceError) else type(exc).__name__)
 
 
-async def _called(function: Callable[[Any], Any], argument: object, read: Callable[[Any], Any]) -> Any:
+async def _called(
+    function: Callable[[Any], Any], argument: object, read: Callable[[Any], Any], ended: threading.Event
+) -> Any:
+    ended.clear()
+
+    def in_thread() -> Any:
+        answer = None
+        try:
+            answer = function(argument)
+        finally:
+            if not inspect.isawaitable(answer):
+                ended.set()
+        return answer
+
     if inspect.iscoroutinefunction(function):
         answer = function(argument)
     else:
-        answer = await in_daemon(lambda: function(argument), "working-memory-agent")
-    return read(await answer if inspect.isawaitable(answer) else answer)
+        answer = await in_daemon(in_thread, "working-memory-agent")
+        if not inspect.isawaitable(answer):
+            return read(answer)
+    try:
+        return read(await answer)
+    finally:
+        ended.set()
 
 
 def _answer_text(answer: object) -> str:
