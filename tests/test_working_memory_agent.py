@@ -385,7 +385,7 @@ def test_a_store_that_comes_late_is_waited_for_on_another_loop_too(conversation:
 
 
 async def test_a_store_goes_on_when_its_turn_is_cancelled(conversation: str) -> None:
-    manager = AsyncLateStore(threading.Event())
+    manager: Any = AsyncLateStore(threading.Event())
     agent = WorkingMemoryAgent(NotingModel(), manager, store_timeout_seconds=30.0)
     assert await agent.process("one", conversation) == "success"
     turn = asyncio.create_task(agent.process("two", conversation))

@@ -128,7 +128,8 @@ class WorkingMemoryAgent:
         do so, the next turn waits for it, and fails like this if it has not ended by ``store_timeout_seconds`` either.
         ``"error: ..."``: anything else: the model failed or took too long, or the present memory could not be read.
         After any other error the memory is what it was: in particular a store that is away is never taken for an empty
-        one, whose memory could be written anew. Only arguments of a wrong type are raised, as :class:`InvalidInputError`.
+        one, whose memory could be written anew. Only arguments of a wrong type are raised, as
+        :class:`InvalidInputError`.
         """
         text, metadata = _checked_message(message)
         conversation_id = _checked_id(metadata.get("conversation_id") if conversation_id is None else conversation_id)
