@@ -25,8 +25,9 @@ MAX_ROOT_CHARS = 5
 MAX_QUERY_CHARS = 4096
 """What is read of a question."""
 MAX_QUERY_TERMS = 12
-"""How many terms of a question are looked for; each costs a look at every message. Where there are more: those with a
-digit, then the longest; of equally long ones every second comes first, since pairs of characters overlap.
+"""How many terms of a question are looked for; each costs a look at every message. Where there are more: the last ones
+of its last sentence with a question mark (or of its last one), half of all; those with a digit; the longest; of equally
+long ones every second first, since pairs of characters overlap, and those near the end.
 """
 
 # Thai to Khmer, Chinese and Japanese put no blanks between words, and in Korean what stands between two is a word with
@@ -52,6 +53,8 @@ _MARKS = re.compile(
 _ARTICLE = re.compile("^[وف]?(?:ال|بال|لل)(?=...)")
 _ELISION = re.compile(r"[a-hj-z]'([a-z]{2,})")
 _QUESTION_MARKS = ("?", "？", "؟")
+_SENTENCE = re.compile(r"[^.!?。！？؟\n]+")
+_QUESTION = re.compile(rf"{_SENTENCE.pattern}(?=[?？؟])")
 _CLOSERS = " \"')]}”’»」』）"
 _DOUBLE = re.compile(r"([b-df-hj-np-tv-z])\1$")
 
@@ -112,10 +115,24 @@ def query_terms(query: str) -> list[str]:
     found = list(dict.fromkeys(text_terms(query[:MAX_QUERY_CHARS], is_query=True)))
     if len(found) <= MAX_QUERY_TERMS:
         return found
+    places = {term: place for place, term in enumerate(found)}
+    # Cut at a point, a word with one in it is another: that is none of those found.
+    asked = {places[term] for term in _asked(query[:MAX_QUERY_CHARS]) if term in places}
+    asked = set(sorted(asked)[-MAX_QUERY_TERMS // 2 :])
     telling = sorted(
-        range(len(found)), key=lambda place: (not _DIGIT.search(found[place]), -len(found[place]), place % 2)
+        set(range(len(found))) - asked,
+        key=lambda place: (not _DIGIT.search(found[place]), -len(found[place]), place % 2, -place),
     )
-    return [found[place] for place in sorted(telling[:MAX_QUERY_TERMS])]
+    return [found[place] for place in sorted([*asked, *telling[: MAX_QUERY_TERMS - len(asked)]])]
+
+
+def _asked(query: str) -> list[str]:
+    """Return the terms of the sentence that asks: the last with a question mark, or the last one."""
+    for pattern in (_QUESTION, _SENTENCE):
+        for sentence in reversed(pattern.findall(query)):
+            if terms := text_terms(sentence, is_query=True):
+                return terms
+    return []
 
 
 def text_terms(text: str, *, is_query: bool = False) -> list[str]:
