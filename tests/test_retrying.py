@@ -252,6 +252,18 @@ def test_of_a_batch_only_what_is_missing_is_written_again() -> None:
     assert plain.retrieve(of())[0].working_memory == "two"
 
 
+def test_a_repeated_write_is_recognised_while_the_clock_stands() -> None:
+    inner = UnsteadyManager(wall_clock=lambda: 1_700_000_000.0)
+    manager = Retrying(Versioned(inner), base_seconds=0)
+    for text in ("one", "two", "three", "four"):
+        inner.unsteady.after = [away()]
+        manager.store(of(text))
+        inner.unsteady.after = [away()]
+        manager.update(of(text.upper()))
+    contents = [version["content"] for version in manager.get_memory_history("c")]
+    assert contents == ["one", "ONE", "two", "TWO", "three", "THREE", "four"]
+
+
 def test_what_cannot_be_read_does_not_keep_a_repeated_write_away() -> None:
     inner = UnsteadyManager()
     Encrypted(inner, keys=KEYS).store(of("text"))
