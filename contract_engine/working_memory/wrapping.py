@@ -19,7 +19,12 @@ Manager = TypeVar("Manager", bound=WorkingMemoryManager | AsyncWorkingMemoryMana
 
 
 class Wrapping:
-    """A layer that leaves everything to the one below; wrappers say what they do otherwise."""
+    """A layer that leaves everything to the one below; wrappers say what they do otherwise.
+
+    ``reads_metadata``: it goes by what stands in the metadata of a record, and can do nothing with encrypted ones.
+    """
+
+    reads_metadata = False
 
     def __init__(self, below: Layer) -> None:
         self.below = below
