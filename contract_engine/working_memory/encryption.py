@@ -207,7 +207,7 @@ class _Encrypted(Wrapped[Manager]):
 
     def __init__(self, manager: Manager, *, keys: KeyRing, metadata: bool = False, accept_plain: bool = True) -> None:
         # The layer within is asked for only once it is known to be of this colour.
-        self._check_colour(manager)
+        self._check_manager(manager)
         self._encrypted = EncryptedLayer(manager.layer, keys=keys, metadata=metadata, accept_plain=accept_plain)
         super().__init__(manager, lambda _: self._encrypted)
 
