@@ -380,9 +380,15 @@ def test_reencrypt_refuses_what_would_match_everything() -> None:
 
 
 def test_a_strategy_that_cannot_see_the_metadata_says_so() -> None:
-    manager = Encrypted(TTLStrategy(InMemoryManager(), {"guest": 60}), keys=ring(), metadata=True)
+    inner = InMemoryManager()
+    blind = TTLStrategy(inner, {"guest": 60})
+    for manager in (blind, Versioned(blind)):
+        with pytest.raises(ConfigurationError, match="wrap Encrypted in TTLStrategy"):
+            Encrypted(manager, keys=ring(), metadata=True)
+        Encrypted(manager, keys=ring()).store(of("x", metadata={"user_type": "guest"}))
+    Encrypted(inner, keys=ring(), metadata=True).store(of("x", metadata={"user_type": "guest"}))
     with pytest.raises(ConfigurationError, match="wrap Encrypted in TTLStrategy"):
-        manager.store(of("x", metadata={"user_type": "guest"}))
+        blind.store(of("x", metadata={SEALED_METADATA: ["new", "somebody else has encrypted them"]}))
 
 
 def test_a_key_ring_is_checked_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from itertools import permutations
 from typing import Any
 
 import pytest
+import redis
 from server_faults import ServerFaults
 from servers import PrivateServers
 from wrapper_fixtures import KEYS
@@ -37,6 +38,7 @@ from contract_engine.working_memory.redis_memory_manager import (
     AsyncRedisWorkingMemoryManager,
     RedisWorkingMemoryManager,
 )
+from contract_engine.working_memory.redis_store import RedisAwayError
 from contract_engine.working_memory.retrying import AsyncRetrying, Retrying
 from contract_engine.working_memory.versions import Versioned
 
@@ -252,6 +254,29 @@ def test_of_a_batch_only_what_is_missing_is_written_again() -> None:
     assert plain.retrieve(of())[0].working_memory == "two"
 
 
+@pytest.mark.parametrize("error", [ConnectionError, OSError, redis.ConnectionError, redis.RedisError])
+def test_an_outage_goes_by_any_name_that_it_has(error: type[Exception]) -> None:
+    inner = UnsteadyManager()
+    inner.unsteady.before = [RedisAwayError("connection refused")]
+    Retrying(inner, on=(error,), base_seconds=0).store(of("text"))
+    assert inner.unsteady.before == []
+    inner.unsteady.before = [ContentionError("c", 250)]
+    with pytest.raises(ContentionError):
+        Retrying(inner, on=(error,), base_seconds=0).store(of("text"))
+
+
+def test_a_repeated_write_is_recognised_while_the_clock_stands() -> None:
+    inner = UnsteadyManager(wall_clock=lambda: 1_700_000_000.0)
+    manager = Retrying(Versioned(inner), base_seconds=0)
+    for text in ("one", "two", "three", "four"):
+        inner.unsteady.after = [away()]
+        manager.store(of(text))
+        inner.unsteady.after = [away()]
+        manager.update(of(text.upper()))
+    contents = [version["content"] for version in manager.get_memory_history("c")]
+    assert contents == ["one", "ONE", "two", "TWO", "three", "THREE", "four"]
+
+
 def test_what_cannot_be_read_does_not_keep_a_repeated_write_away() -> None:
     inner = UnsteadyManager()
     Encrypted(inner, keys=KEYS).store(of("text"))
@@ -265,7 +290,8 @@ def test_what_cannot_be_read_does_not_keep_a_repeated_write_away() -> None:
     [
         {"attempts": 0}, {"attempts": True}, {"attempts": 1001}, {"base_seconds": -1}, {"cap_seconds": float("nan")},
         {"deadline_seconds": float("inf")}, {"on": ()}, {"on": (ValueError,)}, {"on": StoreUnavailableError},
-        {"on": ("StoreUnavailableError",)},
+        {"on": ("StoreUnavailableError",)}, {"on": (Exception,)}, {"on": (BaseException,)}, {"on": (object,)},
+        {"on": (redis.DataError,)}, {"on": (ConnectionError, KeyError)}, {"on": (away(),)},
     ],
 )  # fmt: skip
 def test_settings_are_checked(settings: dict[str, Any]) -> None:

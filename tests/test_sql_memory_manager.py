@@ -24,7 +24,12 @@ from working_memory_contract import (
 
 from contract_engine.memory import ConfigurationError, MemoryServiceError
 from contract_engine.memory.errors import CorruptDataError, StoreMisconfiguredError
-from contract_engine.working_memory import AsyncSQLMemoryManager, SQLiteMemoryManager, SQLMemoryManager
+from contract_engine.working_memory import (
+    AsyncSQLiteMemoryManager,
+    AsyncSQLMemoryManager,
+    SQLiteMemoryManager,
+    SQLMemoryManager,
+)
 from contract_engine.working_memory.sql_store import CLEAR_EVERY, SQLiteUnavailableError
 
 
@@ -191,6 +196,27 @@ def test_a_file_of_any_name_is_shared_by_its_managers(tmp_path: Path) -> None:
     assert path.exists()
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_file_may_be_named_by_its_url(tmp_path: Path) -> None:
+    path = tmp_path / "memory.db"
+    with SQLiteMemoryManager(f"sqlite:///{path}") as one, SQLiteMemoryManager(path) as other:
+        one.store(say("c1", "text"))
+        assert texts_of(other.retrieve(ask("c1"))) == ["text"]
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:sesame@h/d", "redis://:sesame@h/1", "file:///tmp/sesame.db", "://"])
+def test_an_url_of_something_else_is_refused(url: str) -> None:
+    for kind in (SQLiteMemoryManager, AsyncSQLiteMemoryManager):
+        with pytest.raises(ConfigurationError, match=r"db_path.*SQLMemoryManager") as caught:
+            kind(url)
+        assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite+aiosqlite:///x.db"])
+def test_an_url_that_names_no_file_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError):
+        SQLiteMemoryManager(url)
 
 
 def test_a_file_that_somebody_else_is_writing_is_an_outage(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from contract_engine.working_memory import (
     IWorkingMemory,
     WorkingMemoryManager,
 )
+from contract_engine.working_memory.layers import run
+from contract_engine.working_memory.records import Item, Record, RecordKey
 from contract_engine.working_memory.redis_memory_manager import RedisWorkingMemoryManager
 from contract_engine.working_memory.versions import AsyncVersioned, Versioned
 
@@ -72,6 +75,46 @@ def test_a_batch_keeps_what_was(inner: WorkingMemoryManager) -> None:
     manager = Versioned(inner)
     manager.store_many([of("one"), of("two"), of("three")])
     assert contents(manager) == ["one", "two"]
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_each_version_of_a_batch_can_be_restored(inner: WorkingMemoryManager, index: int) -> None:
+    manager = Versioned(inner)
+    manager.store_many([of(text) for text in "abcd"])  # all at one time
+    history = manager.get_memory_history("c")
+    stamps = [version["timestamp"] for version in history]
+    assert stamps == sorted(set(stamps))
+    manager.restore_version("c", timestamp=stamps[index])
+    assert manager.retrieve(of())[0].working_memory == "abc"[index]
+    assert contents(manager) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("step", [0, -1, -3600])
+def test_a_clock_that_stands_or_goes_back_names_no_version_twice(step: int) -> None:
+    seconds = itertools.count(1_700_000_000, step)
+    manager = Versioned(InMemoryManager(wall_clock=lambda: next(seconds)), keep=3)
+    named: dict[str, str] = {}
+    for number in range(20):
+        manager.store(of(str(number)))
+        for version in manager.get_memory_history("c"):
+            assert named.setdefault(version["timestamp"], version["content"]) == version["content"]
+    assert len(named) == 19  # none had the name of one that is gone
+    wanted = manager.get_memory_history("c")[1]
+    manager.restore_version("c", timestamp=wanted["timestamp"])
+    assert manager.retrieve(of())[0].working_memory == wanted["content"]
+
+
+def test_times_that_others_wrote_name_versions_too() -> None:
+    inner = InMemoryManager()
+    manager = Versioned(inner)
+    last, noon = "9999-12-31T23:59:59.999999", "2025-03-02T12:00:00"
+    times = (last, last, noon, f"{noon}+00:00", "", "yesterday", last, "")
+    for number, last_update in enumerate(times):
+        record = Record((Item(str(number), "1"),), {}, "2025-03-01T12:00:00", last_update)
+        run(manager.layer.write([(RecordKey.under("memory", WORKING, "c"), record)]))
+    for version in manager.get_memory_history("c"):
+        manager.restore_version("c", timestamp=version["timestamp"])
+        assert manager.retrieve(of())[0].working_memory == version["content"]
 
 
 def test_deleting_the_record_deletes_its_history(inner: WorkingMemoryManager) -> None:

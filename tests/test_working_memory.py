@@ -428,9 +428,15 @@ def test_cleanup_leaves_alone_what_is_no_record(backend: MemoryBackend, manager:
     assert [backend.bytes_of(name) for name in others] == [b"theirs"] * 3
 
 
+ONLY_SETS = (
+    "{}:*:[!-~]*", "{}:*:[a-zA-Z0-9_-]*", "{}:*:[^\ue0ff]*", "{}:*:*[^\ue0ff]", "{}:*:[a-z]?*[0-9]", "{}[:]*",
+    "{}:[LSW]*", "{}:*:[^x", "{}:*:[^]*", r"{}:*:[\]!-~]*",
+)  # fmt: skip
+
+
 def test_a_pattern_that_matches_everything_is_refused(backend: MemoryBackend, manager: WorkingMemoryManager) -> None:
     manager.store(say("c1", "x"))
-    for pattern in ("*", "**", "?*", "{}:*", "{}:*:*", "*:*", "{}:[^x]*", "*M*:*", "{}:?*:????*"):
+    for pattern in ("*", "**", "?*", "{}:*", "{}:*:*", "*:*", "{}:[^x]*", "*M*:*", "{}:?*:????*", *ONLY_SETS):
         with pytest.raises(InvalidInputError, match="everything=True"):
             manager.cleanup(pattern.format(backend.prefix))
     bad: tuple[Any, ...] = ("", None, 5, "a\x00b", "\ud800", "x" * 2000)
@@ -451,6 +457,8 @@ def test_a_glob_means_the_same_everywhere(backend: MemoryBackend, manager: Worki
         "*:[a-z]ebra": {"zebra"},
         "*:%*": {"%_"},
         "*G_MEMORY:*b*": {"abc", "zebra"},
+        "*:[a-z]?[!-~]*a": {"zebra"},
+        "WORKING_MEMORY:[^ab]*": {"zebra", "[x]", "%_"},
         "*:none": set[str](),
     }.items():
         manager.store_many([say(name, "x") for name in every])

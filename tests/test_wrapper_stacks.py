@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from working_memory_contract import ASYNC, KINDS, MEMORY, SYNC, WORKING, MemoryB
 from wrapper_fixtures import NAMES, stacked
 
 from contract_engine import working_memory
+from contract_engine.memory.errors import ConfigurationError
 from contract_engine.working_memory import (
+    AsyncInMemoryManager,
     AsyncWorkingMemoryManager,
     IMemoryInput,
     InMemoryManager,
     IWorkingMemory,
+    Versioned,
     WorkingMemoryManager,
     WrapperMissingError,
 )
@@ -171,6 +175,42 @@ def test_a_stack_is_closed_with_what_is_in_it(backend: MemoryBackend) -> None:
     manager.close()
     assert manager.retrieve(of())[0].working_memory == "text"
     manager.delete(of())
+
+
+class Shouting(InMemoryManager):
+    def store(self, input: IMemoryInput) -> str:  # noqa: A002 - its name
+        return super().store(replace(input, metadata={"loud": True}))
+
+
+class AsyncShouting(AsyncInMemoryManager):
+    async def retrieve(self, input: IMemoryInput) -> list[IWorkingMemory]:  # noqa: A002 - its name
+        return await super().retrieve(input)
+
+
+class ShoutingVersions(Versioned):
+    def store(self, input: IMemoryInput) -> str:  # noqa: A002 - its name
+        return super().store(replace(input, metadata={"loud": True}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_that_no_wrapper_would_call_is_refused(name: str) -> None:
+    for manager in (Shouting(), AsyncShouting(), ShoutingVersions(InMemoryManager())):
+        with pytest.raises(ConfigurationError, match=r"manager: \w+ overrides (store|retrieve)\(\)"):
+            stacked(manager, (name,))
+
+
+def test_what_is_called_or_outermost_may_be_overridden() -> None:
+    closed = []
+
+    class Closing(InMemoryManager):
+        def close(self) -> None:
+            closed.append(self)
+
+    manager = ShoutingVersions(Closing())
+    manager.store(of([IWorkingMemory("text")]))
+    assert manager.retrieve(of())[0].metadata == {"loud": True}
+    manager.close()
+    assert len(closed) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)

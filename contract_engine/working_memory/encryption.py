@@ -21,7 +21,7 @@ from contract_engine.working_memory.layers import Call, Flow, Layer, run, run_as
 from contract_engine.working_memory.manager import AsyncWorkingMemoryManager, WorkingMemoryManager
 from contract_engine.working_memory.patterns import check_pattern
 from contract_engine.working_memory.records import Item, Record, RecordKey, Ttl
-from contract_engine.working_memory.wrapping import AsyncWrapper, Manager, Sealing, Wrapped, Wrapper
+from contract_engine.working_memory.wrapping import AsyncWrapper, Manager, Sealing, Wrapped, Wrapper, Wrapping
 
 METHOD = "aes-256-gcm"
 WITH_METADATA = "aes-256-gcm+metadata"
@@ -88,6 +88,8 @@ class EncryptedLayer(Sealing):
         super().__init__(below)
         if not isinstance(keys, KeyRing):
             raise ConfigurationError("keys", f"expected a KeyRing, got {type(keys).__name__}")
+        if metadata:
+            _check_below(below)
         _primitives()  # what is missing is told now, not at the first memory
         self._keys = keys
         self._metadata = metadata
@@ -205,7 +207,7 @@ class _Encrypted(Wrapped[Manager]):
 
     def __init__(self, manager: Manager, *, keys: KeyRing, metadata: bool = False, accept_plain: bool = True) -> None:
         # The layer within is asked for only once it is known to be of this colour.
-        self._check_colour(manager)
+        self._check_manager(manager)
         self._encrypted = EncryptedLayer(manager.layer, keys=keys, metadata=metadata, accept_plain=accept_plain)
         super().__init__(manager, lambda _: self._encrypted)
 
@@ -249,6 +251,15 @@ class AsyncEncrypted(_Encrypted[AsyncWorkingMemoryManager], AsyncWrapper):
     async def reencrypt(self, pattern: str, *, everything: bool = False, progress: Progress | None = None) -> int:
         """:meth:`Encrypted.reencrypt`."""
         return await run_async(self._reencrypt(pattern, everything=everything, progress=progress))
+
+
+def _check_below(layer: Layer) -> None:
+    """Refuse a layer that would have to read what is encrypted above it."""
+    while isinstance(layer, Wrapping):
+        if layer.reads_metadata:
+            problem = "would hide metadata from a TTLStrategy: wrap Encrypted in TTLStrategy, not the other way round"
+            raise ConfigurationError("metadata", problem)
+        layer = layer.below
 
 
 def _check_key(key_id: object, secret: object) -> None:

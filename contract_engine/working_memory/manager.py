@@ -156,7 +156,8 @@ class WorkingMemoryManager(Shell):
         """Remove the records whose keys match a glob (``memory:*:user-7-*``), and return how many there were.
 
         In batches, so that nobody waits for long; ``progress`` is told after each how many are gone so far. A pattern
-        that matches every conversation is refused unless ``everything``. Keys that are no records are left alone.
+        that may match every conversation, as sets of characters do, is refused unless ``everything``. Keys that are no
+        records are left alone.
         """
         return run(self._front.cleanup(pattern, everything=everything, progress=progress))
 

@@ -42,7 +42,7 @@ def literal_head(pattern: str) -> str:
 
 
 def check_pattern(pattern: object, prefix: str, *, everything: bool) -> str:
-    """Return a pattern; :class:`InvalidInputError` where it matches every name and that was not asked for."""
+    """Return a pattern; :class:`InvalidInputError` where it may match every name and that was not asked for."""
     if not isinstance(pattern, str) or not pattern:
         raise InvalidInputError("pattern", "expected a text that is not empty")
     if len(pattern) > MAX_PATTERN_CHARS:
@@ -51,13 +51,16 @@ def check_pattern(pattern: object, prefix: str, *, everything: bool) -> str:
         raise InvalidInputError("pattern", "control characters and lone surrogates stand in no key")
     if not everything and _matches_everything(pattern, prefix):
         hint = f"name a type or a conversation ({prefix}:*:some-id), or say everything=True"
-        raise InvalidInputError("pattern", f"{pattern!r} matches every conversation; {hint}")
+        raise InvalidInputError("pattern", f"{pattern!r} may match every conversation; {hint}")
     return pattern
 
 
 def _matches_everything(pattern: str, prefix: str) -> bool:
-    """Whether it matches, in every type, a conversation that it cannot mean: one without any character in use."""
-    matches = matcher(pattern)
+    """Whether it matches, in every type, a conversation that it cannot mean: one without any character in use.
+
+    A set is as good as any character here: nobody knows which of them the conversations have.
+    """
+    matches = matcher(_PIECE.sub(lambda piece: piece[0] if piece["set"] is None else "?", pattern))
     return any(
         all(matches(RecordKey.under(prefix, kind, "\ue0ff" * length).name) for kind in ConversationMemoryType)
         for length in range(1, MAX_SESSION_ID_CHARS + 1)

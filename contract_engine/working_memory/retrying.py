@@ -47,7 +47,7 @@ class RetryingLayer(Wrapping):
         self,
         below: Layer,
         *,
-        on: tuple[type[MemoryServiceError], ...],
+        on: tuple[type[Exception], ...],
         attempts: int,
         base_seconds: float,
         cap_seconds: float,
@@ -135,7 +135,7 @@ class _Retrying(Wrapped[Manager]):
         self,
         manager: Manager,
         *,
-        on: tuple[type[MemoryServiceError], ...] = (StoreUnavailableError,),
+        on: tuple[type[Exception], ...] = (StoreUnavailableError,),
         attempts: int = 3,
         base_seconds: float = 0.05,
         cap_seconds: float = 1.0,
@@ -170,10 +170,22 @@ class AsyncRetrying(_Retrying[AsyncWorkingMemoryManager], AsyncWrapper):
     """:class:`Retrying` for an event loop."""
 
 
-def _checked(on: object) -> tuple[type[MemoryServiceError], ...]:
-    """Return the errors that a flow is told of; others come straight out of it, and could not be caught here."""
+def _checked(on: object) -> tuple[type[Exception], ...]:
+    """Return the errors that a flow is told of; others come straight out of it, and could not be caught here.
+
+    Those of a store that is away have other names too: ``ConnectionError``, and in Redis that of redis-py.
+    """
     if not isinstance(on, tuple) or not on:
-        raise ConfigurationError("on", "expected a tuple of error classes of this package")
-    if not all(isinstance(each, type) and issubclass(each, MemoryServiceError) for each in on):
-        raise ConfigurationError("on", "only errors of this package reach a wrapper; see contract_engine.memory.errors")
+        raise ConfigurationError("on", "expected a tuple of error classes")
+    if not all(isinstance(each, type) and (issubclass(each, MemoryServiceError) or _is_an_outage(each)) for each in on):
+        problem = "only errors of this package reach a wrapper, and what they are by inheritance"
+        raise ConfigurationError("on", f"{problem}; see contract_engine.memory.errors")
     return on
+
+
+def _is_an_outage(error: type) -> bool:
+    """Tell whether a store that is away may be told by this error, which says more than that there is one."""
+    kinds = [StoreUnavailableError]
+    for kind in kinds:  # which grows
+        kinds += kind.__subclasses__()
+    return error is not Exception and issubclass(error, Exception) and any(issubclass(kind, error) for kind in kinds)

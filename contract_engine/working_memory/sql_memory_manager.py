@@ -149,7 +149,7 @@ class AsyncSQLMemoryManager(_SQL, AsyncWorkingMemoryManager):
 
 
 class SQLiteMemoryManager(SQLMemoryManager):
-    """:class:`SQLMemoryManager` on a file, which is made if it is not there."""
+    """:class:`SQLMemoryManager` on a file, named by its path or a ``sqlite:`` URL; it is made if it is not there."""
 
     def __init__(self, db_path: str | Path = "memory.db", ttl: float | None = None, **settings: Any) -> None:
         super().__init__(_file_url(db_path), ttl, **settings)
@@ -165,4 +165,8 @@ class AsyncSQLiteMemoryManager(AsyncSQLMemoryManager):
 def _file_url(path: object) -> str:
     if not isinstance(path, str | Path) or not str(path):
         raise ConfigurationError("db_path", "expected the path of a file")
+    if isinstance(path, str) and "://" in path:
+        if path.startswith(("sqlite://", "sqlite+")):
+            return path
+        raise ConfigurationError("db_path", "expected the path of a file; other databases are for SQLMemoryManager")
     return sa.URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)

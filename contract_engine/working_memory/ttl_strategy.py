@@ -19,6 +19,8 @@ from contract_engine.working_memory.wrapping import AsyncWrapper, Manager, Revis
 class TtlStrategyLayer(Wrapping):
     """Says of each record by itself how long it is to live; nothing is shared between two calls."""
 
+    reads_metadata = True
+
     def __init__(
         self,
         below: Layer,
@@ -75,7 +77,7 @@ class TTLStrategy(_TTLStrategy[WorkingMemoryManager], Wrapper):
 
     ``strategies``: seconds by value, None for ever; ``default`` is for all other values, and without one it is the time
     to live of the manager within. An update goes by the metadata the record then has. Of two such wrappers the outer
-    one decides. Metadata that are encrypted outside of it are a :class:`ConfigurationError` when something is written.
+    one decides. Metadata that are encrypted outside of it are a :class:`ConfigurationError`.
     """
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from msgspec.structs import replace
@@ -38,10 +40,31 @@ class VersionedLayer(Wrapping):
             if revised is None or current is None or revised is current or revised.ttl_seconds is Ttl.AS_BEFORE:
                 return revised
             # Whoever wraps this one may have given the earlier contents another form, but never drops any.
-            earlier = (*(revised.versions or current.versions), replace(current, versions=()))
-            return replace(revised, versions=earlier[-self._keep :])
+            versions = revised.versions or current.versions
+            named = replace(current, versions=(), last_update=_later(current.last_update, versions))
+            return replace(revised, versions=(*versions, named)[-self._keep :])
 
         return self.below.change(key, kept)
+
+
+def _later(last_update: str, versions: Sequence[Record]) -> str:
+    """Return what names a version after these: when it was written, or just after the newest of them.
+
+    So no two of them have the same name, whatever the clock says, and none has that of one which is gone. What the
+    record itself says stays as it is: by that a repeated write is recognised.
+    """
+    if not versions or _moment(last_update) > (newest := _moment(versions[-1].last_update)):
+        return last_update
+    return (newest + timedelta(microseconds=1)).isoformat()
+
+
+def _moment(timestamp: str) -> datetime:
+    moment = datetime.min
+    with suppress(ValueError):  # others may have written anything
+        moment = datetime.fromisoformat(timestamp)
+    if moment.year == datetime.max.year:  # there may be nothing later
+        moment = datetime.min
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 class _Versioned(Wrapped[Manager]):
@@ -56,6 +79,7 @@ class Versioned(_Versioned[WorkingMemoryManager], Wrapper):
 
     They are in the record itself, so they come and go with it: deleting the record deletes them, deleting one memory of
     several leaves it in them. No write is lost between two processes; each is a read and an exchange, also in a batch.
+    The ``timestamp`` of a version is when it was written, a microsecond after the one before where that is no later.
     """
 
 

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from msgspec.structs import replace
 
-from contract_engine.memory.errors import InvalidInputError
+from contract_engine.memory.errors import ConfigurationError, InvalidInputError
 from contract_engine.working_memory.layers import Flow, Layer
 from contract_engine.working_memory.manager import AsyncWorkingMemoryManager, WorkingMemoryManager
 from contract_engine.working_memory.records import Item, Record, RecordKey
@@ -19,7 +19,12 @@ Manager = TypeVar("Manager", bound=WorkingMemoryManager | AsyncWorkingMemoryMana
 
 
 class Wrapping:
-    """A layer that leaves everything to the one below; wrappers say what they do otherwise."""
+    """A layer that leaves everything to the one below; wrappers say what they do otherwise.
+
+    ``reads_metadata``: it goes by what stands in the metadata of a record, and can do nothing with encrypted ones.
+    """
+
+    reads_metadata = False
 
     def __init__(self, below: Layer) -> None:
         self.below = below
@@ -155,21 +160,28 @@ def same_contents(one: Record, other: Record) -> bool:
 class Wrapped(Generic[Manager]):
     """What both colours of a wrapper have: another manager of the same colour, whose records go through one layer more.
 
-    Times, limits, prefix and store are those of the manager within.
+    Times, limits, prefix and store are those of the manager within, but its methods are not called: a wrapper has its
+    own, over the layers of both. So a class that overrides one of them (``store``, ``retrieve``...) is refused:
+    override it in a subclass of the outermost wrapper.
     """
 
     def __init__(self, manager: Manager, wrap: Callable[[Layer], Layer]) -> None:
-        self._check_colour(manager)
+        self._check_manager(manager)
         self.manager = manager
         self.layer = wrap(manager.layer)
         self.prefix = manager.prefix
         self.max_bytes = manager.max_bytes
         self.wall_clock = manager.wall_clock
 
-    def _check_colour(self, manager: object) -> None:
+    def _check_manager(self, manager: object) -> None:
         colour = WorkingMemoryManager if isinstance(self, WorkingMemoryManager) else AsyncWorkingMemoryManager
         if not isinstance(manager, colour):
             raise InvalidInputError("manager", f"expected a {colour.__name__}, got {type(manager).__name__}")
+        for name, method in vars(colour).items():
+            is_called = name.startswith("_") or name in ("close", "aclose")
+            if not is_called and getattr(type(manager), name) is not method:
+                problem = f"{type(manager).__name__} overrides {name}(), which no wrapper calls"
+                raise ConfigurationError("manager", f"{problem}: override it in a subclass of the outermost wrapper")
 
     @property
     def store_of_records(self) -> Store | AsyncStore:
