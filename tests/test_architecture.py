@@ -127,7 +127,7 @@ WORKING_LAYERS = (
     "settings wrapping",
     "compression encryption versions retrying auditing",
     "ttl_strategy",
-    "expiring_entries redis_store sql_store",
+    "expiring_entries redis_pool redis_store sql_store",
     "in_memory_manager redis_memory_manager sql_memory_manager",
     "environment",
     "agent",
@@ -170,7 +170,7 @@ def test_only_stores_and_who_opens_them_touch_clients_and_engines() -> None:
     for path in working_modules():
         for module, _ in imports(ast.parse(path.read_text("utf-8"))):
             if module.split(".")[0] in ("redis", "sqlalchemy", "psycopg", "sqlite3"):
-                assert re.match("(redis|sql)_(store|memory_manager)$", path.stem), f"{path.stem}: {module}"
+                assert re.match("(redis|sql)_(store|memory_manager)$|redis_pool$", path.stem), f"{path.stem}: {module}"
 
 
 def test_scripts_of_the_working_memory_state_their_keys_and_name_every_key() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -353,6 +354,105 @@ def test_more_threads_than_connections_wait_for_one(redis_url: str, tenant: str)
         assert failures == []
         assert len(manager.redis_client.connection_pool._connections) <= 2
         assert manager.cleanup(f"{tenant}:*", everything=True) == 400
+
+
+def test_tasks_get_connections_in_turn(redis_url: str, tenant: str) -> None:
+    """With the settings of a manager by default: a task that wants one again does not overtake those that wait."""
+
+    async def main() -> None:
+        async with AsyncRedisWorkingMemoryManager(redis_url, prefix=tenant) as manager:
+
+            async def work(worker: int) -> None:
+                for number in range(50):
+                    await manager.store(say(f"{worker}-{number}", "x"))
+                for number in range(1, 11):
+                    await manager.update(say(f"of-{worker % 16}", str(number), memory_id=str(worker // 16 + 1)))
+
+            for number in range(16):
+                await manager.store(say(f"of-{number}", *["0"] * 4))
+            await asyncio.gather(*[work(worker) for worker in range(64)])
+            for number in range(16):
+                assert texts_of(await manager.retrieve(ask(f"of-{number}"))) == ["10"] * 4
+            assert await manager.cleanup(f"{tenant}:*", everything=True) == 64 * 50 + 16
+            assert len(manager.redis_client.connection_pool._available_connections) <= 20
+
+    asyncio.run(main())
+
+
+def test_who_waits_longest_for_a_connection_gets_it(redis_url: str) -> None:
+    async def main() -> None:
+        async with AsyncRedisWorkingMemoryManager(redis_url, pool_size=1, timeout_seconds=PATIENCE_SECONDS) as manager:
+            pool, order = manager.redis_client.connection_pool, list[int]()
+
+            async def work(worker: int) -> None:
+                connection = await pool.get_connection()
+                order.append(worker)
+                await pool.release(connection)
+
+            taken = await pool.get_connection()
+            tasks = [asyncio.ensure_future(work(worker)) for worker in range(8)]
+            await asyncio.sleep(0)
+            tasks[0].cancel()
+            tasks[3].cancel()
+            await pool.release(taken)
+            tasks[1].cancel()  # it is its turn, and it does not know yet
+            await work(8)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert order == [2, 4, 5, 6, 7, 8]
+            assert await manager.retrieve(ask("c1")) == []
+
+    asyncio.run(main())
+
+
+def test_tasks_that_are_cancelled_take_no_connection_along(redis_url: str, tenant: str) -> None:
+    async def main() -> None:
+        async with AsyncRedisWorkingMemoryManager(
+            redis_url, prefix=tenant, pool_size=2, timeout_seconds=PATIENCE_SECONDS
+        ) as manager:
+            for turn in range(50):
+                tasks = [asyncio.ensure_future(manager.store(say(f"{worker}", "x"))) for worker in range(12)]
+                for _ in range(turn):
+                    await asyncio.sleep(0)
+                for task in tasks[::2]:
+                    task.cancel()
+                answers = await asyncio.gather(*tasks, return_exceptions=True)
+                assert {str(answer) for answer in answers[1::2]} == {
+                    f"{tenant}:WORKING_MEMORY:{worker}" for worker in range(1, 12, 2)
+                }
+            pool = manager.redis_client.connection_pool
+            assert not pool._in_use_connections
+            both = await asyncio.gather(pool.get_connection(), pool.get_connection())
+            assert not pool.can_get_connection()
+            await asyncio.gather(*[pool.release(connection) for connection in both])
+            await manager.cleanup(f"{tenant}:*", everything=True)
+
+    asyncio.run(main())
+
+
+def test_a_line_is_formed_anew_on_another_loop(redis_url: str, tenant: str) -> None:
+    manager = AsyncRedisWorkingMemoryManager(redis_url, prefix=tenant, pool_size=2, timeout_seconds=PATIENCE_SECONDS)
+
+    async def main() -> None:
+        await asyncio.gather(*[manager.store(say(f"{worker}", "x")) for worker in range(12)])
+        assert await manager.cleanup(f"{tenant}:*", everything=True) == 12
+        await manager.aclose()
+
+    asyncio.run(main())
+    asyncio.run(main())
+
+
+def test_no_connection_in_time_is_said_to_tasks_too(redis_url: str) -> None:
+    async def main() -> None:
+        async with AsyncRedisWorkingMemoryManager(redis_url, pool_size=1, timeout_seconds=0.2) as manager:
+            taken = await manager.redis_client.connection_pool.get_connection()
+            began = time.monotonic()
+            with pytest.raises(PoolExhaustedError):
+                await manager.retrieve(ask("c1"))
+            assert 0.15 < time.monotonic() - began < PATIENCE_SECONDS
+            await manager.redis_client.connection_pool.release(taken)
+            assert await manager.retrieve(ask("c1")) == []
+
+    asyncio.run(main())
 
 
 def test_no_connection_in_time_is_said_to_be_that(private: EmbeddedServers) -> None:

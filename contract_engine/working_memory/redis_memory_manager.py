@@ -24,6 +24,7 @@ from contract_engine.working_memory.manager import (
     Shell,
     WorkingMemoryManager,
 )
+from contract_engine.working_memory.redis_pool import QueueingConnectionPool
 from contract_engine.working_memory.redis_store import AsyncRedisStore, RedisStore
 from contract_engine.working_memory.settings import check_count, check_timeout
 
@@ -51,7 +52,7 @@ def _options(url: str, timeout_seconds: object, pool_size: object, retry: object
     return options
 
 
-def _client(module: Any, url: object, *, timeout_seconds: float, pool_size: int, retry: object) -> Any:
+def _client(module: Any, pool: Any, url: object, *, timeout_seconds: float, pool_size: int, retry: object) -> Any:
     """Return a client that opens nothing until it is used, and lets a caller wait for a free connection."""
     if not isinstance(url, str):
         raise ConfigurationError("storage_url", f"expected a URL, got {type(url).__name__}")
@@ -65,7 +66,7 @@ def _client(module: Any, url: object, *, timeout_seconds: float, pool_size: int,
         raise ConfigurationError("storage_url", problem) from None
     if isinstance(client, module.Redis):
         found = client.connection_pool  # what redis-py makes of a URL raises at once when all connections are in use
-        client.connection_pool = module.BlockingConnectionPool(
+        client.connection_pool = pool(
             max_connections=found.max_connections,
             timeout=timeout_seconds,
             connection_class=found.connection_class,
@@ -137,7 +138,8 @@ class RedisWorkingMemoryManager(_Redis, WorkingMemoryManager):
     def _connect(self, url: str, *, timeout_seconds: float, pool_size: int) -> Any:
         # Once, and not when an answer is late: the command may be at work.
         retry = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
-        return _client(redis, url, timeout_seconds=timeout_seconds, pool_size=pool_size, retry=retry)
+        pool = redis.BlockingConnectionPool
+        return _client(redis, pool, url, timeout_seconds=timeout_seconds, pool_size=pool_size, retry=retry)
 
 
 class AsyncRedisWorkingMemoryManager(_Redis, AsyncWorkingMemoryManager):
@@ -156,7 +158,8 @@ class AsyncRedisWorkingMemoryManager(_Redis, AsyncWorkingMemoryManager):
 
     def _connect(self, url: str, *, timeout_seconds: float, pool_size: int) -> Any:
         retry = AsyncRetry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
-        return _client(redis.asyncio, url, timeout_seconds=timeout_seconds, pool_size=pool_size, retry=retry)
+        pool = QueueingConnectionPool
+        return _client(redis.asyncio, pool, url, timeout_seconds=timeout_seconds, pool_size=pool_size, retry=retry)
 
 
 RedisMemoryManager = RedisWorkingMemoryManager

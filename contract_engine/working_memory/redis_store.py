@@ -13,6 +13,7 @@ from redis import exceptions as redis_exc
 from contract_engine.memory._runtime.failures import redis_failure
 from contract_engine.memory.errors import MemoryServiceError, PoolExhaustedError, RedisUnavailableError
 from contract_engine.working_memory.records import Ttl
+from contract_engine.working_memory.redis_pool import NO_CONNECTION
 from contract_engine.working_memory.stores import SCAN_BATCH, Batch, Entry, HasTtl, TimeToLive, seconds_to_live
 
 BATCH_ENTRIES = 10_000
@@ -176,7 +177,7 @@ class AsyncRedisStore:
 
 def failure(exc: redis_exc.RedisError) -> MemoryServiceError:
     """Return our error for one of redis-py."""
-    if isinstance(exc, redis_exc.ConnectionError) and str(exc) == "No connection available.":
+    if isinstance(exc, redis_exc.ConnectionError) and str(exc) == NO_CONNECTION:
         return PoolExhaustedError("no free Redis connection")
     error, _ = redis_failure(exc)
     return RedisAwayError(error.reason) if isinstance(error, RedisUnavailableError) else error

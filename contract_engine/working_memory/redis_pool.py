@@ -1,0 +1,69 @@
+"""Connections of an event loop to one Redis, for which callers wait in line."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import redis.asyncio
+from redis import exceptions as redis_exc
+
+NO_CONNECTION = "No connection available."
+"""What both pools say, redis-py's of threads too, where no connection became free in time."""
+
+
+class QueueingConnectionPool(redis.asyncio.ConnectionPool):
+    """A pool that lets a caller wait ``timeout`` seconds for a connection, first come, first served.
+
+    redis-py's own one wakes who waits longest, but a task that gave a connection back and at once wants one again has
+    taken it by the time the other runs, who then goes to the end of the line: a few wait until their time is up.
+    """
+
+    def __init__(self, *, timeout: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.timeout = timeout
+        # A place for each connection that may be in use; one that comes back is handed to the first in line.
+        self._places = asyncio.Semaphore(self.max_connections)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def get_connection(self, *_: Any, **__: Any) -> Any:
+        """Return a connection that is open."""
+        if self._places.locked():
+            await self._wait_for_place()
+        else:
+            await self._places.acquire()  # does not wait
+        connection: Any = None
+        is_open = False
+        try:
+            connection = self.get_available_connection()  # type: ignore[no-untyped-call]
+            await self.ensure_connection(connection)
+            is_open = True
+        finally:
+            if connection is None:
+                self._places.release()
+            elif not is_open:
+                await self.release(connection)
+        return connection
+
+    async def release(self, connection: Any) -> None:
+        """Take a connection back."""
+        was_in_use = connection in self._in_use_connections
+        try:
+            await super().release(connection)
+        finally:
+            if was_in_use:
+                # Where this was cancelled it may be there still: given up, so that it does not count for ever.
+                self._in_use_connections.discard(connection)
+                self._places.release()
+
+    async def _wait_for_place(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop not in (None, loop):
+            # A line belongs to a loop: nobody waits in that of a former one any more.
+            self._places = asyncio.Semaphore(self.max_connections - len(self._in_use_connections))
+        self._loop = loop
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self._places.acquire()
+        except TimeoutError as exc:
+            raise redis_exc.ConnectionError(NO_CONNECTION) from exc
