@@ -381,6 +381,14 @@ def test_a_row_without_a_history_begins_with_the_first_message(older: Older) -> 
     assert counts == [("ids", 2), ("one", 1), ("relayed", 2)]
 
 
+def test_all_session_ids_are_listed_also_an_empty_one(older: Older) -> None:
+    for name in ("b", "", "a"):
+        older.fill(name, [said(1)])
+    assert older.store.session_names() == ["", "a", "b"]
+    assert older.store.session_names(most=2) == ["", "a"]
+    assert older.store.session_names(after="") == ["a", "b"]
+
+
 def test_a_wrong_table_says_so(database_url: str) -> None:
     with (
         LegacySwisperStore(database_url, table="nothing_here") as store,

@@ -127,6 +127,8 @@ SELECT 1 FROM {table} WHERE session_id = :session_id AND chat_history @> CAST(:m
 
 _TOTALS = "SELECT count(*), COALESCE(sum(message_count), 0)::bigint FROM {table}"
 
+# From the very first, which may be the empty text.
+_FIRST_NAMES = "SELECT session_id FROM {table} ORDER BY session_id LIMIT :most"
 _NAMES = "SELECT session_id FROM {table} WHERE session_id > :after ORDER BY session_id LIMIT :most"
 
 # Seconds are taken as those of UTC, for a column without time zone does not say.
@@ -150,6 +152,7 @@ _TEMPLATES = {
     "ids": _IDS,
     "has_ids": _HAS_IDS,
     "totals": _TOTALS,
+    "first_names": _FIRST_NAMES,
     "names": _NAMES,
     "outline": _OUTLINE,
 }

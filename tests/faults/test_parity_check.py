@@ -216,6 +216,19 @@ def test_the_command_finds_no_difference_where_there_is_none(stores: Stores) -> 
     assert "'mistyped' is in neither store" in text
 
 
+def test_a_row_whose_id_is_empty_is_named(stores: Stores) -> None:
+    stores.write("", [said(1), said(2)], None)
+    stores.write("a", [said(1)], [said(1)])
+    for more in ((), ("--session", "")):
+        code, text = stores.parity(*more)
+        assert code == 1
+        assert "''" in text
+        assert "session missing in new" in text
+        assert "must not be empty" in text
+    (found,) = json.loads(stores.parity("--json")[1])["differences"]
+    assert (found["session_id"], found["kind"], found["count"]) == ("", "session_missing_in_new", 2)
+
+
 def test_the_command_names_exports_and_counts_every_kind(stores: Stores, tmp_path: Path) -> None:
     history = [said(number) for number in range(12)]
     for kind, plant in PLANTED.items():
