@@ -15,7 +15,7 @@ from typing import Any, Self
 import redis
 
 from contract_engine.embedded import EmbeddedServers
-from contract_engine.memory import AsyncMemoryManager, MemoryManager, SessionLimits
+from contract_engine.memory import AsyncMemoryManager, MemoryConfig, MemoryManager, SessionLimits
 
 Timer = Callable[[], float]
 """Runs the thing once or many times and answers the seconds of one."""
@@ -45,10 +45,12 @@ class Bench:
         self.history = history
         self.redis_url, self.database_url = servers.redis_url, servers.database_url
         self.redis = redis.Redis.from_url(self.redis_url)
-        self.ephemeral = MemoryManager(redis_url=self.redis_url, limits=WIDE)
+        # Not by settings, to which DATABASE_URL of the environment would be added.
+        no_database = MemoryConfig(redis_url=self.redis_url, limits=WIDE)
+        self.ephemeral = MemoryManager(config=no_database)
         self.durable = MemoryManager(redis_url=self.redis_url, database_url=self.database_url, limits=WIDE)
         self.loop = asyncio.new_event_loop()
-        self.async_ephemeral = AsyncMemoryManager(redis_url=self.redis_url, limits=WIDE)
+        self.async_ephemeral = AsyncMemoryManager(config=no_database)
         self.async_durable = AsyncMemoryManager(redis_url=self.redis_url, database_url=self.database_url, limits=WIDE)
         self._numbers = itertools.count()
         self.ephemeral.token_counter.warm()

@@ -600,6 +600,35 @@ def test_the_command_imports_a_table_tells_what_it_left_and_is_idempotent(
     assert run(older, "--legacy-url", older.url, "--table", "wrong", monkeypatch=monkeypatch)[0] == 2
 
 
+def test_a_row_without_a_history_is_an_empty_session(
+    older: Older, manager: MemoryManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older.execute("ALTER TABLE {table} ALTER chat_history DROP NOT NULL")
+    older.fill("a", history(2))
+    older.fill("null", [], summary="They talked about a bicycle.")
+    older.fill("z", history(3))
+    older.execute("UPDATE {table} SET chat_history = NULL WHERE session_id = 'null'")
+    code, answer = run(older, "--legacy-url", older.url, "--table", older.table, monkeypatch=monkeypatch)
+    assert (code, answer["sessions"], answer["imported"], answer["summaries"]) == (0, 3, 5, 1), answer
+    contains(manager, "z", history(3))
+    assert manager.get_context("null")["current_summary"] == "They talked about a bicycle."
+
+
+def test_a_row_whose_id_is_empty_is_named_and_left(older: Older, monkeypatch: pytest.MonkeyPatch) -> None:
+    older.fill("", history(3))
+    older.fill("a", history(2))
+    table = ("--legacy-url", older.url, "--table", older.table)
+    for imported in (2, 0):
+        code, answer = run(older, *table, monkeypatch=monkeypatch)
+        assert (code, answer["sessions"], answer["imported"]) == (1, 2, imported)
+        (left,) = answer["not_imported"]
+        assert (left["session_id"], left["place"]) == ("", "session")
+        assert "must not be empty" in left["problem"]
+    given = ["--database-url", older.url, "--redis-url", older.config.redis_url, "--tenant", older.config.tenant]
+    shown = CliRunner().invoke(app, ["backfill", *given, *table, "--session", ""])
+    assert (shown.exit_code, "''" in shown.stdout) == (1, True), shown.stdout
+
+
 def test_keys_of_the_original_come_in_from_redis(
     older: Older, manager: MemoryManager, old_redis: redis.Redis, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

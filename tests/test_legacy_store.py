@@ -358,6 +358,37 @@ def test_a_history_that_is_no_list_is_not_written_over(older: Older) -> None:
     assert older.execute("SELECT chat_history FROM {table}") == [({"0": "strange"},)]
 
 
+def test_a_row_without_a_history_begins_with_the_first_message(older: Older) -> None:
+    """SQL NULL, from whoever made the row without the library: nothing was said there, and nothing is lost."""
+    older.execute("ALTER TABLE {table} ALTER chat_history DROP NOT NULL")
+    store = older.store
+    for name in ("one", "ids", "relayed"):
+        older.fill(name, [])
+    older.execute("UPDATE {table} SET chat_history = NULL, message_count = NULL")
+    outline = store.outline("one")
+    assert outline is not None
+    assert (outline.kind, outline.length, outline.has_ids) == ("array", 0, False)
+    assert store.get_chat_history("one") == []
+    assert store.message_ids("one") == []
+    assert not store.has_message("one", "m1")
+    assert store.add_chat_message("one", said(1))
+    assert store.add_chat_messages("ids", [said(1), said(2)], message_ids=["m1", "m2"])
+    assert not store.add_chat_messages("ids", [said(1), said(2)], message_ids=["m1", "m2"])
+    assert store.add_to_sessions({"relayed": numbered(1, 2)}) == ["relayed"]
+    assert store.get_chat_history("one") == [said(1)]
+    assert store.get_chat_history("ids") == store.get_chat_history("relayed") == [said(1), said(2)]
+    counts = older.execute("SELECT session_id, message_count FROM {table} ORDER BY session_id")
+    assert counts == [("ids", 2), ("one", 1), ("relayed", 2)]
+
+
+def test_all_session_ids_are_listed_also_an_empty_one(older: Older) -> None:
+    for name in ("b", "", "a"):
+        older.fill(name, [said(1)])
+    assert older.store.session_names() == ["", "a", "b"]
+    assert older.store.session_names(most=2) == ["", "a"]
+    assert older.store.session_names(after="") == ["a", "b"]
+
+
 def test_a_wrong_table_says_so(database_url: str) -> None:
     with (
         LegacySwisperStore(database_url, table="nothing_here") as store,

@@ -178,16 +178,62 @@ def test_relay_shows_and_retries_what_is_parked(command: Command, store: Enhance
 
 
 @pytest.mark.parametrize("legacy", ["nowhere", "no.such.module:store", "json:nothing", "json:dumps"])
-def test_a_legacy_store_that_is_not_there_is_an_error(command: Command, legacy: str) -> None:
+def test_a_legacy_store_that_is_not_there_is_an_error(
+    command: Command, store: EnhancedSessionStore, legacy: str
+) -> None:
+    store.add_chat_message("s", say(1))
     answer = command("relay", "--legacy", legacy)
     assert answer.exit_code == 2, answer.stdout
     assert "legacy" in answer.stderr
 
 
-def test_relay_says_that_it_needs_a_legacy_store(command: Command) -> None:
+def test_relay_says_that_it_needs_a_legacy_store(command: Command, store: EnhancedSessionStore) -> None:
+    store.add_chat_message("s", say(1))
     answer = command("relay")
     assert answer.exit_code == 2
     assert "LEGACY_STORE" in answer.stderr
+
+
+def test_relay_refuses_a_table_that_is_not_there(command: Command, store: EnhancedSessionStore, older: Older) -> None:
+    """Also where nothing waits; and before a session is tried there, which would be parked for it."""
+    url = ("--legacy-url", older.url)
+    store.add_chat_message("s", say(1))
+    for _ in range(2):
+        for more in ((), ("--retry",), ("--json",)):
+            answer = command("relay", *url, "--table", "nonesuch", *more)
+            assert (answer.exit_code, answer.stdout) == (2, "")
+            assert "there is no table 'nonesuch'" in answer.stderr
+        assert sum(one.attempts for one in store.waiting_sessions()) == 0
+        assert command("relay", *url, "--table", older.table).exit_code == 0
+    assert older.store.get_chat_history("s") == [say(1)]
+
+
+def test_relay_refuses_a_tenant_or_a_session_that_is_not_there(
+    command: Command, store: EnhancedSessionStore, older: Older
+) -> None:
+    store.add_chat_message("s", say(1))
+    table = ("--legacy-url", older.url, "--table", older.table)
+    for more in ((*table,), (*table, "--retry"), ("--retry",), ("--list",), ("--dry-run",), ("--list", "--json")):
+        answer = command("relay", "--tenant", "mistyped", *more)
+        assert (answer.exit_code, answer.stdout) == (2, ""), more
+        assert "tenant: 'mistyped' has no phase and no session in the log. Correct --tenant" in answer.stderr
+        assert "--new-tenant" not in answer.stderr, "that is no option of this command"
+    for where in (table, ()):
+        answer = command("relay", "--retry", "--session", "nobody", *where)
+        assert (answer.exit_code, answer.stdout) == (2, ""), where
+        assert "session: 'nobody' is not in the log; correct the name" in answer.stderr
+    assert store.backlog().messages == 1, "nothing was relayed"
+    assert command("relay", "--retry", "--session", "s", *table).exit_code == 0
+    assert command("relay", "--retry", "--session", "s").exit_code == 0, "it is there, and was not put off"
+
+
+def test_what_is_owed_is_relayed_also_when_the_phase_has_ended(
+    command: Command, store: EnhancedSessionStore, older: Older
+) -> None:
+    store.add_chat_message("s", say(1))
+    assert command("phase", "end", "--yes").exit_code == 1
+    assert command("relay", "--legacy-url", older.url, "--table", older.table).exit_code == 0
+    assert older.store.get_chat_history("s") == [say(1)]
 
 
 def test_what_would_be_ignored_is_refused(

@@ -188,5 +188,5 @@ def troubles_view(troubles: Iterable[tuple[str, str, str]]) -> Table:
     """Show what was not imported, and why."""
     view = Table("session", "not imported", "why", box=None, header_style="dim", padding=(0, 1), pad_edge=False)
     for name, place, text in troubles:
-        view.add_row(Text(display.shortened(name, 40)), Text(place, style="yellow"), Text(display.shortened(text, 200)))
+        view.add_row(Text(display.session_label(name)), Text(place, style="yellow"), Text(display.shortened(text, 200)))
     return view

@@ -79,6 +79,11 @@ def shortened(text: str, limit: int) -> str:
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
+def session_label(session_id: str) -> str:
+    """Return any session id as something to be seen on one line: an older store may have an empty one."""
+    return shortened(session_id, 40) or "''"
+
+
 def shortened_summary(text: str) -> str:
     """Return some lines of a summary, each shortened, saying how many are left out.
 

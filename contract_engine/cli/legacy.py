@@ -74,7 +74,7 @@ class OlderStore:
         """Give every session id, each once."""
         if self._named is not None:
             yield from self._named.session_names()
-        after = ""
+        after: str | None = None
         while self._table is not None and (names := self._table.session_names(after=after, most=NAMES_AT_ONCE)):
             yield from names
             after = names[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -23,11 +23,13 @@ from contract_engine.cli.wording import counted
 from contract_engine.memory import (
     CircuitState,
     ConfigurationError,
+    DatabaseUnavailableError,
     InvalidInputError,
     MemoryManager,
     MemoryServiceError,
 )
 from contract_engine.memory.legacy_store import DEFAULT_TABLE, LegacySwisperStore
+from contract_engine.memory.log_writer import LogWriter
 from contract_engine.memory.migration import EnhancedSessionStore
 from contract_engine.memory.migration_control import MigrationControl
 from contract_engine.memory.outbox import Backlog, WaitingSession
@@ -95,7 +97,7 @@ def set_phase(
         control = MigrationControl(manager)
         before = control.get_phase()
         if before is None and not new_tenant:
-            _check_known(manager)
+            _check_known(manager, "; if it is to begin with this phase, give --new-tenant")
         if not dry_run:
             control.set_phase(phase, percentage)
     if as_json:
@@ -105,14 +107,13 @@ def set_phase(
     say(f"{'Would go' if dry_run else 'Went'} from {origin} to {_named(setting)}: {_meaning(setting)}.")
 
 
-def _check_known(manager: MemoryManager) -> None:
+def _check_known(manager: MemoryManager, hint: str = "") -> None:
     """Refuse a tenant without any session: no program would hear of its phase, and the one that was meant stays."""
     if not manager.session_store.get_all_sessions(1):
         tenant = display.printable(manager.config.tenant)
         raise InvalidInputError(
             "tenant",
-            f"{tenant!r} has no phase and no session in the log. Correct --tenant or CONTRACT_MEMORY_TENANT; "
-            "if it is to begin with this phase, give --new-tenant",
+            f"{tenant!r} has no phase and no session in the log. Correct --tenant or CONTRACT_MEMORY_TENANT{hint}",
         )
 
 
@@ -178,7 +179,8 @@ def relay(
 
     May be stopped and started at any time, and run beside programs that relay themselves. A message that the legacy
     store goes on refusing parks its session: what comes after it waits, so that the order is kept. Exit code 0 if
-    nothing is left, 1 if something still waits, also because the legacy store is away, 2 if Redis or PostgreSQL is.
+    nothing is left, 1 if something still waits, also because the legacy store is away, 2 if Redis or PostgreSQL is,
+    and for a table, a tenant or a session that is not there.
     """
     if session is not None and not retry:
         raise InvalidInputError("session", "goes with --retry; a relay takes whatever is due")
@@ -186,13 +188,14 @@ def relay(
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
     with chosen_manager(choice, display.notices()) as manager:
         control = MigrationControl(manager)
+        if control.get_phase() is None and not control.counts().sessions:
+            _check_known(manager)
         if list_waiting or dry_run:
             _show_waiting(control, as_json=as_json)
             return
-        retried = control.retry(session) if retry else []
         if legacy is None and legacy_url is None:
             if retry:
-                _print_retried(retried, as_json=as_json)
+                _print_retried(_retried(manager, control, session), as_json=as_json)
                 return
             raise ConfigurationError(
                 "legacy",
@@ -203,6 +206,7 @@ def relay(
             _legacy_store(legacy, legacy_url, table) as found,
             EnhancedSessionStore(manager, found, is_relaying=False) as store,
         ):
+            retried = _retried(manager, control, session) if retry else []
             progress = _relay_all(store, control, workers=workers, patience_seconds=patience_seconds)
             is_away = store.legacy_breaker.state is not CircuitState.CLOSED
         left = control.backlog()
@@ -220,12 +224,28 @@ def relay(
 
 @contextmanager
 def _legacy_store(place: str | None, url: str | None, table: str) -> Iterator[Any]:
-    """Open the table at ``url``; where there is none, find the object that a program has."""
+    """Open the table at ``url``; where no address is given, find the object that a program has.
+
+    A table that is not there is refused before any session is tried, or counted as refused.
+    """
     if url is None:
         yield find_legacy_store(place or "")
         return
     with LegacySwisperStore(url, table=table, timeout_seconds=PATIENCE_SECONDS) as store:
+        with suppress(DatabaseUnavailableError):  # that it is away is told with what waits for it
+            store.get_all_sessions(0)
         yield store
+
+
+def _retried(manager: MemoryManager, control: MigrationControl, session: str | None) -> list[str]:
+    """Have what was put off tried again; refuses a session that is not there, which is one mistyped."""
+    retried = control.retry(session)
+    if session is not None and not retried:
+        with LogWriter(manager.config) as log:
+            if log.position(session) is None:
+                name = display.printable(session)
+                raise InvalidInputError("session", f"{name!r} is not in the log; correct the name")
+    return retried
 
 
 def _relay_all(

@@ -32,6 +32,7 @@ from contract_engine.cli.outcome import NO, say, writing
 from contract_engine.cli.servers import Choice, chosen_servers
 from contract_engine.cli.wording import counted
 from contract_engine.memory.errors import InvalidInputError
+from contract_engine.memory.keys import check_session_id
 from contract_engine.memory.legacy_store import DEFAULT_TABLE
 from contract_engine.memory.log_writer import LogWriter
 from contract_engine.memory.parity import Difference, Kind, Mark, compare, count_arrived, mark, summed
@@ -195,6 +196,15 @@ def _exported(path: Path | None) -> Iterator[Callable[[Difference], object]]:
         yield lambda item: file.write(json.dumps(item.as_json()) + "\n")
 
 
+def _why_not_taken(session_id: str) -> str:
+    """Return why the log can have no session of this id; nothing where it can."""
+    try:
+        check_session_id(session_id)
+    except InvalidInputError as exc:
+        return str(exc)
+    return ""
+
+
 def _print(differences: Sequence[Difference], sessions: int, messages: int) -> None:
     if not differences:
         say(f"No difference: {counted(messages, 'message')} of {counted(sessions, 'session')}.")
@@ -204,8 +214,9 @@ def _print(differences: Sequence[Difference], sessions: int, messages: int) -> N
     )
     for item in differences[:SHOWN]:
         where = item.position or (f"{item.count:,} messages" if item.count > 1 else "")
+        where = _why_not_taken(item.session_id) or where
         view.add_row(
-            Text(display.shortened(item.session_id, 40)),
+            Text(display.session_label(item.session_id)),
             Text(item.kind.replace("_", " "), style="yellow"),
             str(item.legacy_place or ""),
             str(item.new_place or ""),

@@ -116,8 +116,9 @@ class LegacyFlows:
         ((sessions, messages),) = yield from self._query("totals", {})
         return sessions, messages
 
-    def session_names(self, after: str, most: int) -> Flow[list[str]]:
-        rows = yield from self._query("names", {"after": after, "most": most})
+    def session_names(self, after: str | None, most: int) -> Flow[list[str]]:
+        behind = {} if after is None else {"after": after}
+        rows = yield from self._query("names" if behind else "first_names", {**behind, "most": most})
         return [name for (name,) in rows]
 
     def save_session(self, session_id: str, session: object) -> Flow[bool]:

@@ -25,7 +25,9 @@ _METADATA = "COALESCE(NULLIF(s.session_metadata, 'null'), '{}')"
 _CONTEXT_TEXT = "NULLIF(s.session_metadata -> 'context', 'null')::text"
 # The columns have no time zone, and are read as times of UTC: the zone of whoever writes must not get in.
 _NOW = "(now() AT TIME ZONE 'utc')"
-_IDS_OF = "jsonb_path_query_array({row}.chat_history, 'strict $[*] ? (exists (@.{id_field})).{id_field}', '{{}}', true)"
+# A row that others made may have none at all: the empty history.
+_HELD = "COALESCE(s.chat_history, '[]')"
+_IDS_OF = "jsonb_path_query_array({history}, 'strict $[*] ? (exists (@.{id_field})).{id_field}', '{{}}', true)"
 _COLUMNS = (
     "session_id, created_at, updated_at, title, message_count, last_user_text, last_user_ts, short_summary,"
     " chat_history, session_metadata, has_contract"
@@ -62,7 +64,7 @@ FROM jsonb_to_recordset(CAST(:sessions AS jsonb))
 ORDER BY given.session_id
 ON CONFLICT (session_id) DO UPDATE SET
     (chat_history, message_count) = (
-        SELECT s.chat_history || new.messages, jsonb_array_length(s.chat_history) + jsonb_array_length(new.messages)
+        SELECT {held} || new.messages, jsonb_array_length({held}) + jsonb_array_length(new.messages)
         FROM (SELECT CASE
             WHEN NOT CAST(:has_ids AS boolean) OR excluded.message_count = 1 THEN excluded.chat_history
             WHEN NOT {held_ids} ?| ARRAY(SELECT jsonb_array_elements_text({given_ids})) THEN excluded.chat_history
@@ -70,14 +72,14 @@ ON CONFLICT (session_id) DO UPDATE SET
                 SELECT jsonb_agg(e.value ORDER BY e.place)
                 FROM jsonb_array_elements(excluded.chat_history) WITH ORDINALITY AS e(value, place)
                 WHERE NOT EXISTS (
-                    SELECT FROM jsonb_array_elements(s.chat_history) AS held(value)
+                    SELECT FROM jsonb_array_elements({held}) AS held(value)
                     WHERE held.value ->> '{id_field}' = e.value ->> '{id_field}'))
             END OFFSET 0) AS new(messages)),
     title = COALESCE(s.title, excluded.title),
     last_user_text = COALESCE(excluded.last_user_text, s.last_user_text),
     last_user_ts = COALESCE(excluded.last_user_ts, s.last_user_ts),
     updated_at = excluded.updated_at
-WHERE jsonb_typeof(s.chat_history) = 'array'
+WHERE jsonb_typeof({held}) = 'array'
   AND (NOT CAST(:has_ids AS boolean) OR NOT {held_ids} @> {given_ids})
 RETURNING s.session_id"""
 
@@ -125,11 +127,13 @@ SELECT 1 FROM {table} WHERE session_id = :session_id AND chat_history @> CAST(:m
 
 _TOTALS = "SELECT count(*), COALESCE(sum(message_count), 0)::bigint FROM {table}"
 
+# From the very first, which may be the empty text.
+_FIRST_NAMES = "SELECT session_id FROM {table} ORDER BY session_id LIMIT :most"
 _NAMES = "SELECT session_id FROM {table} WHERE session_id > :after ORDER BY session_id LIMIT :most"
 
 # Seconds are taken as those of UTC, for a column without time zone does not say.
 _OUTLINE = """
-SELECT jsonb_typeof(s.chat_history), jsonb_array_length({history}), octet_length(s.chat_history::text),
+SELECT jsonb_typeof({held}), jsonb_array_length({history}), octet_length({held}::text),
        jsonb_path_exists({history}, '$[*].{id_field}'),
        (extract(epoch FROM s.created_at) * 1000)::bigint, (extract(epoch FROM s.updated_at) * 1000)::bigint,
        s.short_summary, {context},
@@ -148,6 +152,7 @@ _TEMPLATES = {
     "ids": _IDS,
     "has_ids": _HAS_IDS,
     "totals": _TOTALS,
+    "first_names": _FIRST_NAMES,
     "names": _NAMES,
     "outline": _OUTLINE,
 }
@@ -161,7 +166,7 @@ class Outline(NamedTuple):
     ``has_more``: it has a contract flag, or metadata beside the context object.
     """
 
-    kind: str | None
+    kind: str
     length: int
     size_bytes: int
     has_ids: bool
@@ -192,8 +197,9 @@ class LegacyTable:
             context=_CONTEXT_TEXT,
             id_field=MESSAGE_ID_FIELD,
             now=_NOW,
-            held_ids=_IDS_OF.format(row="s", id_field=MESSAGE_ID_FIELD),
-            given_ids=_IDS_OF.format(row="excluded", id_field=MESSAGE_ID_FIELD),
+            held=_HELD,
+            held_ids=_IDS_OF.format(history=_HELD, id_field=MESSAGE_ID_FIELD),
+            given_ids=_IDS_OF.format(history="excluded.chat_history", id_field=MESSAGE_ID_FIELD),
         )
         return Statement(f"legacy_{key}", lambda: sa.text(sql))
 

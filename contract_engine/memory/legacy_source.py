@@ -69,7 +69,7 @@ def table_history(store: LegacySwisperStore, session_id: str) -> History | None:
         return None
     now_ms = now_in_ms()
     created, updated = min(outline.created_ms or now_ms, now_ms), min(outline.updated_ms or now_ms, now_ms)
-    problem = None if outline.kind == "array" else f"its chat_history is of type {outline.kind or 'NULL'}, not a list"
+    problem = None if outline.kind == "array" else f"its chat_history is of type {outline.kind}, not a list"
     size = max(1, min(PAGE_MESSAGES, PAGE_BYTES * outline.length // max(1, outline.size_bytes)))
 
     def read(after: int) -> Iterator[Element]:

@@ -120,8 +120,8 @@ class LegacySwisperStore(Closing):
         """Return the elements behind the first ``after`` as JSON texts, at most ``count`` of them."""
         return self._runtime.run(self._flows.read_page(session_id, after, count))
 
-    def session_names(self, *, after: str = "", most: int = 1000) -> list[str]:
-        """Return session ids in the order of the database, behind ``after``; whatever they look like."""
+    def session_names(self, *, after: str | None = None, most: int = 1000) -> list[str]:
+        """Return session ids in the order of the database, behind ``after``; whatever they look like, also empty."""
         return self._runtime.run(self._flows.session_names(after, most))
 
     def totals(self) -> tuple[int, int]:

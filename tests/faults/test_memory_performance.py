@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import cProfile
+import importlib
 import itertools
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,6 +83,20 @@ def test_a_call_stays_within_its_reach(results: dict[str, dict[str, Any]], opera
 
 def test_a_repeated_text_is_counted_in_the_time_of_a_few_lookups(results: dict[str, dict[str, Any]]) -> None:
     assert results[REPEATED]["ratio"] < 30
+
+
+def test_what_is_measured_without_a_database_has_none(blocking: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever database the environment of whoever measures names."""
+    assert blocking.database_url is not None
+    monkeypatch.setenv("DATABASE_URL", blocking.database_url)
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    scenario = importlib.import_module("scenario")
+    servers = SimpleNamespace(redis_url=blocking.redis_url, database_url=blocking.database_url)
+    with scenario.Bench(servers, 0) as bench:
+        assert not bench.ephemeral.config.is_durable
+        assert not bench.async_ephemeral.config.is_durable
+        assert bench.durable.config.is_durable
+        assert bench.async_durable.config.is_durable
 
 
 def calls_of(work: Callable[[], object]) -> int:

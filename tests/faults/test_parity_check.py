@@ -205,12 +205,28 @@ def test_the_command_finds_no_difference_where_there_is_none(stores: Stores) -> 
     stores.write("nul", None, [{"role": "user", "content": "a\x00\ud800"}])
     stores.older.store.add_chat_message("nul", {"role": "user", "content": "a\x00\ud800"}, message_id="m")
     stores.write("empty on one side", [], None)
+    stores.older.execute("ALTER TABLE {table} ALTER chat_history DROP NOT NULL")
+    stores.write("null", [], None)
+    stores.older.execute("UPDATE {table} SET chat_history = NULL WHERE session_id = 'null'")
     code, text = stores.parity()
     assert code == 0, text
-    assert "No difference: 5 messages of 3 sessions." in text
+    assert "No difference: 5 messages of 4 sessions." in text
     code, text = stores.parity("--session", "a", "--session", "mistyped")
     assert code == 2
     assert "'mistyped' is in neither store" in text
+
+
+def test_a_row_whose_id_is_empty_is_named(stores: Stores) -> None:
+    stores.write("", [said(1), said(2)], None)
+    stores.write("a", [said(1)], [said(1)])
+    for more in ((), ("--session", "")):
+        code, text = stores.parity(*more)
+        assert code == 1
+        assert "''" in text
+        assert "session missing in new" in text
+        assert "must not be empty" in text
+    (found,) = json.loads(stores.parity("--json")[1])["differences"]
+    assert (found["session_id"], found["kind"], found["count"]) == ("", "session_missing_in_new", 2)
 
 
 def test_the_command_names_exports_and_counts_every_kind(stores: Stores, tmp_path: Path) -> None:
