@@ -163,14 +163,15 @@ def test_a_request_ends_at_its_time_limit(server: ModelServer, write: Write, *, 
 
 @pytest.mark.parametrize("behaviour", ["hangs", "drips"])
 def test_a_write_ends_at_its_deadline(server: ModelServer, write: Write, *, behaviour: str) -> None:
-    server.script = [behaviour]
+    server.script = ["good", behaviour]
+    assert write(summarizer(server), facts_request()) is not None  # its client is loaded, which takes long once
     writer = summarizer(server, timeout_seconds=100, deadline_seconds=DEADLINE / 5)
     facts, seconds = timed(lambda: write(writer, facts_request()))
     assert facts is None
     assert DEADLINE / 6 < seconds < DEADLINE
     stats = writer.stats()
     assert stats.failed == {"deadline": 1}
-    assert len(server.requests) == 1
+    assert len(server.requests) == 2
     assert writer.breaker.snapshot().failed == 1, "the breaker hears of it"
 
 
