@@ -21,11 +21,11 @@ def stage(request: pytest.FixtureRequest, redis_url: str, database_url: str) -> 
         yield found
 
 
-@pytest.fixture(scope="module", params=[DURABLE, EPHEMERAL])
+@pytest.fixture(scope="module")
 def hangs(request: pytest.FixtureRequest) -> Iterator[Hangs]:
-    """A pair of servers that only these tests use."""
+    """A pair of servers that only these tests use; with a log, unless the test gives the mode."""
     with (
         EmbeddedServers(durable=False) as servers,
-        stage_of(request.param, servers.redis_url, servers.database_url, "hung") as stage,
+        stage_of(getattr(request, "param", DURABLE), servers.redis_url, servers.database_url, "hung") as stage,
     ):
         yield Hangs(ServerFaults(redis_server=servers, database=servers), stage)

@@ -32,7 +32,7 @@ from crash_trials import (
     usual_states,
     work_through,
 )
-from memory_contract import ASYNC, SYNC, Backend, BlockingView
+from memory_contract import ASYNC, DURABLE, EPHEMERAL, SYNC, Backend, BlockingView
 from server_faults import waited_for
 
 from contract_engine.memory import AsyncMemoryManager, MemoryManager
@@ -167,6 +167,10 @@ HANG_STATES = ("before a trigger", "evicted", "unlogged, evicted")
 HANGING = [operation for operation in OPERATIONS if operation.method != "health"]
 
 
+IN_BOTH_MODES = pytest.mark.parametrize("hangs", [DURABLE, EPHEMERAL], indirect=True)
+
+
+@IN_BOTH_MODES
 @pytest.mark.parametrize("operation", named(HANGING))
 def test_a_server_hangs(hangs: Hangs, operation: Operation) -> None:
     longest = [state for state in HANG_STATES if state in hangs.stage.states]
@@ -175,6 +179,7 @@ def test_a_server_hangs(hangs: Hangs, operation: Operation) -> None:
     assert all(counts) == expects_effects(hangs.stage, operation)
 
 
+@IN_BOTH_MODES
 @pytest.mark.parametrize("operation", named(HANGING))
 def test_a_server_hangs_that_a_task_waits_for(hangs: Hangs, operation: Operation) -> None:
     """In the state with the longest paths, where the operation has something to do there."""
