@@ -48,6 +48,8 @@ class Shown:
     _calls: dict[Key, Said] = field(default_factory=dict)
     _final: dict[Key, float] = field(default_factory=dict)
     """When each message was acknowledged for everybody to see, if it was."""
+    _placed: dict[Key, float] = field(default_factory=dict)
+    """When each was acknowledged so that its place in the log does not change once it has one."""
     _order: dict[int, Key] = field(default_factory=dict)
 
     def violations(self) -> list[str]:
@@ -57,6 +59,8 @@ class Shown:
             for answer in one.answers:
                 if answer.is_for_all:
                     self._final |= {key: min(answer.at, self._final.get(key, answer.at)) for key in one.keys}
+                if answer.is_for_all or answer.durable is False:
+                    self._placed |= {key: min(answer.at, self._placed.get(key, answer.at)) for key in one.keys}
         complete = [read for read in self.reads if read.complete and not self._may_be_erased(read.begun)]
         acknowledged: dict[str | None, list[Told]] = defaultdict(list)
         for only_for, told in self._acknowledged():
@@ -110,7 +114,13 @@ class Shown:
             return
         places = [self.places.get(key) for key in read.kept]
         if not read.degraded:
-            if places != list(range(read.watermark + 1, read.last_seq + 1)):
+            # What nobody had acknowledged by then may have got another number since: behind what was found waiting.
+            settled = [self._placed.get(key, math.inf) <= read.ended for key in read.kept]
+            shown_as = range(read.watermark + 1, read.last_seq + 1)
+            is_whole = len(places) == len(shown_as) and None not in places
+            if not is_whole or any(
+                is_settled and one != seq for one, seq, is_settled in zip(places, shown_as, settled, strict=True)
+            ):
                 yield f"its messages are {places} of the log, behind a summary of {read.watermark}"
             return
         shown = set(read.kept)

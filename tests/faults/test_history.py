@@ -329,6 +329,17 @@ def test_a_planted_violation_is_found(name: str) -> None:
     assert all(one.startswith("s: ") for one in found), "the other session is in order"
 
 
+def test_a_message_whose_writer_is_not_answered_yet_may_be_read_under_another_number() -> None:
+    early = [begin(20, "h-1", [1]), begin(20, "i-1", [1]), read(20.5, 21, 9, watermark=8, kept=[("h", 1)])]
+    rest = [ok(22, "h-1", [10]), ok(22, "i-1", [9], durable=False, degraded=True)]
+    log = LOG | {"s": [*LOG["s"], ("i", 1), ("h", 1)]}
+    assert judged([*HISTORY, *early, *rest], log) == []
+    late = [*HISTORY, *early[:2], *rest, read(23, 24, 9, watermark=8, kept=[("h", 1)])]
+    assert "s: r, from 23.000, read up to 9 (redis); its messages are [10] of the log, behind a summary of 8" in judged(
+        late, log
+    )
+
+
 def test_a_message_whose_writer_is_not_answered_yet_may_be_read_once() -> None:
     assert judged([*HISTORY, read(7.2, 7.4, 6), read(7.5, 7.6, 5, by="q")], LOG) == []
 
