@@ -320,7 +320,7 @@ def test_random_damage_over_and_over(durable: Backend, raw: redis.Redis, dice: r
         manager.wait_for_folds()  # one under way changes keys too, and would be taken for damage
         before = known_scripts(raw), snapshot(raw, keys)
         # There may be nothing left of the kind that it damages.
-        with suppress(redis.ResponseError, ValueError, TypeError, IndexError):
+        with suppress(redis.ResponseError, redis.DataError, ValueError, TypeError, IndexError):
             DAMAGES[dice.choice(names)](raw, keys)
         done += (known_scripts(raw), snapshot(raw, keys)) != before
         if dice.random() < 0.7:
