@@ -45,6 +45,13 @@ local function header_text(h)
     h.watermark, h.trigger, h.max_tokens, h.max_messages, h.last, h.tokens, h.updated)
 end
 
+-- Keep a buffer that is all that shows what waits to be logged, as one that does not know what came before: whoever reads
+-- it tries to log that first.
+local function doubt(key, h)
+  h.format, h.epoch = '2', '0'
+  redis.call('LSET', key, 0, header_text(h))
+end
+
 -- What stands behind a placeholder is there for an installation that takes milliseconds; of a dead one it is left alone.
 local MOST_BEHIND = 1000
 

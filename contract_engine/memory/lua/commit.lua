@@ -29,12 +29,7 @@ end
 if h.revision ~= tonumber(ARGV[2]) or revision > h.revision + 1 or h.version ~= tonumber(ARGV[3])
   or watermark < h.watermark or watermark > last then
   if h.revision < revision then
-    if h.format == '2' then  -- all that shows what waits: it stays, as one that does not know what came before
-      h.epoch = '0'
-      redis.call('LSET', buffer, 0, header_text(h))
-    else
-      redis.call('DEL', buffer)
-    end
+    if h.format == '2' then doubt(buffer, h) else redis.call('DEL', buffer) end
   end
   return 0
 end

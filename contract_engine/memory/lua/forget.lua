@@ -4,16 +4,12 @@
 -- ARGV  none
 --
 -- It is deleted; but where messages wait in the unlogged list it is all that shows them, and goes when they are logged.
--- Until then it says that what came before is not known, and whoever reads it tries to log them first.
 
 -- include _header
 
 if redis.call('EXISTS', KEYS[2]) == 1 then
   local h = read_header(KEYS[1])
-  if h then
-    h.format, h.epoch = '2', '0'
-    redis.call('LSET', KEYS[1], 0, header_text(h))
-  end
+  if h then doubt(KEYS[1], h) end
 else
   redis.call('DEL', KEYS[1])
 end
