@@ -117,10 +117,10 @@ def query_terms(query: str) -> list[str]:
         return found
     places = {term: place for place, term in enumerate(found)}
     # Cut at a point, a word with one in it is another: that is none of those found.
-    asked = {places[term] for term in _asked(query[:MAX_QUERY_CHARS]) if term in places}
-    asked = set(sorted(asked)[-MAX_QUERY_TERMS // 2 :])
+    asked = sorted({places[term] for term in _asked(query[:MAX_QUERY_CHARS]) if term in places})
+    asked = asked[-(MAX_QUERY_TERMS // 2) :]
     telling = sorted(
-        set(range(len(found))) - asked,
+        set(range(len(found))).difference(asked),
         key=lambda place: (not _DIGIT.search(found[place]), -len(found[place]), place % 2, -place),
     )
     return [found[place] for place in sorted([*asked, *telling[: MAX_QUERY_TERMS - len(asked)]])]

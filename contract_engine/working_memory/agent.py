@@ -173,11 +173,13 @@ class WorkingMemoryAgent:
     async def _is_ended(self, conversation_id: str) -> bool:
         """Wait for a store that was given up on: were it to end after a later one, that would be undone."""
         ended = self._storing.get(conversation_id)
-        if ended is not None and not ended.is_set():
+        if ended is None:
+            return True
+        if not ended.is_set():
             await in_daemon(lambda: ended.wait(self._store_timeout_seconds), "working-memory-agent")
-        if ended is not None and ended.is_set():
+        if is_ended := ended.is_set():
             self._storing.pop(conversation_id, None)
-        return conversation_id not in self._storing
+        return is_ended
 
     async def _present_memory(self, conversation_id: str) -> _Outcome:
         if self.memory_manager is None:

@@ -178,8 +178,8 @@ class Wrapped(Generic[Manager]):
         if not isinstance(manager, colour):
             raise InvalidInputError("manager", f"expected a {colour.__name__}, got {type(manager).__name__}")
         for name, method in vars(colour).items():
-            is_called = name.startswith("_") or name in ("close", "aclose")
-            if not is_called and getattr(type(manager), name) is not method:
+            is_of_callers = not name.startswith("_") and name not in ("close", "aclose")
+            if is_of_callers and getattr(type(manager), name) is not method:
                 problem = f"{type(manager).__name__} overrides {name}(), which no wrapper calls"
                 raise ConfigurationError("manager", f"{problem}: override it in a subclass of the outermost wrapper")
 
