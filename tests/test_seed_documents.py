@@ -143,7 +143,8 @@ def test_a_block_runs_and_does_what_it_says(
     if name in FOLLOWS:
         run(runnable(FOLLOWS[name], url), namespace)
     run(runnable(name, url), namespace)
-    USES[name](namespace, capsys.readouterr().out, url)
+    check = USES[name]
+    check(namespace, capsys.readouterr().out, url)
 
 
 @pytest.mark.parametrize("name", names(Tests))

@@ -127,8 +127,10 @@ def work_through(
     run: Run,
     *,
     least: Mapping[str, int] = EFFECTS,
-) -> None:
-    """Put a fault at the first effect of an operation, at its second, ..., each in a session of its own."""
+) -> int:
+    """Put a fault at the first effect of an operation, at its second, ..., each in a session of its own; answers how
+    many there were.
+    """
     for number in range(1, MOST_EFFECTS):
         session_id = f"s{number}"
         brought_about(healthy, session_id)
@@ -142,7 +144,7 @@ def work_through(
             assert is_heard, outcome
             assert outcome.effects == number - 1, "effects nobody harmed"
             assert outcome.effects >= least[operation]
-            return
+            return outcome.effects
     raise AssertionError(f"{operation}: does not end")
 
 
@@ -181,7 +183,7 @@ def tasks(blocking: Backend) -> Iterator[Backend]:
 def test_an_effect_fails(blocking: Backend, make: Callable[[], ListStore], operation: str, kind: str) -> None:
     legacy = make()
     with open_store(blocking, legacy) as healthy:
-        work_through(healthy, legacy, operation, kind, Trials(blocking, legacy).run)
+        assert work_through(healthy, legacy, operation, kind, Trials(blocking, legacy).run) >= EFFECTS[operation]
 
 
 @pytest.mark.parametrize("kind", [ERROR_BEFORE, ERROR_AFTER, OUTAGE])
@@ -193,7 +195,7 @@ def test_an_effect_of_a_task_fails(
     """With coroutines of a legacy store that are awaited, and with methods that run beside the event loop."""
     legacy = make()
     with open_store(blocking, legacy.inner if isinstance(legacy, AsyncListStore) else legacy) as healthy:
-        work_through(healthy, legacy, operation, kind, Trials(tasks, legacy).run)
+        assert work_through(healthy, legacy, operation, kind, Trials(tasks, legacy).run) >= EFFECTS[operation]
 
 
 @pytest.mark.parametrize("kind", CANCELLATIONS)
