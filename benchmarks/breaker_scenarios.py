@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
-from scenario import CALLS, WIDE, Bench, Timer, repeated, work_per_call
+from scenario import CALLS, WIDE, Bench, Timer, repeated, usual_work
 
 from contract_engine.memory import CircuitBreaker, CircuitOpenError
 from contract_engine.memory._effects import Flow
@@ -60,11 +60,11 @@ def redis_away(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
     def call() -> float:
         breaker.force_open()
         try:
-            return work_per_call([lambda: manager.get_context(name)] * CALLS)
+            return usual_work([lambda: manager.get_context(name)] * CALLS)
         finally:
             breaker.reset()
 
-    yield call, lambda: work_per_call([lambda: manager._runtime.run(plain())] * CALLS)
+    yield call, lambda: usual_work([lambda: manager._runtime.run(plain())] * CALLS)
 
 
 @contextmanager
@@ -79,12 +79,12 @@ def append_with_redis_away(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
         messages = bench.fresh(CALLS)
         breaker.force_open()
         try:
-            return work_per_call([partial(manager.add_message, name, item) for item in messages])
+            return usual_work([partial(manager.add_message, name, item) for item in messages])
         finally:
             breaker.reset()
 
     def alone() -> float:
-        return work_per_call([partial(log.append, plain, item) for item in bench.fresh(CALLS)])
+        return usual_work([partial(log.append, plain, item) for item in bench.fresh(CALLS)])
 
     yield call, alone
 

@@ -21,6 +21,7 @@ from contract_engine.memory.errors import (
     MemoryServiceError,
     StoreUnavailableError,
 )
+from contract_engine.memory.exchange import has_exchanges
 from contract_engine.memory.hooks import BufferRead, observers
 from contract_engine.memory.intake import Intake
 from contract_engine.memory.keys import check_limit, check_query, check_session_id
@@ -90,8 +91,9 @@ class ManagerFlows:
         return (yield from self._sessions.append(checked, (outgoing,))).receipts[0]
 
     def add_message(self, session_id: object, message: object) -> Flow[bool]:
+        checked, outgoing = check_session_id(session_id), self._intake.message(message)
         try:
-            yield from self.append(session_id, message, None)
+            yield from self._sessions.append(checked, (outgoing,))
         except (StoreUnavailableError, ContentionError) as exc:
             logger.warning("session %s: a message was not acknowledged: %s", session_id, exc)
             return False
@@ -122,7 +124,9 @@ class ManagerFlows:
 
     def _context(self, session_id: str, loaded: Loaded, asked: _Asked | None) -> Flow[dict[str, Any]]:
         """Return the context, and what it recalls where that was asked: bound by the watermark of that context."""
-        context, state = yield from self._contexts.context(session_id, loaded)
+        context, state = loaded.as_context(session_id), loaded.state
+        if has_exchanges(context["buffer_messages"]):  # most have none, and need nothing more
+            context, state = yield from self._contexts.context(session_id, loaded)
         if observers.is_active:
             observers.tell(BufferRead(len(state.rows), state.buffer_tokens, state.ttl_seconds))
         if asked is None:

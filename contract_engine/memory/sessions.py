@@ -124,7 +124,8 @@ class Sessions:
         if self._is_away():
             observers.fell_back("breaker_open")
             self._untold.note(session_id, placed.seqs[-1])
-            return (yield from self._appended_untold(session_id, placed, outgoing, read=read))
+            loaded = (yield from self._load_log(session_id)) if read else None
+            return Appended(placed.receipts(outgoing, is_durable=True, degraded=True), loaded)
         try:
             followed = yield from self._follow(session_id, placed, outgoing, read=read)
             if followed.is_preceded:
@@ -143,20 +144,14 @@ class Sessions:
             observers.fell_back("redis_unavailable")
             self._untold.note(session_id, placed.seqs[-1])
             yield from self.telling.spawn()
-            return (yield from self._appended_untold(session_id, placed, outgoing, read=read))
+            loaded = (yield from self._load_log(session_id)) if read else None
+            return Appended(placed.receipts(outgoing, is_durable=True, degraded=True), loaded)
         receipts = placed.receipts(outgoing, is_durable=True, degraded=False)
         if not read:
             return Appended(receipts, None)
         if followed.state is not None:
             return Appended(receipts, Loaded(followed.state, "redis", False))
         return Appended(receipts, (yield from self.load(session_id)))
-
-    def _appended_untold(
-        self, session_id: str, placed: Placed, outgoing: Sequence[Outgoing], *, read: bool
-    ) -> Flow[Appended]:
-        """Answer for messages that are in the log and that Redis was not told of; the log alone is asked then."""
-        loaded = (yield from self._load_log(session_id, degraded=True)) if read else None
-        return Appended(placed.receipts(outgoing, is_durable=True, degraded=True), loaded)
 
     def _append_unlogged(
         self,
@@ -216,7 +211,7 @@ class Sessions:
             return Loaded(state or empty_session(self._limits), "redis", False)
         if self._is_away():
             observers.fell_back("breaker_open")
-            return (yield from self._load_log(session_id, degraded=True))
+            return (yield from self._load_log(session_id))
         for attempt in range(ATTEMPTS):
             loaded = yield from self._load(session_id, self.unlogged, attempt)
             if loaded is not None:
@@ -257,7 +252,7 @@ class Sessions:
         except REDIS_TROUBLE as exc:
             logger.info("session %s: read from the log: %s", session_id, exc)
             observers.fell_back("redis_unavailable")
-            return (yield from self._load_log(session_id, degraded=True))
+            return (yield from self._load_log(session_id))
         state = yield from self._rebuild(session_id, ticket)
         if state is None:
             yield from self._forget_quietly(session_id)
@@ -280,12 +275,13 @@ class Sessions:
             return Loaded(state, "redis", True)
         return None
 
-    def _load_log(self, session_id: str, *, degraded: bool) -> Flow[Loaded]:
+    def _load_log(self, session_id: str) -> Flow[Loaded]:
+        """Read the session from the log alone, Redis being away."""
         state = (yield from self.folding.read_within_caps(session_id)) or empty_session(self._limits)
         if self.unlogged is not None and self.unlogged.is_begun(session_id):
             # It lacks what this process has appended to Redis alone.
             state = msgspec.structs.replace(state, is_doubtful=True)
-        return Loaded(state, "postgres", degraded)
+        return Loaded(state, "postgres", True)
 
     def _rebuild(self, session_id: str, ticket: int) -> Flow[SessionState | None]:
         """Read the session from the log and install it in Redis under ``ticket`` (0: do not).
