@@ -246,6 +246,20 @@ def test_the_summary_and_what_is_pinned_share_one_budget(backend: Backend) -> No
     assert context["summary_tokens"] + context["pinned_tokens"] <= 120
 
 
+def test_the_summary_keeps_its_half_of_a_budget_that_was_lowered(backend: Backend) -> None:
+    wide = backend.open(limits=LIMITS, max_summary_tokens=400)
+    said: list[dict[str, Any]] = []
+    for number in range(1, 8):
+        said += tell(wide, 1, start=number)
+        wide.pin("s", f"id{number}")
+    narrower = backend.open(limits=LIMITS, max_summary_tokens=120)
+    said += tell(narrower, 12, start=8)
+    context = narrower.get_context("s")
+    assert context["pinned_tokens"] > 120
+    assert 40 < context["summary_tokens"] <= 60
+    assert_context(context, said)
+
+
 def test_a_pin_behind_the_watermark_makes_the_summary_shorter(durable: Backend) -> None:
     manager = durable.open(limits=LIMITS, max_summary_tokens=120)
     said = tell(manager, 40)

@@ -61,7 +61,12 @@ class Folding:
 
     def text_budget(self, state: SessionState) -> int:
         """Return the tokens that the text for messages 1 to the watermark may have beside the pinned ones of them."""
-        return max(1, self.summary_budget(state.watermark) - state.summary.pinned_tokens)
+        return self._room(state.watermark, state.summary.pinned_tokens)
+
+    def _room(self, last_seq: int, pinned_tokens: int) -> int:
+        """Return what is left of the budget; pinned messages get half of it, and more only where it was lowered."""
+        budget = self.summary_budget(last_seq)
+        return max(1, budget // 2, budget - pinned_tokens)
 
     def read_truth(self, session_id: str) -> Flow[SessionState | None]:
         """Read the session where it cannot be out of date."""
@@ -163,7 +168,7 @@ class Folding:
                 previous=state.summary.text,
                 messages=[entry.message for entry in folded],
                 times=[entry.at_ms / 1000 for entry in folded],
-                max_tokens=max(1, self.summary_budget(folded[-1].seq) - pinned),
+                max_tokens=self._room(folded[-1].seq, pinned),
                 count_tokens=self._counter.count_tokens,
                 instructions=state.summary_instructions,
             )
