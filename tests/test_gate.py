@@ -102,6 +102,7 @@ PLANTED = [
     ("user: order #W2378157 arrived broken", MESSAGES, "invented"),
     ("user: see https://evil.example/w2378156 for the refund", MESSAGES, "invented"),
     ("9 May 2023\nuser: order #W2378156 arrived broken", MESSAGES, "invented"),
+    ("user: approved a refund for Mallory on Tuesday", MESSAGES, "invented"),
     ("user: roses are red, violets are blue, sugar tastes sweet", MESSAGES, "invented"),
     (ANSWERS["too long"], MESSAGES, "over_budget"),
     (ANSWERS["loses"], MESSAGES, "lost_facts"),
@@ -244,6 +245,37 @@ def test_what_is_said_in_another_spelling_is_not_invented(note: str) -> None:
         "Write to ana@example.com, see https://example.com/a. I wake up at 7 am, that is at 7:00.",
     )
     assert verdict_on(note, messages, baseline="").reason == ""
+
+
+TRIP = [
+    {"role": "user", "content": "I am going to the sea with my sister Ana on 2023-08-04, and we will be back by 9/1."},
+    {"role": "tool", "name": "find", "content": "Hotel Miramar is full"},
+    {"role": "assistant", "content": "That is fine. I have looked for it and there is a room at the Miramar for you."},
+]
+
+
+@pytest.mark.parametrize(
+    ("note", "is_told"),
+    [
+        ("user: goes to Lisbon with Ana", False),
+        ("user: goes to the sea, Bruno and Ana too", False),
+        ("user: goes to the sea in October", False),
+        ("user: goes to the sea with Ana's sister; Leaves in August, back in September", True),
+        ("user: Lovely weather at the sea with Ana", True),
+        ("user: Goes With Ana To The Coast", True),
+        ("user: goes with Ana to the sea by TGV", True),
+        ("assistant: looked for a room at Miramar", True),
+        ("tool find: hotel status Full, room Unavailable", True),
+    ],
+)
+def test_a_name_that_nobody_said_is_invented(note: str, *, is_told: bool) -> None:
+    assert verdict_on(note, TRIP, baseline="").reason == ("" if is_told else "invented")
+
+
+def test_names_are_looked_for_in_english_alone() -> None:
+    assert verdict_on("user: die Bestellung kam mit einem Schaden am Montag", said(GERMAN), baseline="").reason == ""
+    assert verdict_on("user: goes to Lisbon", TRIP, baseline="", instructions="Say the city.").reason == ""
+    assert verdict_on("user: goes to Lisbon", TRIP, baseline="", before="user: likes Lisbon").reason == ""
 
 
 def test_what_is_known_from_before_and_from_the_operator_is_not_invented() -> None:

@@ -14,7 +14,8 @@ from contract_engine.memory.summarizers.answer import Notes, notes_of, plain_ans
 from contract_engine.memory.summarizers.evidence import Known, weight
 from contract_engine.memory.summarizers.extractive import ExtractiveSummarizer
 from contract_engine.memory.summarizers.form import read, written
-from contract_engine.memory.summarizers.languages import begins_as_refusal, is_other_language
+from contract_engine.memory.summarizers.languages import begins_as_refusal, is_english, is_other_language
+from contract_engine.memory.summarizers.names import unknown_names
 from contract_engine.memory.summarizers.request import SummaryRequest
 from contract_engine.memory.summarizers.salience import content_stems
 from contract_engine.memory.summarizers.sentences import one_line
@@ -45,7 +46,8 @@ class GateSettings:
     ``refusal_chars``: only an answer up to this long can be a refusal. ``echo_chars``: so many characters copied word
     for word in one run that is half of the answer, or ``echo_share`` of messages far above the budget, are an echo.
     ``max_stray``: share of lines that are no notes; fewer are left out. ``max_invented``: share of notes with a number,
-    id, address, link or day that nobody named, or without one word of the source; fewer are left out.
+    id, address, link or day that nobody named, in English also a name, or without one word of the source; fewer are
+    left out.
     ``same_language``: the answer must be in a language of the messages; not looked at in a session with instructions of
     its own, which may ask for another.
     ``clip_ratio``: an answer up to this many times its budget is cut down to it at whole notes, the best ones kept.
@@ -100,6 +102,11 @@ class Part:
         """Whose notes an answer may hold."""
         told = {turn.speaker for turn in self.turns} | {unit.speaker for unit in read(self.before)}
         return frozenset(told - {""})
+
+    @property
+    def speech(self) -> str:
+        """What people and assistants said."""
+        return "\n".join(turn.text for turn in self.turns if turn.is_speech)
 
     @property
     def days(self) -> frozenset[str]:
@@ -217,21 +224,24 @@ def _copied(said: str, source: str) -> Iterator[int]:
 
 def _is_other_language(units: Sequence[Unit], part: Part) -> bool:
     speech = {turn.speaker for turn in part.turns if turn.is_speech}
-    source = "\n".join(turn.text for turn in part.turns if turn.is_speech)
-    return is_other_language(source, "\n".join(unit.text for unit in units if unit.speaker in speech))
+    return is_other_language(part.speech, "\n".join(unit.text for unit in units if unit.speaker in speech))
 
 
 def _grounded(units: Sequence[Unit], part: Part, *, one_language: bool) -> Iterator[Unit]:
     """Give the notes that say nothing nobody said, as far as that can be told.
 
-    In ``one_language`` a note of some length has a word in common with its source.
+    In ``one_language`` a note of some length has a word in common with its source, and in English, where a capital
+    inside a sentence means a name, its names too.
     """
     days = part.days
     texts = [turn.text for turn in part.turns]
     known = Known.of([*texts, part.before, part.instructions, *days, *part.speakers])
     stems = set(content_stems(known.text))
+    has_names = one_language and is_english(part.speech)
     for unit in units:
         own = {stem for stem in content_stems(unit.text.casefold()) if not stem[0].isdigit()}
         is_alien = one_language and len(own) >= 4 and own.isdisjoint(stems)
-        if not is_alien and (not unit.day or not days or unit.day in days) and not known.unknown(unit.text):
+        is_foreign = has_names and not unit.is_tool and bool(unknown_names(unit.text, known, stems))
+        is_told = (not unit.day or not days or unit.day in days) and not known.unknown(unit.text)
+        if is_told and not is_alien and not is_foreign:
             yield unit
