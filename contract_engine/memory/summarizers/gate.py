@@ -20,7 +20,7 @@ from contract_engine.memory.summarizers.request import SummaryRequest
 from contract_engine.memory.summarizers.salience import content_stems
 from contract_engine.memory.summarizers.sentences import one_line
 from contract_engine.memory.summarizers.transcript import Turn
-from contract_engine.memory.summarizers.units import Unit
+from contract_engine.memory.summarizers.units import Unit, is_tool_label
 
 REASONS = (
     "empty",
@@ -30,6 +30,7 @@ REASONS = (
     "malformed",
     "wrong_language",
     "invented",
+    "wrong_speaker",
     "over_budget",
     "lost_facts",
 )
@@ -47,7 +48,7 @@ class GateSettings:
     for word in one run that is half of the answer, or ``echo_share`` of messages far above the budget, are an echo.
     ``max_stray``: share of lines that are no notes; fewer are left out. ``max_invented``: share of notes with a number,
     id, address, link or day that nobody named, in English also a name, or without one word of the source; fewer are
-    left out.
+    left out. The same share holds for notes in the mouth of a tool or a user that only the other one can have told.
     ``same_language``: the answer must be in a language of the messages; not looked at in a session with instructions of
     its own, which may ask for another.
     ``clip_ratio``: an answer up to this many times its budget is cut down to it at whole notes, the best ones kept.
@@ -148,7 +149,11 @@ def judge(answer: str, part: Part, settings: GateSettings) -> Verdict:
     grounded = list(_grounded(units, part, one_language=one_language))
     if not grounded or len(units) - len(grounded) > settings.max_invented * len(units):
         return Verdict("", "invented")
-    text = written(grounded)
+    speakers = _Speakers.of(part)
+    owned = [unit for unit in grounded if not speakers.is_wrong(unit)]
+    if not owned or len(grounded) - len(owned) > settings.max_invented * len(units):
+        return Verdict("", "wrong_speaker")
+    text = written(owned)
     tokens = part.count_tokens(text)
     if tokens > settings.clip_ratio * part.max_tokens:
         return Verdict("", "over_budget")
@@ -158,7 +163,7 @@ def judge(answer: str, part: Part, settings: GateSettings) -> Verdict:
             return Verdict("", "over_budget")
     if has_lost_facts(text, part.baseline, settings):
         return Verdict("", "lost_facts")
-    return Verdict(text, dropped=len(units) - len(grounded) + len(notes.stray))
+    return Verdict(text, dropped=len(units) - len(owned) + len(notes.stray))
 
 
 def clipped(text: str, max_tokens: int, count_tokens: Callable[[str], int]) -> str:
@@ -245,3 +250,32 @@ def _grounded(units: Sequence[Unit], part: Part, *, one_language: bool) -> Itera
         is_told = (not unit.day or not days or unit.day in days) and not known.unknown(unit.text)
         if is_told and not is_alien and not is_foreign:
             yield unit
+
+
+@dataclass(frozen=True, slots=True)
+class _Speakers:
+    """What all but the users said, and all but the tools: to tell whose a note cannot be.
+
+    Numbers in a user's note may be those of a tool: "asked to cancel #W12", where the words were "the first one,
+    please". A note of an assistant may rest on anything.
+    """
+
+    users: frozenset[str]
+    without_users: Known
+    without_tools: Known
+
+    @classmethod
+    def of(cls, part: Part) -> _Speakers:
+        known = [part.before, part.instructions, *part.days]
+        return cls(
+            frozenset(turn.speaker for turn in part.turns if turn.is_user),
+            Known.of(map(one_line, [*known, *(turn.text for turn in part.turns if not turn.is_user)])),
+            Known.of(map(one_line, [*known, *(turn.text for turn in part.turns if not is_tool_label(turn.speaker))])),
+        )
+
+    def is_wrong(self, unit: Unit) -> bool:
+        """Whether a tool tells numbers that only users named, or it or a user words that only the other one said."""
+        by_users, by_tools = self.without_tools.says(unit.text), self.without_users.says(unit.text)
+        if unit.is_tool:
+            return by_users > by_tools or weight(" ".join(self.without_users.unknown(unit.text))) > 0
+        return unit.speaker in self.users and by_tools > by_users
