@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from contract_engine.memory.summarizers import Facts, FactsRequest
+from contract_engine.memory.summarizers import Facts, FactsRequest, Rejected
 
 
 def fact_of(message: Mapping[str, object]) -> str:
@@ -33,7 +33,7 @@ class Notes:
         """Told with every answer."""
         self.fails = False
 
-    async def write(self, request: FactsRequest) -> Facts | None:
+    async def write(self, request: FactsRequest) -> Facts | Rejected | None:
         self.requests.append(request)
         if self.fails:
             return None
@@ -48,6 +48,20 @@ class Notes:
         return [facts_in("\n".join(map(fact_of, request.messages))) for request in self.requests]
 
 
+class PickyNotes(Notes):
+    """Is turned down, for ``reason``, wherever it is shown one of ``poison``."""
+
+    def __init__(self, *poison: str, reason: str = "malformed") -> None:
+        super().__init__()
+        self.poison = poison
+        self.reason = reason
+
+    async def write(self, request: FactsRequest) -> Facts | Rejected | None:
+        found = await super().write(request)
+        shown = f"{request.before} {request.messages}"
+        return Rejected(self.reason) if any(text in shown for text in self.poison) else found
+
+
 class HeldNotes(Notes):
     """Answers when it is let go; ``begun`` is set by the first request that waits."""
 
@@ -56,7 +70,7 @@ class HeldNotes(Notes):
         self.begun = threading.Event()
         self.let_go = threading.Event()
 
-    async def write(self, request: FactsRequest) -> Facts | None:
+    async def write(self, request: FactsRequest) -> Facts | Rejected | None:
         found = await super().write(request)
         self.begun.set()
         while not self.let_go.is_set():
@@ -67,7 +81,7 @@ class HeldNotes(Notes):
 class RaisingNotes(Notes):
     """Fails in a way nobody foresaw."""
 
-    async def write(self, request: FactsRequest) -> Facts | None:
+    async def write(self, request: FactsRequest) -> Facts | Rejected | None:
         await super().write(request)
         raise RuntimeError("the writer is broken")
 

@@ -33,7 +33,7 @@ LAYERS = (
     "summarizers summarizers.request summarizers.sentences summarizers.salience summarizers.facts summarizers.form"
     " summarizers.units summarizers.notes summarizers.phrases summarizers.wishes summarizers.extractive"
     " summarizers.merging"
-    " summarizers.transcript summarizers.languages summarizers.evidence"
+    " summarizers.transcript summarizers.languages summarizers.evidence summarizers.names"
     " summarizers.answer summarizers.gate summarizers.prompt summarizers.chat_model summarizers.openai_answer"
     " summarizers.openai_transport summarizers.openai_chat summarizers.model_stats summarizers.model",
     "packaging packaging.parts packaging.turns packaging.notes packaging.budget packaging.merging packaging.openai_chat"

@@ -566,7 +566,7 @@ def test_resummarize_has_a_model_write(durable: Command, redis_url: str, databas
     with model_server("refuses") as server:
         answer = durable("resummarize", "ana", "--model", "test-model", "--base-url", server.url)
         assert answer.code == 1
-        assert waited_for(lambda: server.fired == {"refuses": 1})
+        assert waited_for(lambda: server.fired["refuses"] > 1), "it is asked about less too"
         assert "Nothing was changed" in answer.err
     assert durable("summaries", "ana", "--json").json["summary_count"] == 2
 

@@ -24,12 +24,13 @@ from contract_engine.memory.summarizers import (
     FactsWriter,
     ModelSummarizer,
     OpenAIChat,
+    Rejected,
     SummaryPrompt,
 )
 from contract_engine.memory.summarizers.form import read, written
 
 DEADLINE = 5.0
-Write = Callable[[FactsWriter, FactsRequest], Facts | None]
+Write = Callable[[FactsWriter, FactsRequest], Facts | Rejected | None]
 
 
 @pytest.fixture(params=[SYNC, ASYNC])
@@ -37,7 +38,7 @@ def write(request: pytest.FixtureRequest) -> Write:
     """Have the runtime of each colour perform the effect; neither server is ever called."""
     config = MemoryConfig(redis_url="redis://127.0.0.1:1")
 
-    def run(writer: FactsWriter, asked: FactsRequest) -> Facts | None:
+    def run(writer: FactsWriter, asked: FactsRequest) -> Facts | Rejected | None:
         kind = Runtime if request.param == SYNC else AsyncRuntime
         runtime = kind(config, breaker=CircuitBreaker(), summarizer=ExtractiveSummarizer(), facts_writer=writer)
         if isinstance(runtime, Runtime):
@@ -80,7 +81,7 @@ def test_a_good_answer_is_taken_as_it_is(server: ModelServer, write: Write, *, s
     ("behaviour", "reason"),
     [
         ("empty", "empty"),
-        ("nothing", "none"),
+        ("nothing", "lost_facts"),
         ("refuses", "refusal"),
         ("echoes", "echo"),
         ("obeys", "malformed"),
@@ -95,7 +96,7 @@ def test_a_bad_answer_changes_nothing_but_a_count(
 ) -> None:
     server.script = [behaviour]
     writer = summarizer(server, stream=stream)
-    assert write(writer, facts_request()) is None
+    assert write(writer, facts_request()) == Rejected(reason)
     stats = writer.stats()
     assert stats.rejected == {reason: 1}
     assert (stats.failed, stats.accepted, stats.writes, stats.breaker) == ({}, 0, 1, "closed")
@@ -144,7 +145,7 @@ def test_what_passes_is_tried_again(server: ModelServer, write: Write, *, first:
     server.script = [first, first, "good"]
     writer = summarizer(server)
     facts = write(writer, facts_request())
-    assert facts is not None
+    assert isinstance(facts, Facts)
     assert facts.text == GOOD
     wait_for(lambda: server.fired[first] == 2)
     stats = writer.stats()
@@ -156,7 +157,7 @@ def test_a_request_ends_at_its_time_limit(server: ModelServer, write: Write, *, 
     server.script = [behaviour, "good"]
     writer = summarizer(server, timeout_seconds=DEADLINE / 10)
     facts, seconds = timed(lambda: write(writer, facts_request()))
-    assert facts is not None, "the second attempt was good"
+    assert isinstance(facts, Facts), "the second attempt was good"
     assert DEADLINE / 10 <= seconds < DEADLINE
     assert writer.stats().retries == 1
 
@@ -188,7 +189,7 @@ def test_a_wait_that_the_deadline_does_not_allow_is_not_begun(server: ModelServe
 def test_the_wait_a_server_asks_for_is_kept(server: ModelServer, write: Write) -> None:
     server.script = ["429 1", "good"]
     facts, seconds = timed(lambda: write(summarizer(server), facts_request()))
-    assert facts is not None
+    assert isinstance(facts, Facts)
     assert seconds >= 1
 
 
@@ -196,7 +197,7 @@ def test_an_answer_far_too_long_is_asked_for_once_more(server: ModelServer, writ
     server.script = ["too long", "good"]
     writer = summarizer(server)
     facts = write(writer, facts_request())
-    assert facts is not None
+    assert isinstance(facts, Facts)
     assert facts.text == GOOD
     assert (facts.tokens_in, facts.tokens_out) == (642, 90), "both answers are paid for"
     first, second = sent_texts(server.requests)
@@ -207,7 +208,7 @@ def test_an_answer_far_too_long_is_asked_for_once_more(server: ModelServer, writ
 def test_a_model_that_stays_far_too_long_is_turned_down(server: ModelServer, write: Write) -> None:
     server.script = ["too long"]
     writer = summarizer(server)
-    assert write(writer, facts_request()) is None
+    assert write(writer, facts_request()) == Rejected("over_budget")
     assert writer.stats().rejected == {"over_budget": 1}
     wait_for(lambda: server.fired == {"too long": 2})
 
@@ -216,7 +217,7 @@ def test_an_answer_a_little_too_long_is_cut_at_whole_notes(server: ModelServer, 
     request = facts_request(max_tokens=70)
     assert request.count_tokens(GOOD) > 70
     facts = write(summarizer(server), request)
-    assert facts is not None
+    assert isinstance(facts, Facts)
     assert request.count_tokens(facts.text) <= 70
     notes = {unit.text for unit in read(GOOD)}
     assert {unit.text for unit in read(facts.text)} < notes
@@ -225,7 +226,7 @@ def test_an_answer_a_little_too_long_is_cut_at_whole_notes(server: ModelServer, 
 def test_an_answer_stopped_at_its_limit_loses_only_its_last_note(server: ModelServer, write: Write) -> None:
     server.script = ["stops at the limit"]
     facts = write(summarizer(server), facts_request())
-    assert facts is not None
+    assert isinstance(facts, Facts)
     assert facts.text == GOOD
 
 
@@ -317,7 +318,7 @@ def test_one_summarizer_serves_one_loop_after_another(server: ModelServer) -> No
         assert asyncio.run(writer.write(facts_request())) is not None
 
 
-def timed(work: Callable[[], Facts | None]) -> tuple[Facts | None, float]:
+def timed(work: Callable[[], Facts | Rejected | None]) -> tuple[Facts | Rejected | None, float]:
     started = time.monotonic()
     return work(), time.monotonic() - started
 

@@ -28,11 +28,13 @@ from contract_engine.memory._runtime import Runtime
 from contract_engine.memory.daemon import run_in_own_loop, start_daemon
 from contract_engine.memory.summarizers import (
     ExtractiveSummarizer,
+    Facts,
     FactsRequest,
     ModelAnswer,
     ModelStats,
     ModelSummarizer,
     OpenAIChat,
+    Rejected,
     SummaryPrompt,
 )
 from contract_engine.memory.summarizers.form import read
@@ -87,18 +89,18 @@ MODELS: list[Any] = [
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
 async def test_any_callable_or_object_with_one_method_is_a_model(model: Any) -> None:
     facts = await ModelSummarizer(model).write(facts_request())
-    assert facts is not None
+    assert isinstance(facts, Facts)
     assert facts.text == GOOD
 
 
 async def test_what_a_model_does_not_count_is_counted_here() -> None:
     request = facts_request()
     facts = await ModelSummarizer(answer_good).write(request)
-    assert facts is not None
+    assert isinstance(facts, Facts)
     assert facts.tokens_out == request.count_tokens(GOOD)
     assert facts.tokens_in > request.count_tokens(SummaryPrompt().system)
     counted = await ModelSummarizer(answer_good_later, name="mine").write(request)
-    assert counted is not None
+    assert isinstance(counted, Facts)
     assert (counted.model, counted.tokens_in, counted.tokens_out) == ("mine", 7, 3)
 
 
@@ -299,7 +301,7 @@ async def test_a_span_above_the_window_is_asked_about_in_parts_and_joined_in_ord
     writer = ModelSummarizer(answer, window_tokens=1900, max_answer_tokens=400)
     request = long_request()
     facts = await writer.write(request)
-    assert facts is not None
+    assert isinstance(facts, Facts)
     assert len(asked) > 2
     for messages in asked:
         assert sum(request.count_tokens(message["content"]) for message in messages) + 400 <= 1900
@@ -321,7 +323,7 @@ async def test_one_bad_part_spoils_the_whole(bad: str, reason: str) -> None:
         return bad if next(answers, "good") == bad else note_numbers(messages, max_tokens)
 
     writer = ModelSummarizer(answer, window_tokens=1900, max_answer_tokens=400)
-    assert await writer.write(long_request()) is None
+    assert await writer.write(long_request()) == Rejected(reason)
     assert writer.stats().rejected == {reason: 1}
 
 
@@ -332,7 +334,7 @@ async def test_a_part_with_nothing_to_note_does_not_hide_that_facts_were_lost() 
         return note_numbers(messages, max_tokens) if next(answers, "") else "NONE"
 
     writer = ModelSummarizer(answer, window_tokens=1900, max_answer_tokens=400)
-    assert await writer.write(long_request()) is None
+    assert await writer.write(long_request()) == Rejected("lost_facts")
     assert writer.stats().rejected == {"lost_facts": 1}
     chat = [*long_conversation()[:6], *({"role": "user", "content": "Oh well, never mind. " * 40} for _ in range(12))]
     writer = ModelSummarizer(
@@ -343,7 +345,7 @@ async def test_a_part_with_nothing_to_note_does_not_hide_that_facts_were_lost() 
         max_answer_tokens=400,
     )
     facts = await writer.write(long_request(messages=chat, times=[EIGHTH_OF_MAY] * len(chat)))
-    assert facts is not None
+    assert isinstance(facts, Facts)
     assert len(read(facts.text)) == 6
 
 
@@ -351,7 +353,7 @@ async def test_one_message_above_the_window_is_asked_about_in_pieces() -> None:
     text = "\n".join(str(message["content"]) for message in long_conversation())
     writer = ModelSummarizer(note_numbers, window_tokens=1900, max_answer_tokens=400)
     facts = await writer.write(long_request(messages=[{"role": "user", "content": text}], times=[EIGHTH_OF_MAY]))
-    assert facts is not None
+    assert isinstance(facts, Facts)
     assert writer.stats().requests > 2
     assert {unit.text.split()[1] for unit in read(facts.text)} == {str(1000 + n) for n in range(1, 25)}
 
@@ -363,9 +365,18 @@ async def test_a_window_too_small_for_the_prompt_is_a_wrong_setting() -> None:
     assert (stats.failed, stats.requests) == ({"configuration": 1}, 0)
 
 
+SMALL_TALK = [{"role": "user", "content": "Oh well, never mind, and thank you."}]
+
+
+async def test_that_nothing_is_worth_noting_is_believed_where_the_built_in_notes_hold_no_facts() -> None:
+    writer = ModelSummarizer(lambda messages, max_tokens: "NONE")
+    assert await writer.write(facts_request(messages=SMALL_TALK)) == Rejected("none")
+    assert await writer.write(facts_request()) == Rejected("lost_facts")
+
+
 async def test_no_messages_need_no_model() -> None:
     writer = ModelSummarizer(answer_good)
-    assert await writer.write(facts_request(messages=[{"role": "user", "content": " "}])) is None
+    assert await writer.write(facts_request(messages=[{"role": "user", "content": " "}])) == Rejected("none")
     stats = writer.stats()
     assert (stats.rejected, stats.requests) == ({"none": 1}, 0)
 
@@ -387,13 +398,13 @@ def test_counts_are_exact_among_threads() -> None:
 
     run_threads(8, work)
     stats = writer.stats()
-    assert (stats.writes, stats.accepted, stats.rejected) == (24, 8, {"none": 8, "malformed": 8})
+    assert (stats.writes, stats.accepted, stats.rejected) == (24, 8, {"lost_facts": 8, "malformed": 8})
     assert (stats.requests, stats.running, stats.failed) == (24, 0, {})
 
 
 def test_health_shows_the_counts_of_a_writer_that_has_some(durable: Backend) -> None:
     writer = ModelSummarizer(lambda messages, max_tokens: "NONE", name="mine")
-    assert asyncio.run(writer.write(facts_request())) is None
+    assert asyncio.run(writer.write(facts_request(messages=SMALL_TALK))) == Rejected("none")
     kind = MemoryManager if durable.colour == "sync" else AsyncMemoryManager
     manager = durable.keep(kind(config=durable.config(), facts_writer=writer))
     assert isinstance(manager, object)
@@ -420,7 +431,7 @@ def test_the_blocking_runtime_writes_beside_a_running_loop() -> None:
 
     async def inside_a_loop() -> str:
         facts = runtime.run(write_facts(facts_request()))
-        assert facts is not None
+        assert isinstance(facts, Facts)
         return facts.text
 
     assert asyncio.run(inside_a_loop()) == GOOD

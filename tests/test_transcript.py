@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import chain, groupby
 from typing import Any
 
@@ -47,8 +48,8 @@ def test_nothing_is_dropped_and_the_order_is_kept(messages: list[dict[str, Any]]
         if turn.part > 1:
             before = put_together.pop()
             assert (before.speaker, before.day) == (turn.speaker, turn.day)
-            turn = Turn(turn.day, turn.speaker, before.text + turn.text)  # noqa: PLW2901  # the pieces so far
-        put_together.append(Turn(turn.day, turn.speaker, turn.text))
+            turn = replace(turn, text=before.text + turn.text)  # noqa: PLW2901  # the pieces so far
+        put_together.append(replace(turn, part=0))
     assert put_together == whole
     assert all(found), "no part is empty"
 
@@ -179,3 +180,11 @@ def test_parts_with_nothing_in_them_are_left_out() -> None:
     assert "noted earlier" not in rendered.request
     assert "operator" not in rendered.request
     assert "100 tokens" in rendered.request
+
+
+def test_a_tools_answer_inside_a_users_message_is_not_the_users() -> None:
+    answer = {"type": "tool_result", "tool_use_id": "t1", "content": "sent"}
+    message = {"role": "user", "name": "Ana", "content": [answer, {"type": "text", "text": "And now?"}]}
+    ((told, asked),) = turns([message], ())
+    assert (told.text, told.is_user) == ("sent", False)
+    assert (asked.speaker, asked.text, asked.is_user) == ("Ana", "And now?", True)

@@ -18,7 +18,7 @@ from contract_engine.memory._observed import Observed
 from contract_engine.memory.circuit_guard import CallGuard
 from contract_engine.memory.errors import ConfigurationError
 from contract_engine.memory.hooks import POSTGRES, REDIS
-from contract_engine.memory.summarizers import Facts, FactsRequest, SummaryRequest
+from contract_engine.memory.summarizers import Facts, FactsRequest, Rejected, SummaryRequest
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ class Summarize(msgspec.Struct):
 
 
 class WriteFacts(msgspec.Struct):
-    """Have the language model write facts, which takes seconds: only ever in the background. None: nothing to use."""
+    """Have the language model write facts, which takes seconds: only ever in the background."""
 
     request: FactsRequest
 
@@ -200,12 +200,14 @@ def summarize(request: SummaryRequest) -> Flow[str]:
     return cast("str", (yield Summarize(request)))
 
 
-def write_facts(request: FactsRequest) -> Flow[Facts | None]:
-    """Answer what the language model wrote; None where it failed, its answer was rejected, or there is no model."""
+def write_facts(request: FactsRequest) -> Flow[Facts | Rejected | None]:
+    """Answer what the language model wrote; None where it is away, or there is none."""
     answer: object = yield WriteFacts(request)
-    if answer is None or isinstance(answer, Facts):
+    if answer is None or isinstance(answer, Facts | Rejected):
         return answer
-    raise ConfigurationError("facts_writer", f"write() answered {type(answer).__name__}, expected Facts or None")
+    raise ConfigurationError(
+        "facts_writer", f"write() answered {type(answer).__name__}, expected Facts, Rejected or None"
+    )
 
 
 def compute(work: Callable[[], T]) -> Flow[T]:

@@ -80,7 +80,7 @@ class Observed:
         """Return how something ended that answered with nothing, or no."""
         if answer is False and self.operation in _FALSE_IS_REFUSED:
             return self._ending("refused")
-        return self._ending("nothing") if answer is None and self.backend is MODEL else self._ok
+        return self._ending("nothing") if self.backend is MODEL else self._ok
 
     def _ending(self, outcome: str) -> tuple[Ending, Distribution]:
         found = self._endings.get(outcome)

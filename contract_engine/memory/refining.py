@@ -3,6 +3,10 @@
 Always in the background, seconds after the fold: what the fold wrote stands until then, and for good where the model
 fails. A model's version goes on from the newest model's version before it, so the next fold makes up for a failure, and
 a text of a text of a text never comes about. It covers what the version before it covers: messages 1 to the watermark.
+
+A model that is away is left alone. One whose answer is turned down is asked without what was noted before, then about
+half of the exchanges, down to one; for that one the built-in summarizer writes the notes. So no message can keep a
+session from being refined, neither as it was said nor as it was noted.
 """
 
 from __future__ import annotations
@@ -14,12 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from contract_engine.memory._effects import Flow, compute, spawn, write_facts
+from contract_engine.memory._effects import Flow, compute, spawn, summarize, write_facts
 from contract_engine.memory.exchange import exchange_groups
 from contract_engine.memory.folding import Folding
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.models import MODEL, Entry, Origin, Source
-from contract_engine.memory.summarizers import FactsRequest
+from contract_engine.memory.summarizers import Facts, FactsRequest, Rejected, SummaryRequest
 from contract_engine.memory.summarizers.merging import merged
 from contract_engine.memory.token_counter import TokenCounter
 
@@ -30,6 +34,9 @@ ROUNDS = 8
 
 SPAN = 200
 """Messages read from the log, and given to a model, at once."""
+
+REJECTIONS = 16
+"""How often a model that is turned down is asked again in one refinement; to find one exchange of 100 takes eight."""
 
 Progress = Callable[[int, int], object]
 """Is told how many messages are done, of how many."""
@@ -48,9 +55,55 @@ class Draft:
     tokens_in: int = 0
     tokens_out: int = 0
 
+    def add(self, facts: Facts) -> None:
+        """Note who wrote, and what it cost."""
+        self.model, self.prompt_hash = facts.model, facts.prompt_hash
+        self.tokens_in += facts.tokens_in
+        self.tokens_out += facts.tokens_out
+
     def goes_on_from(self, source: Source) -> bool:
         """Whether nobody has erased the session, cleared or quarantined the base, or written a newer one."""
         return (self.epoch, self.base) == (source.state.epoch, source.base)
+
+
+@dataclass(slots=True)
+class Pace:
+    """What a model is asked at once: less after an answer that was turned down, then more again.
+
+    ``shows_before``: it is shown what was noted before, which may be what leads it astray.
+    """
+
+    exchanges: int = SPAN
+    shows_before: bool = True
+    rejections: int = 0
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the model has been turned down so often that it is not asked again about the same messages."""
+        return self.rejections > REJECTIONS
+
+    def first_of(self, span: list[Entry]) -> list[Entry]:
+        """Return the messages to ask about next, of those that could be asked about."""
+        groups = exchange_groups([entry.message for entry in span])[: self.exchanges]
+        self.exchanges = len(groups)
+        return span[: groups[-1].stop] if groups else span
+
+    def slows(self, rejected: Rejected, request: FactsRequest) -> bool:
+        """Whether to ask less; of messages with nothing worth noting, fewer are not worth it either."""
+        self.rejections += 1
+        if rejected.reason == "none" or self.is_used_up:
+            return False
+        if request.before:
+            self.shows_before = False
+        elif self.exchanges > 1:
+            self.exchanges //= 2
+        else:
+            return False
+        return True
+
+    def goes_on(self) -> None:
+        """Ask about more exchanges the next time."""
+        self.exchanges *= 2
 
 
 class Refining:
@@ -100,28 +153,39 @@ class Refining:
     def write(self, session_id: str, source: Source, draft: Draft, progress: Progress | None = None) -> Flow[bool]:
         """Add to the draft what the model writes of the messages it lacks; False where the model gives nothing to use.
 
-        ``draft`` keeps what it has got by then.
+        ``draft`` keeps what it has got by then. The built-in summarizer writes the notes of an exchange that the model
+        is turned down on; but of a model that is turned down on everything nothing is used.
         """
-        last_seq = source.state.watermark
+        last_seq, pace = source.state.watermark, Pace()
         begun, most = (yield from self.begun(source)), self._folding.text_budget(source.state)
         while draft.reached < last_seq:
             span = whole_groups((yield from self._log.read_span(session_id, draft.reached, last_seq, SPAN)))
             if not span:
                 return False  # it is being erased
-            before = yield from self._merged(begun, draft.segment, most)
+            span = pace.first_of(span)
+            before = (yield from self._merged(begun, draft.segment, most)) if pace.shows_before else ""
             # The first facts may fill the summary; later ones leave room for those.
             room = max(1, most // 2) if begun else most
-            facts = yield from write_facts(self._request(span, before, source.state.summary_instructions, room))
-            if facts is None:
+            request = self._request(span, before, source.state.summary_instructions, room)
+            answer = yield from write_facts(request)
+            if answer is None:
                 return False
-            draft.segment = yield from self._merged(draft.segment, facts.text, room)
+            if isinstance(answer, Facts):
+                notes = answer.text
+                draft.add(answer)
+            elif pace.slows(answer, request):
+                continue
+            elif pace.is_used_up and draft.model is None:
+                return False
+            else:
+                logger.info("session %s: built-in notes of messages %d to %d", session_id, span[0].seq, span[-1].seq)
+                notes = yield from summarize(_for_the_built_in(request))
+            draft.segment = yield from self._merged(draft.segment, notes, room)
             draft.reached = span[-1].seq
-            draft.model, draft.prompt_hash = facts.model, facts.prompt_hash
-            draft.tokens_in += facts.tokens_in
-            draft.tokens_out += facts.tokens_out
+            pace.goes_on()
             if progress is not None:
                 progress(draft.reached, last_seq)
-        return bool(draft.segment.strip())
+        return draft.model is not None and bool(draft.segment.strip())
 
     def text(self, source: Source, draft: Draft) -> Flow[str]:
         """Return the whole summary that comes of a draft."""
@@ -174,6 +238,17 @@ class Refining:
             max_tokens=max_tokens,
             count_tokens=self._count_tokens,
         )
+
+
+def _for_the_built_in(request: FactsRequest) -> SummaryRequest:
+    return SummaryRequest(
+        previous="",
+        messages=request.messages,
+        times=request.times,
+        max_tokens=request.max_tokens,
+        count_tokens=request.count_tokens,
+        instructions=request.instructions,
+    )
 
 
 def whole_groups(span: list[Entry]) -> list[Entry]:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 from contract_engine.memory.summarizers.extractive import ExtractiveSummarizer
 from contract_engine.memory.summarizers.model_stats import CountedWriter, ModelStats
 from contract_engine.memory.summarizers.phrases import ReadableText
-from contract_engine.memory.summarizers.request import Facts, FactsRequest, FactsWriter, Summarizer, SummaryRequest
+from contract_engine.memory.summarizers.request import (
+    Facts,
+    FactsRequest,
+    FactsWriter,
+    Rejected,
+    Summarizer,
+    SummaryRequest,
+)
 
 if TYPE_CHECKING:
     from contract_engine.memory.summarizers.chat_model import ModelAnswer
@@ -30,6 +37,7 @@ __all__ = [
     "ModelSummarizer",
     "OpenAIChat",
     "ReadableText",
+    "Rejected",
     "Summarizer",
     "SummaryPrompt",
     "SummaryRequest",

@@ -69,6 +69,11 @@ class Known:
         """Return the evidence of ``text`` that is nowhere in what is known."""
         return [token for token in evidence(text) if not self._knows(token)]
 
+    def says(self, text: str) -> bool:
+        """Tell whether ``text``, of three words or more, stands here word for word."""
+        words = _folded(text).strip(_ENDS)
+        return words.count(" ") >= 2 and words in self.text
+
     def _knows(self, token: str) -> bool:
         if token in self.tokens:
             return True

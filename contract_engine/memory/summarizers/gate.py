@@ -14,12 +14,13 @@ from contract_engine.memory.summarizers.answer import Notes, notes_of, plain_ans
 from contract_engine.memory.summarizers.evidence import Known, weight
 from contract_engine.memory.summarizers.extractive import ExtractiveSummarizer
 from contract_engine.memory.summarizers.form import read, written
-from contract_engine.memory.summarizers.languages import begins_as_refusal, is_other_language
+from contract_engine.memory.summarizers.languages import begins_as_refusal, is_english, is_other_language
+from contract_engine.memory.summarizers.names import unknown_names
 from contract_engine.memory.summarizers.request import SummaryRequest
 from contract_engine.memory.summarizers.salience import content_stems
 from contract_engine.memory.summarizers.sentences import one_line
 from contract_engine.memory.summarizers.transcript import Turn
-from contract_engine.memory.summarizers.units import Unit
+from contract_engine.memory.summarizers.units import Unit, is_tool_label
 
 REASONS = (
     "empty",
@@ -29,6 +30,7 @@ REASONS = (
     "malformed",
     "wrong_language",
     "invented",
+    "wrong_speaker",
     "over_budget",
     "lost_facts",
 )
@@ -45,7 +47,8 @@ class GateSettings:
     ``refusal_chars``: only an answer up to this long can be a refusal. ``echo_chars``: so many characters copied word
     for word in one run that is half of the answer, or ``echo_share`` of messages far above the budget, are an echo.
     ``max_stray``: share of lines that are no notes; fewer are left out. ``max_invented``: share of notes with a number,
-    id, address, link or day that nobody named, or without one word of the source; fewer are left out.
+    id, address, link or day that nobody named, in English also a name, or without one word of the source; fewer are
+    left out. The same share holds for notes in the mouth of a tool or a user that only the other one can have told.
     ``same_language``: the answer must be in a language of the messages; not looked at in a session with instructions of
     its own, which may ask for another.
     ``clip_ratio``: an answer up to this many times its budget is cut down to it at whole notes, the best ones kept.
@@ -102,6 +105,11 @@ class Part:
         return frozenset(told - {""})
 
     @property
+    def speech(self) -> str:
+        """What people and assistants said."""
+        return "\n".join(turn.text for turn in self.turns if turn.is_speech)
+
+    @property
     def days(self) -> frozenset[str]:
         """The days an answer may name above its notes."""
         return frozenset(turn.day for turn in self.turns if turn.day)
@@ -141,7 +149,11 @@ def judge(answer: str, part: Part, settings: GateSettings) -> Verdict:
     grounded = list(_grounded(units, part, one_language=one_language))
     if not grounded or len(units) - len(grounded) > settings.max_invented * len(units):
         return Verdict("", "invented")
-    text = written(grounded)
+    speakers = _Speakers.of(part)
+    owned = [unit for unit in grounded if not speakers.is_wrong(unit)]
+    if not owned or len(grounded) - len(owned) > settings.max_invented * len(units):
+        return Verdict("", "wrong_speaker")
+    text = written(owned)
     tokens = part.count_tokens(text)
     if tokens > settings.clip_ratio * part.max_tokens:
         return Verdict("", "over_budget")
@@ -151,7 +163,7 @@ def judge(answer: str, part: Part, settings: GateSettings) -> Verdict:
             return Verdict("", "over_budget")
     if has_lost_facts(text, part.baseline, settings):
         return Verdict("", "lost_facts")
-    return Verdict(text, dropped=len(units) - len(grounded) + len(notes.stray))
+    return Verdict(text, dropped=len(units) - len(owned) + len(notes.stray))
 
 
 def clipped(text: str, max_tokens: int, count_tokens: Callable[[str], int]) -> str:
@@ -217,21 +229,53 @@ def _copied(said: str, source: str) -> Iterator[int]:
 
 def _is_other_language(units: Sequence[Unit], part: Part) -> bool:
     speech = {turn.speaker for turn in part.turns if turn.is_speech}
-    source = "\n".join(turn.text for turn in part.turns if turn.is_speech)
-    return is_other_language(source, "\n".join(unit.text for unit in units if unit.speaker in speech))
+    return is_other_language(part.speech, "\n".join(unit.text for unit in units if unit.speaker in speech))
 
 
 def _grounded(units: Sequence[Unit], part: Part, *, one_language: bool) -> Iterator[Unit]:
     """Give the notes that say nothing nobody said, as far as that can be told.
 
-    In ``one_language`` a note of some length has a word in common with its source.
+    In ``one_language`` a note of some length has a word in common with its source, and in English, where a capital
+    inside a sentence means a name, its names too.
     """
     days = part.days
     texts = [turn.text for turn in part.turns]
     known = Known.of([*texts, part.before, part.instructions, *days, *part.speakers])
     stems = set(content_stems(known.text))
+    has_names = one_language and is_english(part.speech)
     for unit in units:
         own = {stem for stem in content_stems(unit.text.casefold()) if not stem[0].isdigit()}
         is_alien = one_language and len(own) >= 4 and own.isdisjoint(stems)
-        if not is_alien and (not unit.day or not days or unit.day in days) and not known.unknown(unit.text):
+        is_foreign = has_names and not unit.is_tool and bool(unknown_names(unit.text, known, stems))
+        is_told = (not unit.day or not days or unit.day in days) and not known.unknown(unit.text)
+        if is_told and not is_alien and not is_foreign:
             yield unit
+
+
+@dataclass(frozen=True, slots=True)
+class _Speakers:
+    """What all but the users said, and all but the tools: to tell whose a note cannot be.
+
+    Numbers in a user's note may be those of a tool: "asked to cancel #W12", where the words were "the first one,
+    please". A note of an assistant may rest on anything.
+    """
+
+    users: frozenset[str]
+    without_users: Known
+    without_tools: Known
+
+    @classmethod
+    def of(cls, part: Part) -> _Speakers:
+        known = [part.before, part.instructions, *part.days]
+        return cls(
+            frozenset(turn.speaker for turn in part.turns if turn.is_user),
+            Known.of(map(one_line, [*known, *(turn.text for turn in part.turns if not turn.is_user)])),
+            Known.of(map(one_line, [*known, *(turn.text for turn in part.turns if not is_tool_label(turn.speaker))])),
+        )
+
+    def is_wrong(self, unit: Unit) -> bool:
+        """Whether a tool tells numbers that only users named, or it or a user words that only the other one said."""
+        by_users, by_tools = self.without_tools.says(unit.text), self.without_users.says(unit.text)
+        if unit.is_tool:
+            return by_users > by_tools or weight(" ".join(self.without_users.unknown(unit.text))) > 0
+        return unit.speaker in self.users and by_tools > by_users

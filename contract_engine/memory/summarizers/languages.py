@@ -122,6 +122,11 @@ def is_other_language(source: str, answer: str) -> bool:
     return heard[language] < heard[expected] / 3 and said[expected] < said[language] / 3
 
 
+def is_english(text: str) -> bool:
+    """Tell whether a text is clearly in English."""
+    return _clear_best(_languages(text)) == "en"
+
+
 def _scripts(text: str) -> Counter[str]:
     """Count the letters of each script."""
     found: Counter[str] = Counter()

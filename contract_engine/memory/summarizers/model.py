@@ -20,7 +20,7 @@ from contract_engine.memory.summarizers.form import read, written
 from contract_engine.memory.summarizers.gate import GateSettings, Part, Verdict, clipped, has_lost_facts, judge
 from contract_engine.memory.summarizers.model_stats import ACCEPTED, FAILED, REJECTED, ModelStats, Outcome, Tally
 from contract_engine.memory.summarizers.prompt import Rendered, SummaryPrompt
-from contract_engine.memory.summarizers.request import Facts, FactsRequest, SummaryRequest
+from contract_engine.memory.summarizers.request import Facts, FactsRequest, Rejected, SummaryRequest
 from contract_engine.memory.summarizers.transcript import Turn, parts, shown
 
 logger = logging.getLogger(__name__)
@@ -50,9 +50,9 @@ class ModelSummarizer:
     whole write, parts and waits included, ends after ``deadline_seconds``. ``failures``: exceptions of a callable that
     mean the model is away, besides ``OSError`` and :class:`ModelUnavailableError`; any other is passed on.
 
-    :meth:`write` answers None where the model failed or the gate turned its answer down; :meth:`stats` tells why. After
-    five failures in a row ``breaker`` rejects calls for a minute; refused configuration (400, 401, 404) is logged once
-    and not counted there. One instance serves any number of threads and event loops.
+    :meth:`write` answers None where the model failed, and :class:`Rejected` where the gate turned its answer down;
+    :meth:`stats` tells why. After five failures in a row ``breaker`` rejects calls for a minute; refused configuration
+    (400, 401, 404) is logged once and not counted there. One instance serves any number of threads and event loops.
     """
 
     def __init__(
@@ -100,10 +100,11 @@ class ModelSummarizer:
             model=self.name, prompt_hash=self.prompt.prompt_hash, breaker=self.breaker.get_state().value
         )
 
-    async def write(self, request: FactsRequest) -> Facts | None:
+    async def write(self, request: FactsRequest) -> Facts | Rejected | None:
         """Return the facts of ``request``, at most ``max_tokens`` of them, in the form of a summary.
 
-        None, and a count of why, where the model failed, took too long or was turned down: never a part of an answer.
+        None where the model failed or took too long, :class:`Rejected` where it was turned down: never a part of an
+        answer.
         """
         self._tally.add(running=1)
         outcome = Outcome(FAILED, "unexpected")
@@ -114,8 +115,9 @@ class ModelSummarizer:
                 outcome = Outcome(ACCEPTED)
                 self._has_told = False
                 return facts
-            outcome = Outcome(REJECTED, facts)
-            logger.info("an answer of model %s was turned down: %s", self.name, facts)
+            outcome = Outcome(REJECTED, facts.reason)
+            logger.info("an answer of model %s was turned down: %s", self.name, facts.reason)
+            return facts
         except CircuitOpenError:
             outcome = Outcome(FAILED, "breaker_open")
         except ModelUnavailableError as exc:
@@ -139,22 +141,21 @@ class ModelSummarizer:
             self._has_told = True
             logger.error("model %s refuses us until its settings are changed: %s", self.name, exc)
 
-    async def _facts(self, request: FactsRequest, spent: _Spent) -> Facts | str:
-        """Return the facts, or the reason why the answers are not used."""
+    async def _facts(self, request: FactsRequest, spent: _Spent) -> Facts | Rejected:
         before, chunks = await in_daemon(lambda: self._chunks(request), THREAD)
         if not chunks:
-            return "none"
+            return Rejected("none")
         texts = []
         for chunk, max_tokens in chunks:
             verdict = await self._ask_about(chunk, max_tokens, before, request, spent)
-            # One part of several may well have nothing worth noting; whether that is true shows in the whole.
-            if verdict.reason and (verdict.reason != "none" or len(chunks) == 1):
-                return verdict.reason
+            # There may well be nothing worth noting; whether that is true shows in the whole.
+            if verdict.reason and verdict.reason != "none":
+                return Rejected(verdict.reason)
             spent.dropped += verdict.dropped
             texts.append(verdict.text)
         whole = await in_daemon(lambda: self._joined(texts, request), THREAD)
         if whole.reason:
-            return whole.reason
+            return Rejected(whole.reason)
         self._tally.add(dropped=spent.dropped)
         return Facts(whole.text, self.name, self.prompt.prompt_hash, spent.tokens_in, spent.tokens_out)
 
@@ -178,8 +179,6 @@ class ModelSummarizer:
         text = written([unit for part in texts for unit in read(part)])
         if request.count_tokens(text) > request.max_tokens:
             text = clipped(text, request.max_tokens, request.count_tokens)
-        if not text:
-            return Verdict("", "none")
         baseline = ExtractiveSummarizer(readable=True).summarize(
             SummaryRequest(
                 previous="",
@@ -189,7 +188,9 @@ class ModelSummarizer:
                 count_tokens=request.count_tokens,
             )
         )
-        return Verdict("", "lost_facts") if has_lost_facts(text, baseline, self.gate) else Verdict(text)
+        if has_lost_facts(text, baseline, self.gate):
+            return Verdict("", "lost_facts")
+        return Verdict(text, "" if text else "none")
 
     def _rendered(
         self, messages: str, before: str, request: FactsRequest, max_tokens: int, *, is_again: bool

@@ -59,9 +59,26 @@ class Facts(NamedTuple):
     tokens_out: int
 
 
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A model answered these messages, and the answer may not be used; as false as None, which is no answer.
+
+    ``reason`` is one word; ``none``: the model found nothing to note.
+    """
+
+    reason: str
+
+    def __bool__(self) -> bool:
+        return False
+
+
 class FactsWriter(Protocol):
     """Has a language model write the facts of messages."""
 
-    async def write(self, request: FactsRequest) -> Facts | None:
-        """Return what may become part of a summary; None where the model failed or its answer was rejected."""
+    async def write(self, request: FactsRequest) -> Facts | Rejected | None:
+        """Return what may become part of a summary.
+
+        :class:`Rejected` has the model asked again about fewer of the messages, at once; None, where it is away, has it
+        left alone until the next fold.
+        """
         ...

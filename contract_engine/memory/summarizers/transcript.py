@@ -30,12 +30,16 @@ _BLOBS = frozenset(("image", "image_url", "input_image", "audio", "input_audio",
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one speaker says in one message; ``day`` is empty where it is not known. ``part`` counts pieces, from 1."""
+    """What one speaker says in one message; ``day`` is empty where it is not known. ``part`` counts pieces, from 1.
+
+    ``is_user``: the speaker is whom the assistant serves.
+    """
 
     day: str
     speaker: str
     text: str
     part: int = 0
+    is_user: bool = False
 
     @property
     def is_speech(self) -> bool:
@@ -57,7 +61,14 @@ def turns(messages: Sequence[Mapping[str, object]], times: Sequence[float]) -> l
     for index, message in enumerate(messages):
         day = day_of(message.get("timestamp")) or day_of(times[index] if index < len(times) else None)
         said = _statements(message, tools)
-        found.append([Turn(day, speaker, text) for speaker, text in said if text.strip()])
+        is_user = message.get("role") == "user"
+        found.append(
+            [
+                Turn(day, speaker, text, is_user=is_user and not is_tool_label(speaker))
+                for speaker, text in said
+                if text.strip()
+            ]
+        )
     return found
 
 
