@@ -136,6 +136,7 @@ class Backfill:
         self._supply(history, outcome)
         self._bring_context(history, outcome)
         if history.is_trimmed and self._has_all(history):
+            _Attempt(self, history, outcome).settle()
             return 0
         for _ in range(ATTEMPTS):
             attempt = _Attempt(self, history, outcome)
@@ -224,14 +225,15 @@ class _Attempt:
             self._flush()
             backfill.advance(len(page))
             advanced += len(page)
-        if not backfill.dry_run:
-            self._settle()
+        self.settle()
         self._outcome.imported += self.imported
         return advanced
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Write what was left out while messages came in; after an interruption there is more than of this run."""
         backfill = self._backfill
+        if backfill.dry_run:
+            return
         position = backfill.log.position(self._session_id) or NOTHING_YET
         is_due = position.is_unsummarized and backfill.summarize
         if is_due:
