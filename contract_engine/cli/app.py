@@ -72,12 +72,13 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
+    command = typer.main.get_command(app)
     end_in_order()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a bar in a terminal of another encoding is no reason to fail
     try:
-        app(prog_name="contract-memory")
+        command(prog_name="contract-memory")
     finally:
         end_once()  # what comes now would meet an interpreter that is being taken down
         try:
