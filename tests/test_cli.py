@@ -624,8 +624,11 @@ def test_clear_asks_first(command: Command, chats: str) -> None:
 
 def test_clear_without_asking(command: Command, chats: str) -> None:
     command("replay", chats, "--limit", "1")
+    shown = command("clear", "long", "--dry-run", "--json")
+    assert shown.json == {"session_id": "long", "cleared": False, "messages": 59, "dry_run": True}
+    assert command("clear", "long", "--dry-run").out == "Would clear session 'long': 59 messages, and every summary.\n"
     done = command("clear", "long", "--yes", "--json")
-    assert done.json == {"session_id": "long", "cleared": True, "messages": 59}
+    assert done.json == {"session_id": "long", "cleared": True, "messages": 59, "dry_run": False}
     again = command("clear", "long")
     assert again.code == 0
     assert "there is no session 'long'" in again.out
