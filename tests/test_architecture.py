@@ -63,7 +63,7 @@ LAYERS = (
     "erasing",
     "buffer_store summary_store session_store pins retention",
     "log_writer",
-    "backfill",
+    "backfill bringing",
     "_manager_flows",
     "health",
     "_manager_health",

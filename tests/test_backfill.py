@@ -664,6 +664,59 @@ def test_keys_of_the_original_come_in_from_redis(
     assert run(older, *sources, "--session", name, monkeypatch=monkeypatch)[1]["imported"] == 0
 
 
+def test_what_redis_alone_has_comes_into_the_table_too_where_both_are_written(
+    older: Older, manager: MemoryManager, old_redis: redis.Redis, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In front of what was written to both since, relayed or not, and only once."""
+    seal = MessageSerializer().serialize_message
+    quiet, relayed, owed, own, told = (f"{tenant}-{name}" for name in ("quiet", "relayed", "owed", "own", "told"))
+    for session_id in (quiet, relayed, owed):
+        old_redis.rpush(f"buffer:{session_id}", *(seal(message) for message in history(2)), "no json", seal(said(2)))
+        old_redis.rpush(f"summary_list:{session_id}", seal({"text": "First, a bike."}))
+    older.fill(told, history(3))  # that row is older history itself, and nobody can tell where the rest belongs
+    old_redis.rpush(f"buffer:{told}", *(seal(message) for message in history(3, 1)))
+    sessions = [part for session_id in (quiet, relayed, owed, own, told) for part in ("--session", session_id)]
+    sources = ("--legacy-url", older.url, "--table", older.table, "--legacy-redis-url", older.config.redis_url)
+    with EnhancedSessionStore(manager, older.store, is_relaying=False) as store:
+        assert store.add_chat_message(relayed, said(7))
+        assert store.add_chat_message(own, said(7))
+        assert store.settle()
+        assert store.add_chat_message(owed, said(7))
+        older.store.save_session_context_atomic(owed, {"current_state": "search"})  # a row without messages
+        old_redis.rpush(f"buffer:{own}", seal(said(7)))  # the original goes on beside
+        for flag, brought in (("--dry-run", 9), ("--summaries", 9), ("--summaries", 0)):
+            before = older.execute("SELECT * FROM {table} ORDER BY session_id")
+            code, answer = run(older, *sources, *sessions, flag, monkeypatch=monkeypatch)
+            assert (code, answer["imported"], answer["brought"]) == (1, brought + 3 * (brought > 0), brought)
+            assert answer["summaries"] == brought / 3
+            assert {(item["session_id"], item["place"]) for item in answer["not_imported"]} == {
+                (told, "session"),
+                *((session_id, "message 3") for session_id in (quiet, relayed, owed)),
+            }
+            assert (flag == "--summaries" and brought > 0) != (
+                older.execute("SELECT * FROM {table} ORDER BY session_id") == before
+            )
+        assert store.settle()
+        for session_id, since in ((quiet, []), (relayed, [said(7)]), (owed, [said(7)])):
+            assert older.store.get_chat_history(session_id) == older.logged(session_id) == history(3) + since
+            assert store.get_chat_history(session_id) == history(3) + since
+        old_redis.rpush(f"buffer:{relayed}", seal(said(3)))  # behind what came from there, as in the log
+        assert run(older, *sources, "--session", relayed, monkeypatch=monkeypatch)[1]["brought"] == 1
+        assert older.store.get_chat_history(relayed) == older.logged(relayed) == [*history(4), said(7)]
+        assert older.store.get_chat_history(own) == [said(7)]
+    assert manager.session_store.get_session_context_atomic(owed) == {"current_state": "search"}
+    counts = older.execute("SELECT message_count, jsonb_array_length(chat_history) FROM {table} ORDER BY session_id")
+    assert counts == [(4, 4), (1, 1), (3, 3), (5, 5), (3, 3)]
+    assert older.logged(told) == history(3)
+
+
+def test_a_row_that_others_write_is_not_put_in_another_order(older: Older, tenant: str) -> None:
+    older.store.add_chat_message("s", said(1), message_id="one")
+    older.store.add_chat_message("s", said(2))
+    assert not older.store.put_messages("s", {"zero": said(0)}, in_log=["zero", "one"])
+    assert older.store.get_chat_history("s") == [said(1), said(2)]
+
+
 def test_the_ids_of_imported_messages_are_told_from_others() -> None:
     assert imported_place("legacy-12-" + "ab" * 16) == (12, b"\xab" * 16)
     for other in ("legacy-12", "legacy-x-" + "ab" * 16, "legacy-1-" + "zz" * 16, "m", "legacy-1-ab"):

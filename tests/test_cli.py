@@ -624,8 +624,11 @@ def test_clear_asks_first(command: Command, chats: str) -> None:
 
 def test_clear_without_asking(command: Command, chats: str) -> None:
     command("replay", chats, "--limit", "1")
+    shown = command("clear", "long", "--dry-run", "--json")
+    assert shown.json == {"session_id": "long", "cleared": False, "messages": 59, "dry_run": True}
+    assert command("clear", "long", "--dry-run").out == "Would clear session 'long': 59 messages, and every summary.\n"
     done = command("clear", "long", "--yes", "--json")
-    assert done.json == {"session_id": "long", "cleared": True, "messages": 59}
+    assert done.json == {"session_id": "long", "cleared": True, "messages": 59, "dry_run": False}
     again = command("clear", "long")
     assert again.code == 0
     assert "there is no session 'long'" in again.out
@@ -981,6 +984,30 @@ app.main()
         [sys.executable, "-c", program, "dying"], capture_output=True, text=True, check=False, timeout=30
     )
     assert (done.returncode, done.stdout) == (code, "went on\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("entry", "module", "number", "ending"),
+    [
+        (["-m", "contract_engine.cli"], "sqlalchemy", signal.SIGINT, (130, "Interrupted.\n")),
+        (["-c", "from contract_engine.cli import main; main()"], "sqlalchemy", signal.SIGTERM, (143, "")),
+        (["-m", "contract_engine.cli"], "pydantic", signal.SIGTERM, (143, "")),  # for the options
+    ],
+)
+def test_a_signal_while_modules_are_imported_ends_the_program_with_one_line(
+    tmp_path: Path, entry: list[str], module: str, number: signal.Signals, ending: tuple[int, str]
+) -> None:
+    (tmp_path / f"{module}.py").write_text("print('begun', flush=True)\nimport time\ntime.sleep(60)\n", "utf-8")
+    command = [sys.executable, *entry, "show", "s"]
+    path = os.pathsep.join([str(tmp_path), str(Path(schema.__file__).parents[1])])
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "begun\n"
+        program.send_signal(number)
+        told = program.communicate(timeout=30)[1]
+    assert (program.returncode, told) == ending
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -429,8 +429,8 @@ async def test_the_twin_for_asyncio_does_the_same(older: Older) -> None:
 
 
 def test_the_twins_have_the_same_methods() -> None:
-    """But for what an import and a comparison read, which are blocking."""
-    of_an_import = {"outline", "read_page", "session_names", "totals"}
+    """But for what an import and a comparison need, which are blocking."""
+    of_an_import = {"outline", "read_page", "put_messages", "session_names", "totals"}
 
     def shape(kind: type) -> dict[str, str]:
         found = {"close" if name == "aclose" else name: method for name, method in vars(kind).items()}

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from memory_contract import Backend, say, talk
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from contract_engine.cli.app import app
 
 pytest_plugins = ("memory_fixtures",)
 
-WRITING = ("purge", "erase", "import", "backfill", "relay", "drain", "resummarize", "migrate", "replay")
+WRITING = ("purge", "erase", "import", "backfill", "relay", "drain", "resummarize", "migrate", "replay", "clear")
 READING = ("export", "parity")
+QUICK_READING = ("show", "stats", "summaries", "top", "doctor", "metrics", "phase show")
+MADE_TO_WRITE = ("demo",)
+"""Writes a session of its own, that is gone with it."""
 
 
 def flat(text: str) -> str:
@@ -33,6 +39,22 @@ def test_the_help_of_a_long_command_tells_how_it_ends(name: str, monkeypatch: py
     assert codes, text
     assert re.search(r"\b2 \w+", codes[1])
     assert re.search(r"130 after Ctrl-C, 143 after SIGTERM", text)
+
+
+def commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{name} ")
+        else:
+            yield prefix + name, command
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands(get_command(app))))
+def test_every_command_is_for_machines_too_and_has_a_dry_run_where_it_writes(name: str, command: Any) -> None:
+    options = {parameter.name for parameter in command.params}
+    assert "as_json" in options
+    assert ("dry_run" in options) == (name not in (*READING, *QUICK_READING, *MADE_TO_WRITE))
+    assert name in MADE_TO_WRITE or "xit code" in f"{command.help} {command.epilog}"
 
 
 def test_a_dry_drain_names_what_waits_and_logs_nothing(blocking: Backend) -> None:

@@ -75,8 +75,11 @@ def test_a_phase_is_shown_set_and_ended(command: Command, store: EnhancedSession
     changed = json.loads(command("phase", "set", "coexistence", "--json").stdout)
     assert (changed["phase"], changed["before"]["phase"]) == ("coexistence", "gradual")
     assert command("phase", "end").exit_code == 1, "nobody there to ask"
+    shown = command("phase", "end", "--dry-run", "--json")
+    assert json.loads(shown.stdout) == {"had_phase": True, "ended": False, "not_relayed": 1, "dry_run": True}
+    assert "The migration would end." in command("phase", "end", "--dry-run").stdout
     ended = command("phase", "end", "--yes", "--json")
-    assert json.loads(ended.stdout) == {"ended": True, "not_relayed": 1}
+    assert json.loads(ended.stdout) == {"had_phase": True, "ended": True, "not_relayed": 1, "dry_run": False}
     assert ended.exit_code == 1, "not all"
     assert command("phase", "show").exit_code == 1
     again = command("phase", "end", "--yes")

@@ -29,6 +29,7 @@ from contract_engine.cli.options import (
     AsJson,
     AsStored,
     DatabaseUrl,
+    DryRun,
     Ephemeral,
     Full,
     RedisUrl,
@@ -72,12 +73,13 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
+    command = typer.main.get_command(app)
     end_in_order()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a bar in a terminal of another encoding is no reason to fail
     try:
-        app(prog_name="contract-memory")
+        command(prog_name="contract-memory")
     finally:
         end_once()  # what comes now would meet an interpreter that is being taken down
         try:
@@ -170,10 +172,11 @@ app.command(rich_help_panel=KEEP, epilog=INTERRUPTED_CODES)(archive.export)
 app.command(name="import", rich_help_panel=KEEP, epilog=INTERRUPTED_CODES)(archive.import_)
 
 
-@app.command(rich_help_panel=KEEP)
+@app.command(rich_help_panel=KEEP, epilog=INTERRUPTED_CODES)
 def clear(
     *,
     session: Session,
+    dry_run: DryRun = False,
     yes: Yes = False,
     redis_url: RedisUrl = None,
     database_url: DatabaseUrl = None,
@@ -183,18 +186,21 @@ def clear(
 ) -> None:
     """Delete one session for good: from Redis and from every table.
 
-    A session that is not there is no error. To delete several, and to have what is left searched for: erase.
+    To delete several, and to have what is left searched for: erase. Exit code 0 if it is gone, also where it was not
+    there; 1 if it was not confirmed; 2 if a server is away: then call again.
     """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
     with chosen_manager(choice, display.notices()) as manager:
         count = manager.get_context(session)["last_seq"]
-        if count:
-            confirm(f"Delete session {session!r} and its {counted(count, 'message')} for good?", yes=yes)
-        clear_session(manager, session)
+        if not dry_run:
+            if count:
+                confirm(f"Delete session {session!r} and its {counted(count, 'message')} for good?", yes=yes)
+            clear_session(manager, session)
     if as_json:
-        display.print_json({"session_id": session, "cleared": True, "messages": count})
+        display.print_json({"session_id": session, "cleared": not dry_run, "messages": count, "dry_run": dry_run})
     elif count:
-        say(f"Cleared session {session!r}: {counted(count, 'message')}, and every summary.")
+        verb = "Would clear" if dry_run else "Cleared"
+        say(f"{verb} session {session!r}: {counted(count, 'message')}, and every summary.")
     else:
         say(f"Nothing to clear: there is no session {session!r}.")
 

@@ -47,6 +47,7 @@ class Tally:
     contexts: int = 0
     other_contexts: int = 0
     more: int = 0
+    brought: int = 0
     told: list[Outcome] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
@@ -59,6 +60,7 @@ class Tally:
         self.contexts += outcome.context
         self.other_contexts += outcome.other_context
         self.more += outcome.has_more
+        self.brought += outcome.brought
         self.unchanged += outcome.is_whole and not outcome.is_changed
         if not outcome.is_whole:
             self.told.append(outcome)
@@ -78,7 +80,7 @@ class Tally:
     def as_json(self) -> dict[str, Any]:
         """Return the same for machines."""
         counts = ("sessions", "messages", "imported", "unchanged", "elsewhere", "summaries", "contexts")
-        names = ("dry_run", *counts, "other_contexts", "more")
+        names = ("dry_run", *counts, "other_contexts", "more", "brought")
         troubles = [{"session_id": name, "place": place, "problem": text} for name, place, text in self.troubles()]
         return {name: getattr(self, name) for name in names} | {"not_imported": troubles}
 
@@ -112,7 +114,8 @@ def backfill(
     session_ids(), which lists its sessions. May be stopped at any time and started again, and
     run again after that: what is in the log is not imported twice. Older messages go before those that were written to
     both stores since; so write to both first, the log before the legacy store, wait until the legacy store has what it
-    is behind with, and then import. Only the log is written to.
+    is behind with, and then import. Only the log is written to; but where the tenant writes to both stores, the table
+    gets the sessions that Redis alone has, too.
 
     Exit code 0 if all of it is in the log; 1 if a session was left or a message cannot be taken: each is named with the
     reason, and the others are imported; 2 if a server is away: run it again.
@@ -129,10 +132,10 @@ def backfill(
         run = Backfill(
             log, rate=rate, dry_run=dry_run, summarize=summaries, advance=lambda count: bar.advance(task, count)
         )
-        tally = Tally(dry_run)
+        tally, is_dual = Tally(dry_run), log.has_phase()
         for name in session or store.session_names():
             bar.update(task, description=escape(display.shortened(name, 30)))
-            tally.add(_import(run, store, name))
+            tally.add(import_one(run, store, name, is_dual=is_dual))
     if as_json:
         display.print_json(tally.as_json())
     else:
@@ -141,11 +144,20 @@ def backfill(
         raise typer.Exit(NO)
 
 
-def _import(run: Backfill, store: OlderStore, name: str) -> Outcome:
+def import_one(run: Backfill, store: OlderStore, name: str, *, is_dual: bool) -> Outcome:
+    """Import one session; where programs write to both stores, the table gets what only Redis had of it."""
     history = store.history(name)
     if history is None:
         return Outcome(name, left="there is no such session in the legacy store")
+    if is_dual:
+        history = store.before_both(history, run.log)
     outcome = run.import_session(history)
+    if outcome.left is None and is_dual:
+        brought = store.bring(history, run.log, dry_run=run.dry_run)
+        if brought is None:
+            outcome.left = "the table has messages of it by now that are not in the log; run it again"
+        elif history.is_trimmed:
+            outcome.brought = brought + (outcome.imported if run.dry_run else 0)
     missing = store.only_in_redis(history)
     if missing and outcome.left is None:
         outcome.left = f"{missing} messages of its buffer in Redis are not in the table; they were left there"
@@ -168,6 +180,9 @@ def _print(tally: Tally) -> None:
         + (f", and {' and '.join(along)}" if along else "")
         + f"; {counted(tally.unchanged, 'session')} needed nothing."
     )
+    if tally.brought:
+        went = "would go" if tally.dry_run else "went"
+        say(f"{counted(tally.brought, 'message')} that Redis alone has {went} into the legacy table too.")
     if tally.other_contexts:
         say(f"{counted(tally.other_contexts, 'context object')} of the log differ from the older ones, and were left.")
     if tally.more:

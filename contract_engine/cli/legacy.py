@@ -10,12 +10,14 @@ from typing import Annotated
 import typer
 
 from contract_engine.cli.legacy_stores import find_legacy_store
+from contract_engine.memory.bringing import bring, is_of_log
 from contract_engine.memory.errors import ConfigurationError, InvalidInputError
 from contract_engine.memory.legacy_messages import readable_text
 from contract_engine.memory.legacy_object import LegacyObject
 from contract_engine.memory.legacy_redis import LegacyRedis
 from contract_engine.memory.legacy_source import History, missing_messages, redis_history, table_history
 from contract_engine.memory.legacy_store import LegacySwisperStore
+from contract_engine.memory.log_writer import LogWriter
 
 PANEL = "Legacy store"
 PATIENCE_SECONDS = 120.0
@@ -91,11 +93,31 @@ class OlderStore:
             return found
         return redis_history(self._redis, session_id) if session_id in self._redis_names else None
 
+    def before_both(self, history: History, log: LogWriter) -> History:
+        """Return what Redis has of a session instead of its row, where all of that came out of the log."""
+        buffer = self._buffer(history)
+        if buffer is None or not buffer.length or self._table is None:
+            return history
+        if not is_of_log(self._table, log, history.session_id, history.length):
+            return history
+        return buffer._replace(context=history.context, has_more=history.has_more)
+
+    def bring(self, history: History, log: LogWriter, *, dry_run: bool) -> int | None:
+        """Have the table get what only Redis had of an imported session, see :func:`bringing.bring`."""
+        if not history.is_trimmed or self._table is None:
+            return 0
+        return bring(self._table, log, history.session_id, dry_run=dry_run)
+
     def only_in_redis(self, history: History) -> int:
         """Return how many messages the buffer in Redis has that this session of the table has not."""
+        buffer = self._buffer(history)
+        return 0 if buffer is None else missing_messages(buffer, history)
+
+    def _buffer(self, history: History) -> History | None:
+        """Return what Redis has of a session of the table; None where that is nothing."""
         if self._redis is None or history.is_trimmed or history.session_id not in self._redis_names:
-            return 0
-        return missing_messages(redis_history(self._redis, history.session_id), history)
+            return None
+        return redis_history(self._redis, history.session_id)
 
     def _row(self, session_id: str) -> History | None:
         # Redis takes keys that no text in PostgreSQL can be.

@@ -17,7 +17,7 @@ from contract_engine.cli import display
 from contract_engine.cli.legacy import PATIENCE_SECONDS, Legacy, LegacyTable, LegacyUrl, named_object
 from contract_engine.cli.legacy_stores import find_legacy_store
 from contract_engine.cli.options import AsJson, DatabaseUrl, DryRun, RedisUrl, Tenant, Yes
-from contract_engine.cli.outcome import NO, confirm, say
+from contract_engine.cli.outcome import INTERRUPTED_CODES, NO, confirm, say
 from contract_engine.cli.servers import Choice, chosen_manager
 from contract_engine.cli.wording import counted
 from contract_engine.memory import (
@@ -117,9 +117,10 @@ def _check_known(manager: MemoryManager, hint: str = "") -> None:
         )
 
 
-@phase_app.command("end")
+@phase_app.command("end", epilog=INTERRUPTED_CODES)
 def end_phase(
     *,
+    dry_run: DryRun = False,
     yes: Yes = False,
     redis_url: RedisUrl = None,
     database_url: DatabaseUrl = None,
@@ -128,19 +129,25 @@ def end_phase(
 ) -> None:
     """End the migration: the tenant has no legacy store from now on. For when no program uses an adapter any more.
 
-    Exit code 1 where messages were left that the legacy store does not have: ``relay`` still brings them over.
+    Exit code 0 also where there was no phase; 1 where messages were left that the legacy store does not have (``relay``
+    still brings them over), or it was not confirmed.
     """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
     with chosen_manager(choice, display.notices()) as manager:
         control = MigrationControl(manager)
         left = control.backlog().messages
         not_relayed = f"{counted(left, 'message')} not relayed"
-        confirm(f"End the migration of tenant {manager.config.tenant}, with {not_relayed}?", yes=yes)
-        had_one = control.end()
+        if dry_run:
+            had_one = control.get_phase() is not None
+        else:
+            confirm(f"End the migration of tenant {manager.config.tenant}, with {not_relayed}?", yes=yes)
+            had_one = control.end()
     if as_json:
-        display.print_json({"ended": had_one, "not_relayed": left})
+        ended = had_one and not dry_run
+        display.print_json({"had_phase": had_one, "ended": ended, "not_relayed": left, "dry_run": dry_run})
     else:
-        say("The migration has ended." if had_one else "There was no phase to end.")
+        done = "The migration would end." if dry_run else "The migration has ended."
+        say(done if had_one else "There was no phase to end.")
         if left:
             say(f"{counted(left, 'message', 'were')} not relayed; `contract-memory relay` still relays what is left.")
     if left:

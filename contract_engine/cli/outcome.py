@@ -62,9 +62,14 @@ class CommandGroup(TyperGroup):
             mute()
             raise SystemExit(UNREAD) from exc
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _endings():  # what reads the options is imported here
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _endings():
+                return super().invoke(ctx)
         except MemoryServiceError as exc:
             line = Text.assemble(("Error: ", "bold red"), printable(f"{str(exc).rstrip('.')}{self._advice(ctx, exc)}"))
             notices().print(line, soft_wrap=True)
@@ -72,11 +77,6 @@ class CommandGroup(TyperGroup):
         except BrokenPipeError as exc:
             mute()
             raise typer.Exit(UNREAD) from exc
-        except Terminated as exc:
-            raise typer.Exit(128 + exc.number) from exc
-        except KeyboardInterrupt as exc:
-            notices().print("Interrupted.")
-            raise typer.Exit(INTERRUPTED) from exc
 
     def _advice(self, ctx: Any, exc: MemoryServiceError) -> str:
         command = self.get_command(ctx, ctx.invoked_subcommand or "")
@@ -88,6 +88,17 @@ class CommandGroup(TyperGroup):
             legacy = "--legacy-url, " if "legacy_url" in options else ""
             return f". Start it, or correct {legacy}--database-url or DATABASE_URL (contract-memory doctor tells more)"
         return ""
+
+
+@contextmanager
+def _endings() -> Iterator[None]:
+    try:
+        yield
+    except Terminated as exc:
+        raise typer.Exit(128 + exc.number) from exc
+    except KeyboardInterrupt as exc:
+        notices().print("Interrupted.")
+        raise typer.Exit(INTERRUPTED) from exc
 
 
 def _join_lines(command: Any) -> None:

@@ -94,8 +94,8 @@ def erase(
     """Erase sessions, then search both servers for what is left.
 
     In every table, and in every key on every primary. Not looked at, and not to be proven from here: backups, WAL and
-    dead rows, replicas, AOF and RDB files of Redis. Exit code 0 if nothing is left; 1 if anything is, or it was not
-    confirmed; 2 a server is away: then call again.
+    dead rows, replicas, AOF and RDB files of Redis. Exit code 0 if nothing is left, also where nothing was there; 1 if
+    anything is left, or it was not confirmed; 2 if a server is away: then call again.
     """
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant, ephemeral=ephemeral)
     with chosen_manager(choice, display.notices()) as manager:

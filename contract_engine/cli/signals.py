@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -16,10 +16,14 @@ AGAIN_SECONDS = 0.01
 """When an ending that was lost is tried again."""
 
 
+def leave_at_once() -> None:
+    """Have a signal end the process where it is, for as long as it has put up nothing that is to be taken down."""
+    _handle(dict.fromkeys(ENDING, _leave))
+
+
 def end_in_order() -> None:
     """Have SIGTERM and SIGHUP raise :class:`Terminated` where the program is, as SIGINT raises its own."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+    _handle({signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _end, signal.SIGHUP: _end})
     sys.unraisablehook = _tell_unraisable
 
 
@@ -61,6 +65,21 @@ class Terminated(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
+
+
+def _handle(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], object]]) -> None:
+    """Set handlers, but for signals that were ignored by whoever started the process, as by nohup."""
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    # Nothing is raised: what is imported meanwhile may take that for a failure of its own.
+    if number == signal.SIGINT:
+        with suppress(OSError):
+            os.write(2, b"Interrupted.\n")
+    os._exit(128 + number)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

@@ -92,6 +92,22 @@ class LegacyFlows:
         rows = yield from self._query("append", parameters, is_repeatable=has_ids)
         return {name for (name,) in rows}
 
+    def put_messages(self, session_id: str, messages: Mapping[str, Message], in_log: Sequence[str]) -> Flow[bool]:
+        check_session_id(session_id)
+        batch = legacy_batch(list(messages.values()), list(messages))
+        assert batch.marks is not None
+        rows = yield from self._query(
+            "put",
+            {
+                "session_id": session_id,
+                "title": _title(batch),
+                "user_text": batch.last_user_text,
+                "messages": batch.messages,
+                "in_log": list(in_log),
+            },
+        )
+        return bool(rows) or (yield from self._has(session_id, batch.marks))
+
     def get_chat_history(self, session_id: str, limit: object) -> Flow[list[Message]]:
         check_session_id(session_id)
         path = "$[*]"
@@ -201,6 +217,9 @@ class LegacyFlows:
 
 def _as_given(session_id: str, batch: LegacyBatch) -> str:
     """Return a session as JSON with what is to be appended to it."""
-    title = None if batch.first_user_text is None else batch.first_user_text[:TITLE_CHARS]
-    fields = json.dumps({"session_id": session_id, "title": title, "user_text": batch.last_user_text})
+    fields = json.dumps({"session_id": session_id, "title": _title(batch), "user_text": batch.last_user_text})
     return f'{fields[:-1]}, "messages": {batch.messages}}}'
+
+
+def _title(batch: LegacyBatch) -> str | None:
+    return None if batch.first_user_text is None else batch.first_user_text[:TITLE_CHARS]

@@ -83,6 +83,31 @@ WHERE jsonb_typeof({held}) = 'array'
   AND (NOT CAST(:has_ids AS boolean) OR NOT {held_ids} @> {given_ids})
 RETURNING s.session_id"""
 
+# Puts messages among those of a row that has ids for all of its own: where the log has them. What was appended since
+# the log was read stays at the end. No row comes back where all of them are there already, or where one has no id.
+_PUT = """
+INSERT INTO {table} AS s ({columns})
+SELECT :session_id, {now}, {now}, CAST(:title AS text), jsonb_array_length(given), CAST(:user_text AS text),
+       CASE WHEN CAST(:user_text AS text) IS NOT NULL THEN {now} END, NULL, given, '{{}}', false
+FROM CAST(:messages AS jsonb) AS given
+ON CONFLICT (session_id) DO UPDATE SET
+    (chat_history, message_count) = (
+        SELECT jsonb_agg(e.value ORDER BY log.place, e.place), count(*)
+        FROM (
+            SELECT value, 0 FROM jsonb_array_elements(excluded.chat_history) AS new(value)
+            WHERE NOT {held_ids} ? (new.value ->> '{id_field}')
+            UNION ALL
+            SELECT value, place FROM jsonb_array_elements({held}) WITH ORDINALITY AS held(value, place)
+        ) AS e(value, place)
+        LEFT JOIN unnest(CAST(:in_log AS text[])) WITH ORDINALITY AS log(message_id, place)
+            ON log.message_id = e.value ->> '{id_field}'),
+    title = COALESCE(s.title, excluded.title),
+    last_user_text = COALESCE(s.last_user_text, excluded.last_user_text),
+    last_user_ts = COALESCE(s.last_user_ts, excluded.last_user_ts)
+WHERE jsonb_typeof({held}) = 'array' AND jsonb_array_length({held_ids}) = jsonb_array_length({history})
+  AND NOT {held_ids} @> {given_ids}
+RETURNING s.session_id"""
+
 _HAS_LZ4 = """
 SELECT 'lz4' = ANY (enumvals) AND source = 'default' FROM pg_settings WHERE name = 'default_toast_compression'"""
 
@@ -143,6 +168,7 @@ FROM {table} AS s WHERE s.session_id = :session_id"""
 
 _TEMPLATES = {
     "append": _APPEND,
+    "put": _PUT,
     "has_lz4": _HAS_LZ4,
     "save": _SAVE,
     "history": _HISTORY,

@@ -53,7 +53,8 @@ class Outcome:
     ``refused`` never can. ``left``: why the session was left as it is, None where it was not. ``elsewhere``: messages
     that the log has at another place than the older history. ``summaries``: texts that came along. ``context``: whether
     the context object did; ``other_context``: the log has another one, which was left. ``has_more``: the older store
-    has something of the session for which the log has no place.
+    has something of the session for which the log has no place. ``brought``: messages that only the original's Redis
+    had, and that its table got (or would get) as well.
     """
 
     session_id: str
@@ -67,6 +68,7 @@ class Outcome:
     context: bool = False
     other_context: bool = False
     has_more: bool = False
+    brought: int = 0
     left: str | None = None
 
     @property
@@ -76,8 +78,8 @@ class Outcome:
 
     @property
     def is_changed(self) -> bool:
-        """Whether anything came into the log."""
-        return bool(self.imported or self.summaries or self.context)
+        """Whether anything came into the log, or into the table."""
+        return bool(self.imported or self.summaries or self.context or self.brought)
 
 
 class _Left(Exception):  # noqa: N818  # ends a session, and is told of as its outcome
@@ -136,6 +138,7 @@ class Backfill:
         self._supply(history, outcome)
         self._bring_context(history, outcome)
         if history.is_trimmed and self._has_all(history):
+            _Attempt(self, history, outcome).settle()
             return 0
         for _ in range(ATTEMPTS):
             attempt = _Attempt(self, history, outcome)
@@ -224,14 +227,15 @@ class _Attempt:
             self._flush()
             backfill.advance(len(page))
             advanced += len(page)
-        if not backfill.dry_run:
-            self._settle()
+        self.settle()
         self._outcome.imported += self.imported
         return advanced
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Write what was left out while messages came in; after an interruption there is more than of this run."""
         backfill = self._backfill
+        if backfill.dry_run:
+            return
         position = backfill.log.position(self._session_id) or NOTHING_YET
         is_due = position.is_unsummarized and backfill.summarize
         if is_due:

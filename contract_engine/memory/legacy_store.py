@@ -120,6 +120,13 @@ class LegacySwisperStore(Closing):
         """Return the elements behind the first ``after`` as JSON texts, at most ``count`` of them."""
         return self._runtime.run(self._flows.read_page(session_id, after, count))
 
+    def put_messages(self, session_id: str, messages: Mapping[str, Message], *, in_log: Sequence[str]) -> bool:
+        """Put messages, by their ids, among those of a session that have ids: in the order of ``in_log``, all the ids.
+
+        One statement, which may be repeated. False where the session has a message without an id, and is as it was.
+        """
+        return self._runtime.run(self._flows.put_messages(session_id, messages, in_log))
+
     def session_names(self, *, after: str | None = None, most: int = 1000) -> list[str]:
         """Return session ids in the order of the database, behind ``after``; whatever they look like, also empty."""
         return self._runtime.run(self._flows.session_names(after, most))

@@ -16,7 +16,7 @@ from contract_engine.memory._log_backfill import (
     insert_context,
     insert_history,
 )
-from contract_engine.memory._log_outbox import IN_FLIGHT
+from contract_engine.memory._log_outbox import IN_FLIGHT, READ_PHASE
 from contract_engine.memory._runtime import Runtime, breaker_for
 from contract_engine.memory.closing import Closing
 from contract_engine.memory.config import MemoryConfig
@@ -73,6 +73,10 @@ class LogWriter(Closing):
         """Return the id of the newest message, and those that the older store is still to be given."""
         ((newest, pending),) = self._runtime.run(query(IN_FLIGHT, self._key(session_id)))
         return newest, set(pending)
+
+    def has_phase(self) -> bool:
+        """Whether programs write to a legacy store too."""
+        return bool(self._runtime.run(query(READ_PHASE, {"of_tenant": self._tenant})))
 
     def digests(self, session_id: str, *, after: int = 0) -> Iterator[tuple[int, str, bytes]]:
         """Give number, id and digest of each message behind ``after``."""

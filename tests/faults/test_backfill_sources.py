@@ -8,17 +8,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 from crash_matrix import ERROR_AFTER, ERROR_BEFORE, KILL_BEFORE, Fault, Interposition
 from legacy_tables import Older, said
 
+from contract_engine.cli.backfill import import_one
+from contract_engine.cli.legacy import OlderStore
 from contract_engine.memory import LegacySwisperStore, MemoryConfig, MemoryManager, MessageSerializer
 from contract_engine.memory.backfill import Backfill, Outcome
 from contract_engine.memory.errors import MemoryServiceError
 from contract_engine.memory.legacy_redis import LegacyRedis
-from contract_engine.memory.legacy_source import redis_history, table_history
 from contract_engine.memory.log_writer import LogWriter
 from contract_engine.memory.migration import EnhancedSessionStore
 
@@ -27,10 +29,13 @@ pytest_plugins = ("legacy_fixtures",)
 OLD = [said(number) for number in range(30)]
 RELAYED, OWED = [said(100), said(101)], [said(200), said(201), said(202)]
 BUFFER = [said(number) for number in range(300, 305)]
+SINCE = [said(400), said(401)]
 SUMMARIES = ["They met.", "They bought a bicycle."]
 CONTEXT = {"current_state": "search"}
 BATCH = 12
 MOST_EFFECTS = 150
+SIDES = {"log": len(OLD) // BATCH + len(SUMMARIES), "store": 6}
+"""Where the fault is: between the import and the log, or the legacy table; and a number that effects are more than."""
 
 CHILD = """
 import sys
@@ -39,11 +44,11 @@ from test_backfill_sources import import_both
 from crash_matrix import Fault, Interposition
 from contract_engine.memory import LegacySwisperStore, MemoryConfig
 from contract_engine.memory.log_writer import LogWriter
-url, redis_url, tenant, table, kind, number = sys.argv[1:]
+url, redis_url, tenant, table, side, kind, number = sys.argv[1:]
 config = MemoryConfig(redis_url=redis_url, database_url=url, tenant=tenant, redis_timeout_seconds=5.0,
                       database_timeout_seconds=30.0)
 with LegacySwisperStore(url, table=table, timeout_seconds=30.0) as store, LogWriter(config) as log:
-    between = Interposition(log, Fault(kind, int(number)))
+    between = Interposition(log if side == "log" else store, Fault(kind, int(number)))
     import_both(config, store, log)
     print("untouched" if between.fired is None else "touched")
 """
@@ -55,12 +60,11 @@ def in_redis(older: Older) -> str:
 
 
 def import_both(config: MemoryConfig, store: LegacySwisperStore, log: LogWriter) -> list[Outcome]:
-    """Import the session of the table, then that of the keys in Redis."""
-    found = table_history(store, "s")
-    assert found is not None
+    """Import the session of the table, then that of the keys in Redis, as the command does."""
     run = Backfill(log, batch=BATCH)
     with LegacyRedis(config.redis_url) as source:
-        return [run.import_session(found), run.import_session(redis_history(source, f"{config.tenant}-redis"))]
+        both = OlderStore(store, source)
+        return [import_one(run, both, name, is_dual=True) for name in ("s", f"{config.tenant}-redis")]
 
 
 @pytest.fixture
@@ -79,10 +83,12 @@ def begin(older: Older, client: redis.Redis) -> None:
     ):
         for message in RELAYED:
             store.add_chat_message("s", message)
-        assert store.relay_once() == len(RELAYED)
+        store.add_chat_message(in_redis(older), SINCE[0])
+        assert store.relay_once() == len(RELAYED) + 1
         for message in OWED:
             store.add_chat_message("s", message)
-        assert store.backlog().messages == len(OWED)
+        store.add_chat_message(in_redis(older), SINCE[1])
+        assert store.backlog().messages == len(OWED) + 1
     seal = MessageSerializer().serialize_message
     client.rpush(f"buffer:{in_redis(older)}", *(seal(message) for message in BUFFER))
     client.rpush(f"summary_list:{in_redis(older)}", *(seal({"text": text, "timestamp": 1}) for text in SUMMARIES))
@@ -93,7 +99,8 @@ def is_whole(older: Older, client: redis.Redis) -> None:
     again = import_both(older.config, older.store, older.log)
     assert [(one.is_changed, one.is_whole) for one in again] == [(False, True)] * 2
     assert older.logged("s") == [*OLD, *RELAYED, *OWED]
-    assert older.logged(in_redis(older)) == BUFFER
+    assert older.logged(in_redis(older)) == [*BUFFER, *SINCE]
+    assert older.store.get_chat_history(in_redis(older)) == [*BUFFER, SINCE[0]]
     with (
         MemoryManager(config=older.config) as manager,
         EnhancedSessionStore(manager, older.store, is_relaying=False) as store,
@@ -105,20 +112,25 @@ def is_whole(older: Older, client: redis.Redis) -> None:
         for session_id in ("s", in_redis(older)):
             context = manager.get_context(session_id)
             assert context["buffer_messages"] == older.logged(session_id)[context["watermark"] :]
-        assert store.relay_once() == len(OWED)
+        assert store.relay_once() == len(OWED) + 1
         assert store.backlog().messages == 0
-    assert older.store.get_chat_history("s") == older.logged("s")
+    for session_id in ("s", in_redis(older)):
+        assert older.store.get_chat_history(session_id) == older.logged(session_id)
     client.delete(f"buffer:{in_redis(older)}", f"summary_list:{in_redis(older)}")
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("kind", [ERROR_BEFORE, ERROR_AFTER])
-def test_an_error_at_every_effect(another_older: Callable[[], Older], client: redis.Redis, kind: str) -> None:
+def test_an_error_at_every_effect(
+    another_older: Callable[[], Older], client: redis.Redis, kind: str, side: str
+) -> None:
     fired = failures = 0
     for number in range(1, MOST_EFFECTS):
         older = another_older()
         begin(older, client)
-        between = Interposition(older.log, Fault(kind, number))  # type: ignore[arg-type]  # has a runtime as managers do
+        end: Any = older.log if side == "log" else older.store  # has a runtime as managers do
+        between = Interposition(end, Fault(kind, number))
         try:
             import_both(older.config, older.store, older.log)
         except MemoryServiceError:
@@ -133,13 +145,14 @@ def test_an_error_at_every_effect(another_older: Callable[[], Older], client: re
         older.rest()
     else:
         raise AssertionError("it never passes untouched")
-    assert fired > len(OLD) // BATCH + len(SUMMARIES) + 10
-    assert failures > len(OLD) // BATCH + len(SUMMARIES), "an error of the database was swallowed"
+    assert fired > SIDES[side]
+    assert failures > SIDES[side], "an error of the database was swallowed"
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("side", SIDES)
 def test_the_process_is_killed_on_its_way_and_started_again(
-    another_older: Callable[[], Older], client: redis.Redis
+    another_older: Callable[[], Older], client: redis.Redis, side: str
 ) -> None:
     """At every fifth effect: a process each takes its time, and errors are met at each of them above."""
     here = Path(__file__).resolve().parent
@@ -148,7 +161,7 @@ def test_the_process_is_killed_on_its_way_and_started_again(
     for number in range(1, MOST_EFFECTS, 5):
         older = another_older()
         begin(older, client)
-        given = [older.url, older.config.redis_url, older.config.tenant, older.table, KILL_BEFORE, str(number)]
+        given = [older.url, older.config.redis_url, older.config.tenant, older.table, side, KILL_BEFORE, str(number)]
         done = subprocess.run(
             [sys.executable, "-c", code, *given], capture_output=True, text=True, timeout=100, check=False
         )
@@ -163,4 +176,4 @@ def test_the_process_is_killed_on_its_way_and_started_again(
         older.rest()
     else:
         raise AssertionError("it never passes untouched")
-    assert deaths >= 3
+    assert deaths > SIDES[side] // 5

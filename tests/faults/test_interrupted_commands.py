@@ -253,3 +253,21 @@ def test_a_second_signal_leaves_no_server_of_the_command_behind(
             assert process.wait(30) in (130, 143), err
         assert sent >= 2, "the further signals came too late to prove anything"
         assert servers_in(home) == []
+
+
+def test_a_signal_that_was_ignored_from_the_start_stays_so() -> None:
+    """As with nohup, when the terminal is closed."""
+    program = """
+import os, signal
+from contract_engine.cli import app, main
+
+@app.app.command()
+def long() -> None:
+    os.kill(os.getpid(), signal.SIGHUP)
+    print("went on", flush=True)
+
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program, "long"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
