@@ -358,14 +358,9 @@ SCENARIOS = (
     Scenario("add_message, ephemeral, with a hook", "without", 1.03, watched(lambda bench: bench.ephemeral, HOOK)),
     Scenario("add_message, durable, nobody listens", "the same", None, watched(lambda bench: bench.durable, NOBODY)),
     *WORKING_MEMORY,
+    Scenario("record of 200 characters, dictionary (bytes)", "as it is", 0.45, compressed_size(with_dictionary=True)),
     Scenario(
-        "text of 200 characters, dictionary, no mark (bytes)", "as it is", 0.45, compressed_size(with_dictionary=True)
-    ),
-    Scenario(
-        "text of 200 characters, no dictionary, no mark (bytes)",
-        "as it is",
-        None,
-        compressed_size(with_dictionary=False),
+        "record of 200 characters, no dictionary (bytes)", "as it is", None, compressed_size(with_dictionary=False)
     ),
     Scenario("store and retrieve, compressed", "not compressed", None, compressed_time),
     Scenario("import contract_engine.memory", "redis, sqlalchemy, psycopg", 1.2, imports, rounds=10),

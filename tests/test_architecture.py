@@ -45,7 +45,8 @@ LAYERS = (
     " _log_outbox intake",
     "_log_backfill _legacy_table",
     "_legacy_flows",
-    "_runtime _runtime.failures _runtime.redis_steps _runtime.redis_topology _runtime.redis_conversation"
+    "_runtime _runtime.failures _runtime.places _runtime.redis_steps _runtime.redis_topology"
+    " _runtime.redis_conversation"
     " _runtime.redis_connections _runtime.redis_routing _runtime.redis_cluster _runtime.redis_sentinel"
     " _runtime.redis_transport _runtime.database_connections _runtime.database _runtime.background"
     " _runtime.observing _runtime.checkup _runtime.legacy_calls _runtime.relay_worker _runtime.runner",
@@ -136,7 +137,7 @@ WORKING_HEIGHT = {name: height for height, line in enumerate(WORKING_LAYERS) for
 FROM_THE_MEMORY = frozenset(
     [
         "errors", "serializer", "terms", "ranking", "keys", "config", "hooks", "_runtime.failures",
-        "_runtime.database_connections", "daemon",
+        "_runtime.places", "_runtime.database_connections", "daemon",
     ]
 )  # fmt: skip
 

@@ -10,14 +10,21 @@ import subprocess
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import zstandard
 from msgspec.structs import replace
-from wrapper_fixtures import memories_of_demo
+from wrapper_fixtures import memories_by_conversation, memories_of_demo
 
-from contract_engine.memory.errors import ConfigurationError, InvalidInputError
-from contract_engine.working_memory import ConversationMemoryType, IMemoryInput, InMemoryManager, IWorkingMemory
+from contract_engine.memory.errors import ConfigurationError, CorruptDataError, InvalidInputError
+from contract_engine.working_memory import (
+    ConversationMemoryType,
+    IMemoryInput,
+    InMemoryManager,
+    IWorkingMemory,
+    RichMemory,
+)
 from contract_engine.working_memory.compression import (
     DEFLATE,
     MAX_TEXT_BYTES,
@@ -52,7 +59,7 @@ def put_raw(manager: InMemoryManager, data: bytes, mark: str) -> None:
     """Put a memory there whose compressed form is not of our making."""
     manager.store(of("x"))
     record = stored(manager)
-    text = (base64.b85encode if mark == DEFLATE else base64.b64encode)(data).decode()
+    text = base64.b64encode(data).decode()
     run(manager.layer.write([(KEY, replace(record, items=(replace(record.items[0], text=text, marks=(mark,)),)))]))
 
 
@@ -97,28 +104,83 @@ def test_the_method_that_makes_a_text_smallest_is_taken() -> None:
     assert methods == {"short": (DEFLATE,), "long": (ZSTANDARD,)}
 
 
-def test_a_text_of_two_hundred_characters_takes_at_most_045_of_its_size_with_a_dictionary() -> None:
-    """Texts of real conversations, none of which the dictionary was trained on, in the form that is stored.
+def stored_bytes(manager: InMemoryManager | Compressed, inner: InMemoryManager, text: str) -> int:
+    (body,) = inner.store_of_records.get([manager.store(of(text))])
+    assert body is not None
+    return len(body)
 
-    That is the text alone; with the mark beside it, which is as long for every text, it is more.
-    """
-    texts = memories_of_demo()
-    random.Random(7).shuffle(texts)
-    cut = len(texts) * 2 // 3
-    inner = InMemoryManager()
-    manager = Compressed(inner, dictionary=train_dictionary(texts[:cut]))
-    before = after = marks = 0
-    for text in texts[cut:]:
-        manager.store(of(text))
-        before += len(text.encode())
-        (item,) = stored(inner).items
-        after += len(item.text.encode())
-        marks += len(json.dumps({"marks": list(item.marks)}, separators=(",", ":"))) - 1  # a comma for two braces
-        assert manager.retrieve(of())[0].working_memory == text
-    assert len(texts) - cut >= 30
+
+def test_a_record_of_two_hundred_characters_takes_at_most_045_of_its_size_with_a_dictionary() -> None:
+    """All that is stored, against all that is stored without it; the dictionary has seen other conversations only."""
+    inner, conversations = InMemoryManager(), memories_by_conversation()
+    before = after = 0
+    for number, texts in enumerate(conversations):
+        others = [text for each in conversations[:number] + conversations[number + 1 :] for text in each]
+        manager = Compressed(inner, dictionary=train_dictionary(others))
+        for text in texts:
+            before += stored_bytes(inner, inner, text)
+            after += stored_bytes(manager, inner, text)
+            assert manager.retrieve(of())[0].working_memory == text
+    assert len(conversations) == 5
+    assert sum(map(len, conversations)) == 104
     assert after / before <= 0.45
-    assert marks == 29 * (len(texts) - cut)
-    assert (after + marks) / before <= 0.6
+
+
+def test_records_of_the_form_before_are_read() -> None:
+    """JSON, with longer marks and what was deflated in base85."""
+    text, texts = "to walk or not to walk " * 20, memories_of_demo()
+    inner, dictionary = InMemoryManager(), Dictionary.of(train_dictionary(texts))
+    manager = Compressed(inner, dictionary=dictionary.body)
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, dictionary.body[-32_768:])
+    packed = magicless(write_content_size=1).compress(text.encode())
+    kinds = {
+        f"deflate:{dictionary.id}": base64.b85encode(deflater.compress(text.encode()) + deflater.flush()),
+        "deflate": base64.b85encode(deflated(text.encode())),
+        "zstd": base64.b64encode(packed),
+    }
+    for mark, body in kinds.items():
+        data = {"working_memory": body.decode(), "marks": [mark]}
+        old = {"data": data, "metadata": {}, "created_at": "2026-01-01T00:00:00+00:00", "last_update": ""}
+        inner.store_of_records.put([(KEY.name, json.dumps(old).encode(), None)])
+        assert manager.retrieve(of())[0].working_memory == text
+    manager.store_rich("c", RichMemory("and more"))
+    assert [memory.working_memory for memory in manager.retrieve(of())] == [text, "and more"]
+
+
+@pytest.mark.parametrize("metadata", [{"n": 2**70}, {"x": "\ud800"}, {"deep": [{"a": None, "b": [1.5, True]}]}])
+def test_what_the_shorter_form_of_a_record_cannot_hold_is_kept_all_the_same(metadata: dict[str, Any]) -> None:
+    manager, times = Compressed(InMemoryManager(wall_clock=iter(range(10)).__next__)), []
+    manager.store(IMemoryInput("c", KEY.memory_type, [IWorkingMemory("a" * 200, metadata)], metadata={"of": "all"}))
+    for text in ("a" * 200, "b" * 200):
+        (memory,) = manager.retrieve(of())
+        assert (memory.working_memory, memory.metadata) == (text, {"of": "all", **metadata})
+        times.append((memory.created_at, memory.last_update))
+        manager.update(of("b" * 200))
+    (began, same), (still, later) = times
+    assert began == same == still != later
+
+
+@pytest.mark.parametrize("text", ["", "QR==", "QQ==", "QQ", "\u20ac", "a text"])
+def test_what_another_wrapper_makes_of_a_text_comes_back_from_the_shorter_form_as_it_was(text: str) -> None:
+    inner = InMemoryManager()
+    inner.store(of("x"))
+    record = stored(inner)
+    changed = replace(record, items=(replace(record.items[0], text=text, marks=("other",)),))
+    run(inner.layer.write([(KEY, changed)]))
+    assert stored(inner).items == changed.items
+
+
+def test_a_record_of_the_shorter_form_that_is_damaged_is_none() -> None:
+    inner = InMemoryManager()
+    manager = Compressed(inner)
+    (whole,) = inner.store_of_records.get([manager.store(of("a" * 200))])
+    assert whole is not None
+    assert whole[:1] != b"{"
+    assert inner.storage[KEY.name]["data"]["marks"] == [DEFLATE]
+    for damaged in (whole[:-1], whole + b"x", whole[:1], b"\x96\x90\xc0\xa0\xa0\x90\xa0"):
+        inner.store_of_records.put([(KEY.name, damaged, None)])
+        with pytest.raises(CorruptDataError):
+            manager.retrieve(of())
 
 
 def test_a_dictionary_is_found_by_what_it_contains_and_old_ones_are_still_read() -> None:
@@ -180,7 +242,7 @@ def bombs() -> dict[str, tuple[bytes, str]]:
 
 
 INFLATING = """
-import sys
+import base64, sys
 from contract_engine.working_memory import Compressed, IMemoryInput, InflationError, InMemoryManager
 
 def most_kilobytes():  # of this program alone: getrusage() also counts what the one that started it had
@@ -188,9 +250,9 @@ def most_kilobytes():  # of this program alone: getrusage() also counts what the
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 
 inner, request = InMemoryManager(max_bytes=2**29), IMemoryInput("c", "WORKING_MEMORY")
-for limit, body in zip(sys.argv[1:], sys.stdin.buffer, strict=True):
+for limit, line in zip(sys.argv[1:], sys.stdin.buffer, strict=True):
     manager = Compressed(inner, max_text_bytes=int(limit))
-    inner.store_of_records.put([("memory:WORKING_MEMORY:c", body, None)])
+    inner.store_of_records.put([("memory:WORKING_MEMORY:c", base64.b64decode(line), None)])
     before = most_kilobytes()
     try:
         size = len(manager.retrieve(request)[0].working_memory)
@@ -211,7 +273,7 @@ def test_a_bomb_is_refused_and_not_inflated() -> None:
         put_raw(inner, data, mark)
         bodies += filter(None, inner.store_of_records.get([KEY.name]))
     command = [sys.executable, "-W", "error", "-c", INFLATING, *map(str, limits)]
-    lines = b"\n".join(bodies)
+    lines = b"\n".join(map(base64.b64encode, bodies))
     done = subprocess.run(command, env=dict(os.environ), input=lines, capture_output=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr.decode()
     found = [map(int, line.split()) for line in done.stdout.splitlines()]
@@ -241,7 +303,7 @@ def test_damage_is_told_and_is_no_text(method: str) -> None:
         with pytest.raises(UnreadableMemoryError):
             Compressed(inner).retrieve(of())
     record = stored(inner)
-    broken = replace(record.items[0], text="neither base85 nor anything: \u20ac")
+    broken = replace(record.items[0], text="neither base64 nor anything: \u20ac")
     run(inner.layer.write([(KEY, replace(record, items=(broken,)))]))
     with pytest.raises(UnreadableMemoryError):
         Compressed(inner).retrieve(of())

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +32,6 @@ from working_memory_contract import (
 from contract_engine.embedded import EmbeddedServers
 from contract_engine.memory import (
     ConfigurationError,
-    MemoryServiceError,
     RedisUnavailableError,
     StoreMisconfiguredError,
 )
@@ -335,25 +335,50 @@ def test_nothing_is_opened_by_construction_and_no_server_is_an_error() -> None:
 # -- many at once
 
 
-def test_more_threads_than_connections_wait_for_one(redis_url: str, tenant: str) -> None:
-    with RedisWorkingMemoryManager(redis_url, prefix=tenant, pool_size=2, timeout_seconds=PATIENCE_SECONDS) as manager:
-        failures: list[MemoryServiceError] = []
+def test_threads_get_connections_in_turn(redis_url: str, tenant: str) -> None:
+    """With the settings of a manager by default: a thread that wants one again does not overtake those that wait."""
+    with RedisWorkingMemoryManager(redis_url, prefix=tenant) as manager:
 
         def work(worker: int) -> None:
-            try:
-                for number in range(10):
-                    manager.store(say(f"{worker}-{number}", "x"))
-            except MemoryServiceError as exc:
-                failures.append(exc)
+            for number in range(80):
+                manager.store(say(f"{worker}-{number}", "x"))
 
-        threads = [threading.Thread(target=work, args=(worker,)) for worker in range(40)]
-        for thread in threads:
+        with ThreadPoolExecutor(64) as pool:
+            assert list(pool.map(work, range(64))) == [None] * 64
+        assert len(manager.redis_client.connection_pool._connections) <= 20
+        assert manager.cleanup(f"{tenant}:*", everything=True) == 64 * 80
+
+
+def test_the_thread_that_waits_longest_for_a_connection_gets_it(redis_url: str) -> None:
+    with RedisWorkingMemoryManager(redis_url, pool_size=1, timeout_seconds=PATIENCE_SECONDS) as manager:
+        pool, order = manager.redis_client.connection_pool, list[int]()
+
+        def work(worker: int) -> None:
+            connection = pool.get_connection()
+            order.append(worker)
+            pool.release(connection)
+
+        taken = pool.get_connection()
+        threads = [threading.Thread(target=work, args=(worker,)) for worker in range(8)]
+        for number, thread in enumerate(threads):
             thread.start()
+            assert waited_for(lambda number=number: len(pool.pool._line) == number + 1)  # type: ignore[misc]  # bound as a default
+        pool.release(taken)
+        work(8)
         for thread in threads:
             thread.join()
-        assert failures == []
-        assert len(manager.redis_client.connection_pool._connections) <= 2
-        assert manager.cleanup(f"{tenant}:*", everything=True) == 400
+        assert order == list(range(9))
+        assert pool._connections == [taken]
+
+
+def test_what_is_left_of_a_call_that_was_broken_off_is_nobody_s_answer(redis_url: str, tenant: str) -> None:
+    with RedisWorkingMemoryManager(redis_url, prefix=tenant, pool_size=1) as manager:
+        pool = manager.redis_client.connection_pool
+        connection = pool.get_connection()
+        connection.send_command("ECHO", "somebody else's")
+        assert connection.can_read(timeout=PATIENCE_SECONDS)
+        pool.release(connection)
+        assert manager.retrieve(ask("c1")) == []
 
 
 def test_tasks_get_connections_in_turn(redis_url: str, tenant: str) -> None:

@@ -105,7 +105,7 @@ def test_every_block_that_claims_to_be_python_is_kept_and_nothing_else() -> None
     assert runs <= kept
     assert kept - runs == {"redis/27_connection_refused"}
     assert len(runs) == 3 + 11 + 20 + 14
-    assert len(names(SHELL)) == 12
+    assert len(names(SHELL)) == 12  # of installing, of Docker and clouds, and of a Redis at an address of their own
     assert names(PACKAGES) == ["plugin/03_dependencies"]
 
 

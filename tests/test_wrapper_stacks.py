@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import permutations
@@ -19,11 +19,12 @@ from working_memory_contract import ASYNC, KINDS, MEMORY, SYNC, WORKING, MemoryB
 from wrapper_fixtures import NAMES, stacked
 
 from contract_engine import working_memory
-from contract_engine.memory.errors import ConfigurationError
+from contract_engine.memory.errors import ConfigurationError, InvalidInputError
 from contract_engine.working_memory import (
     AsyncInMemoryManager,
     AsyncWorkingMemoryManager,
     IMemoryInput,
+    IMemoryManager,
     InMemoryManager,
     IWorkingMemory,
     Versioned,
@@ -31,6 +32,7 @@ from contract_engine.working_memory import (
     WrapperMissingError,
 )
 from contract_engine.working_memory.encryption import SEALED_METADATA
+from contract_engine.working_memory.stores import Batch
 
 MARKING = ("Compressed", "Encrypted")
 
@@ -197,6 +199,57 @@ def test_a_method_that_no_wrapper_would_call_is_refused(name: str) -> None:
     for manager in (Shouting(), AsyncShouting(), ShoutingVersions(InMemoryManager())):
         with pytest.raises(ConfigurationError, match=r"manager: \w+ overrides (store|retrieve)\(\)"):
             stacked(manager, (name,))
+
+
+class OwnStore:
+    """What a user needs to keep records where no manager of ours does."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, bytes] = {}
+
+    def get(self, names: Sequence[str]) -> list[bytes | None]:
+        return [self._kept.get(name) for name in names]
+
+    def put(self, entries: Sequence[tuple[str, bytes, object]]) -> None:
+        self._kept |= {name: body for name, body, _ in entries}
+
+    def exchange(self, name: str, old: bytes | None, new: bytes | None, _: object) -> bool:
+        if self._kept.get(name) != old:
+            return False
+        self.remove([name])
+        if new is not None:
+            self._kept[name] = new
+        return True
+
+    def remove(self, names: Sequence[str]) -> int:
+        return sum(self._kept.pop(name, None) is not None for name in names)
+
+    def scan(self, _: str, __: Any) -> Batch:
+        return Batch(list(self._kept), None)
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+
+def test_a_manager_of_a_user_s_own_is_wrapped_once_it_has_a_store_of_records() -> None:
+    class FourMethods:
+        def store(self, _: IMemoryInput) -> str:
+            raise AssertionError
+
+        retrieve = update = delete = store
+
+    class Own(WorkingMemoryManager):
+        store_of_records = OwnStore()
+
+    assert isinstance(FourMethods(), IMemoryManager)
+    with pytest.raises(InvalidInputError, match="derive it from WorkingMemoryManager and give it a store_of_records"):
+        Versioned(FourMethods())  # type: ignore[arg-type]
+    manager = stacked(Own(), NAMES)
+    for text in ("before", "now"):
+        manager.store(IMemoryInput("c", WORKING, [IWorkingMemory(text)]))
+    assert [memory.working_memory for memory in manager.retrieve(IMemoryInput("c", WORKING))] == ["now"]
+    assert [version["content"] for version in manager.get_memory_history("c")] == ["before"]
+    assert manager.cleanup("memory:*", everything=True) == 1
 
 
 def test_what_is_called_or_outermost_may_be_overridden() -> None:

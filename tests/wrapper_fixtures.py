@@ -16,13 +16,19 @@ from contract_engine.working_memory.ttl_strategy import AsyncTTLStrategy, TTLStr
 from contract_engine.working_memory.versions import AsyncVersioned, Versioned
 
 
-def memories_of_demo() -> list[str]:
-    """Return texts of about 200 characters, as they were said in the conversations of the demo."""
+def memories_by_conversation() -> list[list[str]]:
+    """Return texts of about 200 characters, as they were said in each conversation of the demo that has any."""
     found = []
     for conversation in conversations():
         said = [message["content"] for message in conversation["messages"] if message["role"] in ("user", "assistant")]
-        found += textwrap.wrap(" ".join(text for text in said if text), 200)
-    return [text for text in found if len(text) > 150]
+        texts = textwrap.wrap(" ".join(text for text in said if text), 200)
+        found.append([text for text in texts if len(text) > 150])
+    return [texts for texts in found if texts]
+
+
+def memories_of_demo() -> list[str]:
+    """Return :func:`memories_by_conversation` in one."""
+    return [text for texts in memories_by_conversation() for text in texts]
 
 
 KEYS = KeyRing({"old": bytes(range(32)), "new": bytes(range(32, 64))}, active="new")

@@ -23,8 +23,13 @@ from contract_engine.working_memory.records import Item, RecordKey
 from contract_engine.working_memory.settings import check_count
 from contract_engine.working_memory.wrapping import AsyncWrapper, Manager, Sealing, Wrapped, Wrapper
 
-ZSTANDARD = "zstd"
-DEFLATE = "deflate"
+ZSTANDARD = "z"
+DEFLATE = "d"
+OLD_ZSTANDARD = "zstd"
+OLD_DEFLATE = "deflate"
+"""As they were called in records that are JSON, where deflated texts were base85; these are only read."""
+
+METHODS = frozenset([ZSTANDARD, DEFLATE, OLD_ZSTANDARD, OLD_DEFLATE])
 
 MIN_CHARS = 48
 """Shorter texts are not tried: what there is to win is eaten up by the mark."""
@@ -74,25 +79,23 @@ class Codec(threading.local):
 
     def compress(self, body: bytes) -> tuple[str, str]:
         """Return the name of the method that makes it smallest, and the text it makes of it."""
-        text = base64.b64encode(self._compressor.compress(body))
+        data = self._compressor.compress(body)
         if len(body) <= SHORT_BYTES:
             deflater = self._deflater.copy()
-            # Five characters for four bytes, none of which JSON has to escape; too slow for long ones.
-            deflated = base64.b85encode(deflater.compress(body) + deflater.flush())
-            if len(deflated) < len(text):
-                return DEFLATE, deflated.decode("ascii")
-        return ZSTANDARD, text.decode("ascii")
+            deflated = deflater.compress(body) + deflater.flush()
+            if len(deflated) < len(data):
+                return DEFLATE, _text_of(deflated)
+        return ZSTANDARD, _text_of(data)
 
     def inflate(self, method: str, text: str, *, max_bytes: int) -> bytes | None:
         """Return the bytes, None where they are more than ``max_bytes``: never more than that is made of them."""
-        if method == DEFLATE:
-            data = base64.b85decode(text)
+        data = base64.b85decode(text) if method == OLD_DEFLATE else base64.b64decode(text, validate=True)
+        if method in (DEFLATE, OLD_DEFLATE):
             inflater = zlib.decompressobj(-15, self._preset)
             body = inflater.decompress(data, max_bytes + 1)
             if len(body) <= max_bytes and not (inflater.eof and not inflater.unused_data):
                 raise ValueError("cut or followed by something")
         else:
-            data = base64.b64decode(text, validate=True)
             zstd = _zstandard()
             stated = zstd.get_frame_parameters(data, zstd.FORMAT_ZSTD1_MAGICLESS).content_size
             if stated > max_bytes:  # also what is not stated: it reads as the largest number there is
@@ -140,12 +143,12 @@ class CompressedLayer(Sealing):
     def is_current(self, item: Item) -> bool:
         """See :class:`Sealing`: what an older dictionary has compressed is compressed anew, what is plain not tried."""
         method, _, dictionary_id = item.marks[-1].partition(":") if item.marks else ("", "", "")
-        return method not in (ZSTANDARD, DEFLATE) or dictionary_id == self._mark
+        return method not in METHODS or dictionary_id == self._mark
 
     def open(self, key: RecordKey, item: Item) -> Item:
         """See :class:`Sealing`."""
         method, _, dictionary_id = item.marks[-1].partition(":") if item.marks else ("", "", "")
-        if method not in (ZSTANDARD, DEFLATE):
+        if method not in METHODS:
             return item
         codec = self._codecs.get(dictionary_id)
         if codec is None:
@@ -218,6 +221,10 @@ def train_dictionary(texts: Iterable[str], *, max_bytes: int = 65_536) -> bytes:
             sizes[way] = sum(len(codec.compress(body)[1]) for body in aside)
     best = min(sizes, key=lambda way: sizes[way])
     return best(bodies, max_bytes) or _newest(bodies, max_bytes)
+
+
+def _text_of(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")  # the lowest layer keeps it as the bytes that it is
 
 
 def _newest(bodies: Sequence[bytes], max_bytes: int) -> bytes:

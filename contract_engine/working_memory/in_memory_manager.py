@@ -22,6 +22,7 @@ from contract_engine.working_memory.manager import (
 )
 from contract_engine.working_memory.patterns import matcher
 from contract_engine.working_memory.records import Ttl
+from contract_engine.working_memory.stored_records import as_json
 from contract_engine.working_memory.stores import (
     SCAN_BATCH,
     AwaitedStore,
@@ -128,7 +129,7 @@ class StoredEntries(Mapping[str, dict[str, Any]]):
         body = self._store.peek(name)
         if body is None:
             raise KeyError(name)
-        found: dict[str, Any] = decode_value(body)
+        found: dict[str, Any] = decode_value(as_json(body))
         return found
 
     def __iter__(self) -> Iterator[str]:

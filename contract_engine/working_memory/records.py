@@ -2,7 +2,8 @@
 
 The bytes are JSON that the original managers read and write too: ``{"data": {"working_memory": ...}, "metadata",
 "created_at", "last_update"}``. What they do not know stands beside that, and only where there is something to say:
-``data`` is a list where several memories are kept, and a memory has its id, metadata and marks.
+``data`` is a list where several memories are kept, and a memory has its id, metadata and marks. A record that has marks
+would say nothing to the originals: it is MessagePack, which is shorter.
 """
 
 from __future__ import annotations

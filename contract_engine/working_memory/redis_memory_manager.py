@@ -24,7 +24,7 @@ from contract_engine.working_memory.manager import (
     Shell,
     WorkingMemoryManager,
 )
-from contract_engine.working_memory.redis_pool import QueueingConnectionPool
+from contract_engine.working_memory.redis_pool import AsyncQueueingConnectionPool, QueueingConnectionPool
 from contract_engine.working_memory.redis_store import AsyncRedisStore, RedisStore
 from contract_engine.working_memory.settings import check_count, check_timeout
 
@@ -138,7 +138,7 @@ class RedisWorkingMemoryManager(_Redis, WorkingMemoryManager):
     def _connect(self, url: str, *, timeout_seconds: float, pool_size: int) -> Any:
         # Once, and not when an answer is late: the command may be at work.
         retry = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
-        pool = redis.BlockingConnectionPool
+        pool = QueueingConnectionPool
         return _client(redis, pool, url, timeout_seconds=timeout_seconds, pool_size=pool_size, retry=retry)
 
 
@@ -158,7 +158,7 @@ class AsyncRedisWorkingMemoryManager(_Redis, AsyncWorkingMemoryManager):
 
     def _connect(self, url: str, *, timeout_seconds: float, pool_size: int) -> Any:
         retry = AsyncRetry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
-        pool = QueueingConnectionPool
+        pool = AsyncQueueingConnectionPool
         return _client(redis.asyncio, pool, url, timeout_seconds=timeout_seconds, pool_size=pool_size, retry=retry)
 
 

@@ -176,7 +176,9 @@ class Wrapped(Generic[Manager]):
     def _check_manager(self, manager: object) -> None:
         colour = WorkingMemoryManager if isinstance(self, WorkingMemoryManager) else AsyncWorkingMemoryManager
         if not isinstance(manager, colour):
-            raise InvalidInputError("manager", f"expected a {colour.__name__}, got {type(manager).__name__}")
+            # Marks, versions and a change that loses no race have no place in the four methods of an IMemoryManager.
+            remedy = f"derive it from {colour.__name__} and give it a store_of_records"
+            raise InvalidInputError("manager", f"{type(manager).__name__} is no {colour.__name__}: {remedy}")
         for name, method in vars(colour).items():
             is_of_callers = not name.startswith("_") and name not in ("close", "aclose")
             if is_of_callers and getattr(type(manager), name) is not method:

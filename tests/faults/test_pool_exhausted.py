@@ -63,7 +63,7 @@ class Pools:
         if self.server == DATABASE:
             held.close() if self.backend.colour == SYNC else self._await(greenlet_spawn(held.close))
         elif self.backend.colour == SYNC:
-            pool._put_back(held)
+            pool._places.put_nowait(held)
         else:
             pool._slots.release()
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Coroutine
 from contextlib import suppress
+from queue import Empty
 from typing import Any, TypeVar
 
 import redis
@@ -25,6 +25,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from contract_engine.memory._effects import Command
+from contract_engine.memory._runtime.places import Places
 from contract_engine.memory._runtime.redis_conversation import (
     Opened,
     introduce,
@@ -67,7 +68,7 @@ def _connection_factory(pool: Any, url: str, *, timeout: float, read_timeout: fl
 
 
 Place = tuple[Opened, float] | None
-"""Room for one connection: the idle one and when it was last used, or none yet."""
+"""What is in a place for a connection: the idle one and when it was last used, or none yet."""
 
 
 class Connections:
@@ -88,11 +89,8 @@ class Connections:
         _stacks.add(self)
 
     def _forget(self) -> None:
-        # As many places as connections may be open; a place holds an idle connection, or nothing yet. Taking one and
-        # putting it back are single operations of a deque, so the usual case needs no lock.
-        self._places: deque[Place] = deque([None] * self._pool_size)
-        self._place_came_back = threading.Condition()
-        self._waiting = 0
+        # As many places as connections may be open; in each an idle one, and when it was last used.
+        self._places = Places[tuple[Opened, float]](self._pool_size)
 
     def attempt(self, step: Attempt) -> Outcome:
         """Send the commands of a step once; only a lack of connections is raised."""
@@ -117,7 +115,7 @@ class Connections:
         except redis_exc.RedisError as exc:
             return Outcome([], exc, was_idle=was_idle, was_sent=was_sent)
         finally:
-            self._put_back(kept)
+            self._places.put_nowait(kept)
         return Outcome(replies, None, was_idle=was_idle, was_sent=True, run=opened.run)
 
     def _open(self, seconds: float | None = None) -> Opened:
@@ -136,27 +134,9 @@ class Connections:
 
     def _take_place(self) -> Place:
         try:
-            return self._places.pop()
-        except IndexError:
-            pass
-        with self._place_came_back:
-            self._waiting += 1
-            try:
-                deadline = time.monotonic() + self._timeout
-                while True:
-                    with suppress(IndexError):
-                        return self._places.pop()
-                    if not self._place_came_back.wait(deadline - time.monotonic()):
-                        raise PoolExhaustedError("no free Redis connection")
-            finally:
-                self._waiting -= 1
-
-    def _put_back(self, place: Place) -> None:
-        # Idle connections lie on the right, where they are taken first; places without one on the left.
-        (self._places.appendleft if place is None else self._places.append)(place)
-        if self._waiting:
-            with self._place_came_back:
-                self._place_came_back.notify()
+            return self._places.get(timeout=self._timeout)
+        except Empty as exc:
+            raise PoolExhaustedError("no free Redis connection") from exc
 
     @staticmethod
     def _exchange(opened: Opened, commands: tuple[Command, ...], *, is_asking: bool = False) -> tuple[list[Any], Place]:
@@ -187,14 +167,12 @@ class Connections:
 
     def close(self) -> None:
         """Close the idle connections; the next call opens new ones."""
-        for _ in range(self._pool_size):
-            try:
-                place = self._places.pop()
-            except IndexError:
-                return
-            if place is not None:
-                place[0].connection.disconnect()
-            self._places.appendleft(None)
+        with suppress(Empty):
+            for _ in range(self._pool_size):
+                place = self._places.get(timeout=0)
+                if place is not None:
+                    place[0].connection.disconnect()
+                self._places.put_nowait(None)
 
 
 class AsyncConnections:

@@ -124,7 +124,7 @@ class _Direct(Connections):
             try:
                 replies, kept = self._converse(effect, place)
             finally:
-                self._put_back(kept)
+                self._places.put_nowait(kept)
             return _served(replies)
 
     def scan(self, pattern: str) -> list[bytes]:
