@@ -11,6 +11,7 @@ from scenario import CALLS, WIDE, Bench, Timer, repeated, usual_work
 
 from contract_engine.memory import CircuitBreaker, CircuitOpenError
 from contract_engine.memory._effects import Flow
+from contract_engine.memory.keys import check_session_id
 from contract_engine.memory.models import Loaded, empty_session
 
 
@@ -54,8 +55,10 @@ def redis_away(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
     breaker = manager.circuit_breaker
 
     def plain() -> Flow[dict[str, Any]]:
-        state = yield from sessions.folding.read_within_caps(name)
-        return Loaded(state or empty_session(WIDE), "postgres", True).as_context(name)
+        checked = check_session_id(name)
+        state = yield from sessions.folding.read_within_caps(checked)
+        loaded = Loaded(state or empty_session(WIDE), "postgres", True)
+        return (yield from manager._flows._context(checked, loaded, None))
 
     def call() -> float:
         breaker.force_open()

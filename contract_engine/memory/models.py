@@ -86,11 +86,6 @@ class Placed(NamedTuple):
     epoch: int
     revision: int
 
-    def receipts(self, outgoing: Sequence[Outgoing], *, is_durable: bool, degraded: bool) -> list[Receipt]:
-        """Return what the callers of these messages are given."""
-        pairs = zip(self.seqs, outgoing, strict=True)
-        return [Receipt(seq, message.message_id, is_durable, degraded) for seq, message in pairs]
-
 
 class Summary(NamedTuple):
     """The summary a session stands on: version 0 with no text covers nothing.

@@ -45,8 +45,17 @@ _STALE, _APPENDED, _FOLD_DUE, _PRECEDED = 0, 1, 2, 4
 class Appended(NamedTuple):
     """Messages that were acknowledged; ``loaded`` is the session after them where the caller asked for it."""
 
-    receipts: list[Receipt]
+    placed: Placed
+    outgoing: Sequence[Outgoing]
     loaded: Loaded | None
+    is_durable: bool
+    degraded: bool
+
+    @property
+    def receipts(self) -> list[Receipt]:
+        """What the callers of these messages are given, one each."""
+        pairs = zip(self.placed.seqs, self.outgoing, strict=True)
+        return [Receipt(seq, message.message_id, self.is_durable, self.degraded) for seq, message in pairs]
 
 
 class _Followed(NamedTuple):
@@ -106,14 +115,14 @@ class Sessions:
 
     def append(self, session_id: str, outgoing: Sequence[Outgoing], *, read: bool = False) -> Flow[Appended]:
         """Acknowledge messages, in order; with ``read`` answer the session too, in the same round trip to Redis."""
+        loaded: Loaded | None = None
         if self._log is None or self.unlogged is None:
             placed, state = yield from self._assignment.append(session_id, outgoing, read=read)
-            receipts = placed.receipts(outgoing, is_durable=False, degraded=False)
-            if not read:
-                return Appended(receipts, None)
-            if state is None or state.exceeds_caps:
-                state = yield from self.folding.read_within_caps(session_id)
-            return Appended(receipts, Loaded(state or empty_session(self._limits), "redis", False))
+            if read:
+                if state is None or state.exceeds_caps:
+                    state = yield from self.folding.read_within_caps(session_id)
+                loaded = Loaded(state or empty_session(self._limits), "redis", False)
+            return Appended(placed, outgoing, loaded, is_durable=False, degraded=False)
         try:
             if self.unlogged.is_begun(session_id):
                 yield from self.unlogged.drain_own(session_id)
@@ -125,7 +134,7 @@ class Sessions:
             observers.fell_back("breaker_open")
             self._untold.note(session_id, placed.seqs[-1])
             loaded = (yield from self._load_log(session_id)) if read else None
-            return Appended(placed.receipts(outgoing, is_durable=True, degraded=True), loaded)
+            return Appended(placed, outgoing, loaded, is_durable=True, degraded=True)
         try:
             followed = yield from self._follow(session_id, placed, outgoing, read=read)
             if followed.is_preceded:
@@ -145,13 +154,11 @@ class Sessions:
             self._untold.note(session_id, placed.seqs[-1])
             yield from self.telling.spawn()
             loaded = (yield from self._load_log(session_id)) if read else None
-            return Appended(placed.receipts(outgoing, is_durable=True, degraded=True), loaded)
-        receipts = placed.receipts(outgoing, is_durable=True, degraded=False)
-        if not read:
-            return Appended(receipts, None)
-        if followed.state is not None:
-            return Appended(receipts, Loaded(followed.state, "redis", False))
-        return Appended(receipts, (yield from self.load(session_id)))
+            return Appended(placed, outgoing, loaded, is_durable=True, degraded=True)
+        if read:
+            state = followed.state
+            loaded = (yield from self.load(session_id)) if state is None else Loaded(state, "redis", False)
+        return Appended(placed, outgoing, loaded, is_durable=True, degraded=False)
 
     def _append_unlogged(
         self,
@@ -172,12 +179,10 @@ class Sessions:
         observers.fell_back("postgres_unavailable")
         if observers.is_active:
             observers.tell(MessagesUnlogged(len(outgoing)))
-        receipts = placed.receipts(outgoing, is_durable=False, degraded=True)
-        if not read:
-            return Appended(receipts, None)
-        if state is None:  # somebody has logged it and cleared the way for a rebuild
-            return Appended(receipts, (yield from self.load(session_id)))
-        return Appended(receipts, Loaded(state, "redis", True))
+        loaded = None
+        if read:  # without a state somebody has logged it and cleared the way for a rebuild
+            loaded = (yield from self.load(session_id)) if state is None else Loaded(state, "redis", True)
+        return Appended(placed, outgoing, loaded, is_durable=False, degraded=True)
 
     def _follow(self, session_id: str, placed: Placed, outgoing: Sequence[Outgoing], *, read: bool) -> Flow[_Followed]:
         """Let Redis follow the log. Answers the session if it was asked for and Redis could tell it."""
