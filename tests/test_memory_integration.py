@@ -232,6 +232,8 @@ def test_nothing_of_a_message_is_logged(
     manager.set_session_config("s", {"max_buffer_messages": 3})
     for number in range(10):
         manager.append("s", {"role": "user", "content": f"{canary} {number}."})
+    manager.wait_for_folds()
+    manager.get_context("s")  # puts the copy in place, where a fold had it given up
     raw.lset(backend.keys("s").buffer, 1, canary)
     manager.get_context("s")
     manager.wait_for_folds()
