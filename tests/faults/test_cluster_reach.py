@@ -179,6 +179,7 @@ LEFT_OUT: dict[str, dict[str, tuple[str, ...]]] = {
         "test_working_memory": ALL,
         "test_working_memory_agent": ALL,
         "test_working_memory_bounds": ALL,
+        "test_working_memory_races": ALL,
         "test_wrapper_stacks": ALL,
     },
     "What is asked of a model, or told of a call: it does not matter where a key lies.": {
