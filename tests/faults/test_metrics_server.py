@@ -123,8 +123,8 @@ def test_what_an_erasure_lowers_is_no_counter(outage: Outage) -> None:
     assert {"memory_logged_summaries{method=extractive}", "memory_logged_merges"} <= lowered
     kinds = {family.name: family.type for family in text_string_to_metric_families(after)}
     assert {kinds[name.partition("{")[0]] for name in lowered} == {"gauge"}
-    own = MemoryMetrics()
-    counted = {family.name for family in own.registry.collect()}
+    with closing(MemoryMetrics()) as own:
+        counted = {family.name for family in own.registry.collect()}
     assert not {name for name in kinds if "summar" in name or "merges" in name} & counted
 
 
