@@ -21,10 +21,10 @@ from contract_engine.memory.errors import (
     MemoryServiceError,
     StoreUnavailableError,
 )
-from contract_engine.memory.exchange import has_exchanges
 from contract_engine.memory.hooks import BufferRead, observers
 from contract_engine.memory.intake import Intake
 from contract_engine.memory.keys import check_limit, check_query, check_session_id
+from contract_engine.memory.mending import mend
 from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.models import Loaded, Receipt
 from contract_engine.memory.pins import PinFlows
@@ -125,7 +125,7 @@ class ManagerFlows:
     def _context(self, session_id: str, loaded: Loaded, asked: _Asked | None) -> Flow[dict[str, Any]]:
         """Return the context, and what it recalls where that was asked: bound by the watermark of that context."""
         context, state = loaded.as_context(session_id), loaded.state
-        if has_exchanges(context["buffer_messages"]):  # most have none, and need nothing more
+        if mend(context["buffer_messages"]) is not None:  # most show nothing but what is stored, and need no flow
             context, state = yield from self._contexts.context(session_id, loaded)
         if observers.is_active:
             observers.tell(BufferRead(len(state.rows), state.buffer_tokens, state.ttl_seconds))
