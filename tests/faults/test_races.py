@@ -480,18 +480,21 @@ observers.add(lambda detail: committed.append(detail) if isinstance(detail, Fold
 manager.get_context("s")
 begun = 0
 
-def all_are_here():
-    "Wait until every fold of every process has read the session and is about to write its summary."
-    global begun
-    begun += given["threads"]
-    everybody = given["threads"] * given["count"]
+def wait_for_all(place, count):
+    "Wait until this many are here, of each process."
     with redis_client(manager.config.redis_url) as client:
-        here = client.incrby(given["meeting"], given["threads"])
+        here = client.incrby(place, count)
         deadline = time.monotonic() + 30
-        while here < everybody:
+        while here < count * given["count"]:
             assert time.monotonic() < deadline, here
             time.sleep(0.01)
-            here = int(client.get(given["meeting"]))
+            here = int(client.get(place))
+
+def all_are_here():
+    "Every fold of every process has read the session and is about to write its summary."
+    global begun
+    begun += given["threads"]
+    wait_for_all(given["meeting"], given["threads"])
 
 meeting = threading.Barrier(given["threads"], action=all_are_here, timeout=40)
 
@@ -509,6 +512,7 @@ begin()
 folding = manager._flows._sessions.folding
 run_threads(given["threads"], lambda _: manager._runtime.run(folding.fold_when_due("s")))
 manager.wait_for_folds()
+wait_for_all(given["meeting"] + ":folded", 1)  # until whoever was first has told Redis too
 end([manager.get_context("s")["summary_version"], begun, len(committed)])
 """
 
@@ -527,6 +531,7 @@ def test_fifty_triggers_from_four_processes_are_one_fold(
         manager.set_session_config("s", {"summary_trigger_tokens": 200})
         answers = crowd.run(TRIGGERS, backend, count=PROCESSES, threads=threads, meeting=meeting)
         assert raw.getdel(meeting) == b"%d" % (threads * PROCESSES), "all of them were about to write"
+        assert raw.getdel(f"{meeting}:folded") == b"%d" % PROCESSES
         versions, begun, committed = zip(*answers, strict=True)
         assert versions == (1,) * PROCESSES
         assert begun == (threads,) * PROCESSES, "each has folded, once"
