@@ -27,10 +27,33 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
+MOST_SHOWN = 1500
+"""Characters of a failure that are shown before the run has ended."""
+
 
 def pytest_report_header() -> list[str]:
     promtool = shutil.which("promtool") or "none: the rules of deploy/ are parsed, and NOT evaluated"
     return [describe(), f"promtool: {promtool}"]
+
+
+class FailuresAtOnce:
+    """Names a failure in a line of its own when it happens: a run of an hour need not end before one reads of it."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._plugins = config.pluginmanager
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._plugins.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            reason = (str(report.longrepr) if crash is None else crash.message)[:MOST_SHOWN]
+            terminal.ensure_newline()
+            terminal.write_line(f"-- failed at {report.when}: {report.nodeid}\n   {reason}", red=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(FailuresAtOnce(config))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -30,7 +30,7 @@ def test_broken():
 """
 
 
-def test_a_lost_message_is_noted_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failure_is_shown_at_once_and_a_lost_message_is_noted(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(TESTS)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-n", "2", "--rootdir", tmp_path, tmp_path],
@@ -42,6 +42,8 @@ def test_a_lost_message_is_noted_and_nothing_else(tmp_path: Path) -> None:
     )
     assert "3 failed, 1 passed" in done.stdout, done.stdout + done.stderr
     assert (tmp_path / NOTES).read_text() == "test_it.py::test_lost\n"
+    at_once, _, _ = done.stdout.partition("= FAILURES =")
+    assert "-- failed at call: test_it.py::test_slow\n   assert 2 < 1\n" in at_once
 
 
 def test_what_was_asserted_is_told() -> None:
