@@ -710,6 +710,33 @@ def test_what_redis_alone_has_comes_into_the_table_too_where_both_are_written(
     assert older.logged(told) == history(3)
 
 
+def test_what_was_imported_before_both_were_written_comes_into_the_table_in_its_place(
+    older: Older, manager: MemoryManager, old_redis: redis.Redis, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal = MessageSerializer().serialize_message
+    since = {f"{tenant}-quiet": [], f"{tenant}-relayed": [said(7)], f"{tenant}-owed": [said(7)]}
+    for session_id in since:
+        old_redis.rpush(f"buffer:{session_id}", *(seal(message) for message in history(3)))
+    sessions = [part for session_id in since for part in ("--session", session_id)]
+    sources = ("--legacy-url", older.url, "--table", older.table, "--legacy-redis-url", older.config.redis_url)
+    code, answer = run(older, *sources, *sessions, monkeypatch=monkeypatch)
+    assert (code, answer["imported"], answer["brought"]) == (0, 9, 0)
+    assert older.execute("SELECT * FROM {table}") == []
+    with EnhancedSessionStore(manager, older.store, is_relaying=False) as store:
+        for session_id, messages in since.items():
+            for message in messages:
+                assert store.add_chat_message(session_id, message)
+            if session_id.endswith("relayed"):
+                assert store.settle()
+        for brought in (9, 0):
+            code, answer = run(older, *sources, *sessions, monkeypatch=monkeypatch)
+            assert (code, answer["imported"], answer["brought"]) == (0, 0, brought)
+        assert store.settle()
+        for session_id, messages in since.items():
+            assert older.store.get_chat_history(session_id) == older.logged(session_id) == history(3) + messages
+            assert store.get_chat_history(session_id) == history(3) + messages
+
+
 def test_a_row_that_others_write_is_not_put_in_another_order(older: Older, tenant: str) -> None:
     older.store.add_chat_message("s", said(1), message_id="one")
     older.store.add_chat_message("s", said(2))
