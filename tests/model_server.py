@@ -137,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         assert self.path == "/v1/chat/completions"
         behaviour = self.server.next_behaviour(body, {name.lower(): text for name, text in self.headers.items()})
         self.close_connection = True
-        if behaviour.isdigit() or behaviour.startswith("429"):
+        if behaviour.partition(" ")[0].isdigit():
             self._refuse(behaviour)
         elif (special := getattr(self, f"_{behaviour.replace(' ', '_')}", None)) is not None:
             special(body)
@@ -172,9 +172,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._chunk(b"")
 
     def _refuse(self, behaviour: str) -> None:
-        status, _, seconds = behaviour.partition(" ")
-        headers = {"Retry-After": seconds} if seconds else {}
-        error = {"error": {"message": "Ana Silva's secret prompt", "type": "x", "code": "y"}}
+        status, _, more = behaviour.partition(" ")
+        headers = {"Retry-After": more} if more.isdigit() else {}
+        error = {"error": {"message": "Ana Silva's secret prompt", "type": "x", "code": more or "y"}}
         self._send(int(status), "application/json", json.dumps(error).encode(), headers)
 
     def _hangs(self, _: object) -> None:
@@ -220,6 +220,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._begin_stream()
         self._event({"error": {"message": "overloaded"}})
         self._chunk(b"")
+
+    def _filters_in_the_stream(self, _: object) -> None:
+        self._begin_stream()
+        self._event({"error": {"message": "Ana Silva is not allowed", "code": "content_filter"}})
+        self._chunk(b"")
+
+    def _refuses_with_10_MB(self, _: object) -> None:
+        self._flood(400)
 
     def _redirects(self, _: object) -> None:
         self._send(307, "text/plain", b"", {"Location": f"{self.server.url}/chat/completions"})

@@ -118,6 +118,8 @@ def test_a_bad_answer_changes_nothing_but_a_count(
         ("sends 10 MB", "too_large", 1),
         ("401", "configuration", 1),
         ("400", "configuration", 1),
+        ("400 model_not_found", "configuration", 1),
+        ("refuses with 10 MB", "configuration", 1),
         ("404", "configuration", 1),
         ("redirects", "configuration", 1),
     ],
@@ -138,6 +140,35 @@ def test_a_failure_changes_nothing_but_a_count(
     assert server.bytes_sent < 3 * 10 * 1024 * 1024
     assert "Ana" not in caplog.text
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        "400 content_filter",
+        "400 content_policy_violation",
+        "400 invalid_prompt",
+        "400 context_length_exceeded",
+        "413",
+        "filters in the stream",
+    ],
+)
+def test_a_server_that_does_not_take_the_messages_is_not_away(
+    server: ModelServer, write: Write, caplog: pytest.LogCaptureFixture, *, behaviour: str
+) -> None:
+    """Others, or fewer of them, may well be taken: whoever asks goes on as after an answer that was turned down."""
+    server.script = [behaviour]
+    writer = summarizer(server)
+    with caplog.at_level(logging.DEBUG, logger="contract_engine"):
+        for _ in range(6):
+            assert write(writer, facts_request()) == Rejected("content")
+    stats = writer.stats()
+    assert (stats.rejected, stats.failed, stats.breaker) == ({"content": 6}, {}, "closed")
+    assert (stats.requests, stats.retries) == (6, 0)
+    wait_for(lambda: server.fired == {behaviour: 6})
+    assert "Ana" not in caplog.text
+    server.script = ["good"]
+    assert isinstance(write(writer, facts_request()), Facts)
 
 
 @pytest.mark.parametrize("first", ["500", "429 0", "503", "cuts the stream", "sends a page"])

@@ -144,8 +144,9 @@ class ModelUnavailableError(MemoryServiceError, ConnectionError):
     """A language model gave no answer that could be looked at.
 
     ``kind``: ``timeout`` of a request, ``deadline`` of all of them, ``connection``, ``rate_limited``, ``server_error``,
-    ``cut_stream``, ``invalid_answer``, ``too_large``, or ``configuration`` (key, address, name of the model, a
-    parameter: waiting does not cure it).
+    ``cut_stream``, ``invalid_answer``, ``too_large``, ``content`` (a filter refuses these messages, or they are more
+    than the model reads: fewer may pass), or ``configuration`` (key, address, name of the model, a parameter: waiting
+    does not cure it).
     ``retry_after``: the seconds the server asks to wait, None where it does not say.
     """
 
@@ -158,7 +159,7 @@ class ModelUnavailableError(MemoryServiceError, ConnectionError):
     @property
     def is_transient(self) -> bool:
         """Whether the same request may succeed a moment later."""
-        return self.kind not in ("configuration", "too_large")
+        return self.kind not in ("configuration", "content", "too_large")
 
 
 class CorruptDataError(MemoryServiceError):

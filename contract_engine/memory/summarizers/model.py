@@ -50,9 +50,10 @@ class ModelSummarizer:
     whole write, parts and waits included, ends after ``deadline_seconds``. ``failures``: exceptions of a callable that
     mean the model is away, besides ``OSError`` and :class:`ModelUnavailableError`; any other is passed on.
 
-    :meth:`write` answers None where the model failed, and :class:`Rejected` where the gate turned its answer down;
-    :meth:`stats` tells why. After five failures in a row ``breaker`` rejects calls for a minute; refused configuration
-    (400, 401, 404) is logged once and not counted there. One instance serves any number of threads and event loops.
+    :meth:`write` answers None where the model failed, and :class:`Rejected` where the gate turned its answer down, or
+    its server the messages; :meth:`stats` tells why. After five failures in a row ``breaker`` rejects calls for a
+    minute; refused configuration (400, 401, 404) is logged once and not counted there. One instance serves any number
+    of threads and event loops.
     """
 
     def __init__(
@@ -103,8 +104,8 @@ class ModelSummarizer:
     async def write(self, request: FactsRequest) -> Facts | Rejected | None:
         """Return the facts of ``request``, at most ``max_tokens`` of them, in the form of a summary.
 
-        None where the model failed or took too long, :class:`Rejected` where it was turned down: never a part of an
-        answer.
+        None where the model failed or took too long, :class:`Rejected` where it was turned down, or did not take the
+        messages: never a part of an answer.
         """
         self._tally.add(running=1)
         outcome = Outcome(FAILED, "unexpected")
@@ -121,6 +122,10 @@ class ModelSummarizer:
         except CircuitOpenError:
             outcome = Outcome(FAILED, "breaker_open")
         except ModelUnavailableError as exc:
+            if exc.kind == "content":
+                outcome = Outcome(REJECTED, exc.kind)
+                logger.info("model %s does not take these messages: %s", self.name, exc)
+                return Rejected(exc.kind)
             outcome = Outcome(FAILED, exc.kind)
             self._tell(exc)
         except TimeoutError:
@@ -283,7 +288,7 @@ class _Spent:
 
 
 def _says_model_is_away(exc: BaseException) -> bool:
-    return not (isinstance(exc, ModelUnavailableError) and exc.kind == "configuration")
+    return not (isinstance(exc, ModelUnavailableError) and exc.kind in ("configuration", "content"))
 
 
 def _whole(field: str, value: object, least: int) -> int:

@@ -11,6 +11,9 @@ from contract_engine.memory.summarizers.chat_model import ModelAnswer
 
 _DONE = "[DONE]"
 
+_CONTENT_CODES = ("content_filter", "content_policy_violation", "context_length_exceeded", "invalid_prompt")
+"""What OpenAI and Azure, and servers like them, call an error that is about the messages."""
+
 
 def parsed(body: bytes) -> ModelAnswer:
     """Return the answer in a whole body; whether it is a stream shows in it, for servers differ in what they call it.
@@ -72,8 +75,24 @@ def _events(text: str) -> Iterator[str]:
             yield line.removeprefix("data:").strip()
 
 
+def content_code(body: bytes) -> str | None:
+    """Return the code of an error that is about the messages which were sent; None for any other body."""
+    try:
+        return _content_code(json.loads(body))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _content_code(found: object) -> str | None:
+    error = found.get("error") if isinstance(found, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if code in _CONTENT_CODES else None
+
+
 def _raise_error(found: Mapping[str, Any]) -> None:
     if found.get("error") and not found.get("choices"):
+        if code := _content_code(found):
+            raise ModelUnavailableError("content", code)
         raise ModelUnavailableError("server_error", "an error in place of an answer")
 
 

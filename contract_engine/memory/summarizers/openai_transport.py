@@ -14,8 +14,11 @@ import certifi
 import openai
 
 from contract_engine.memory.errors import ConfigurationError, ModelUnavailableError
+from contract_engine.memory.summarizers.openai_answer import content_code
 
 MAX_RETRY_AFTER_SECONDS = 3600.0
+
+BAD_REQUEST, TOO_LARGE = 400, 413
 
 
 class OpenAITransport:
@@ -43,12 +46,12 @@ class OpenAITransport:
                 client.chat.completions.with_streaming_response.create(**parameters),
             ):
                 pass  # it was read on the way, see _Body
-        except openai.APIStatusError as exc:
-            raise _refused(exc) from None  # its text may repeat what was sent
         except (openai.APITimeoutError, TimeoutError):
             raise ModelUnavailableError("timeout", f"no answer within {self._timeout:g} s") from None
         except (openai.OpenAIError, OSError, ValueError, RuntimeError) as exc:  # the last while the program is ending
             cause = exc.__cause__ or exc
+            if isinstance(cause, ModelUnavailableError):
+                raise cause from None
             raise ModelUnavailableError("connection", type(cause).__name__) from None
         if body.is_too_large:
             raise ModelUnavailableError("too_large", f"an answer of more than {self._max_bytes} bytes")
@@ -70,9 +73,10 @@ class OpenAITransport:
 
 
 class _Body:
-    """Reads a body as it comes, up to a limit. An error's body is not read at all.
+    """Reads a body as it comes, up to a limit, and raises what a refusal means.
 
-    It is a hook of the HTTP client, since that is the one place where whatever goes wrong is translated by ``openai``.
+    Of all refusals the body of a 400 alone is read, and only for its code: its text may repeat what was sent. It is a
+    hook of the HTTP client, since that is the one place where whatever goes wrong is translated by ``openai``.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -81,21 +85,24 @@ class _Body:
         self._max_bytes = max_bytes
 
     async def read(self, response: Any) -> None:
-        if response.is_success:
+        if response.is_success or response.status_code == BAD_REQUEST:
             async for piece in response.aiter_bytes():
                 self.data += piece
                 if len(self.data) > self._max_bytes:
                     self.is_too_large = True
                     break
         await response.aclose()
+        if not response.is_success:
+            raise _refused(response.status_code, response.headers, bytes(self.data))
 
 
-def _refused(exc: openai.APIStatusError) -> ModelUnavailableError:
-    status = exc.status_code
+def _refused(status: int, headers: Mapping[str, str], body: bytes) -> ModelUnavailableError:
     if status == 429:
-        return ModelUnavailableError("rate_limited", "status 429", retry_after=_retry_after(exc.response.headers))
+        return ModelUnavailableError("rate_limited", "status 429", retry_after=_retry_after(headers))
     if status >= 500 or status in (408, 409, 425):
-        return ModelUnavailableError("server_error", f"status {status}", retry_after=_retry_after(exc.response.headers))
+        return ModelUnavailableError("server_error", f"status {status}", retry_after=_retry_after(headers))
+    if problem := "too large" if status == TOO_LARGE else content_code(body):
+        return ModelUnavailableError("content", f"status {status}, {problem}")
     return ModelUnavailableError("configuration", f"status {status}; check base_url, api_key, model and window_tokens")
 
 

@@ -61,9 +61,9 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A model answered these messages, and the answer may not be used; as false as None, which is no answer.
+    """What a model answered these messages may not be used; as false as None, which is no answer.
 
-    ``reason`` is one word; ``none``: the model found nothing to note.
+    ``reason`` is one word; ``none``: the model found nothing to note; ``content``: its server did not take them.
     """
 
     reason: str
