@@ -48,8 +48,7 @@ class FailuresAtOnce:
         if report.failed and terminal is not None:
             crash = getattr(report.longrepr, "reprcrash", None)
             reason = (str(report.longrepr) if crash is None else crash.message)[:MOST_SHOWN]
-            terminal.ensure_newline()
-            terminal.write_line(f"-- failed at {report.when}: {report.nodeid}\n   {reason}", red=True)
+            terminal.write_line(f"\n-- failed at {report.when}: {report.nodeid}\n   {reason}", red=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
