@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import tiktoken
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiktoken_ext import openai_public  # type: ignore[import-untyped]
 from tool_traffic import TRAFFIC
@@ -338,6 +338,8 @@ FRAGMENTS = [
     ),
     length=st.integers(2 * RUN_CHARS + 1, 6 * RUN_CHARS),
 )
+@example(parts=[("12345", 1), ("½", 1)], length=1454)
+@example(parts=[("x½", 1), ("12345½", 700)], length=1454)
 def test_a_count_of_a_long_text_is_exact_or_says_that_it_is_not(
     name: str, reference: dict[str, tiktoken.Encoding], parts: list[tuple[str, int]], length: int
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from typing import NamedTuple, Protocol
 
 logger = logging.getLogger(__name__)
@@ -116,12 +117,24 @@ def _cut(text: str, size: int) -> tuple[list[str], bool]:
     while len(text) - start > size:
         end = start + size
         clean = [match.end() for match in _CLEAN_CUT.finditer(text, max(start, end - RUN_CHARS), end)]
-        is_torn |= not clean
-        cut = clean[-1] if clean else end
+        cut = clean[-1] if clean else end - _numbers_before(text, start, end) % 3
+        is_torn |= not clean and not _is_number(text[cut - 1])
         pieces.append(text[start:cut])
         start = cut
     pieces.append(text[start:])
     return pieces, is_torn
+
+
+def _numbers_before(text: str, start: int, end: int) -> int:
+    """Count the digits and other numbers right before ``end``: both patterns take three at a time, from the first."""
+    first = end
+    while first > start and _is_number(text[first - 1]):
+        first -= 1
+    return end - first
+
+
+def _is_number(char: str) -> bool:
+    return unicodedata.category(char).startswith("N")
 
 
 def _samples(text: str) -> list[str]:
