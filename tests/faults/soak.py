@@ -168,10 +168,11 @@ class Report:
 
 
 class Soak:
-    """One run: servers, workers, faults, and the account."""
+    """One run: servers, workers, faults, and the account. It goes on until there was time for ``turns`` faults."""
 
-    def __init__(self, seed: int, seconds: float, home: Path) -> None:
+    def __init__(self, seed: int, seconds: float, home: Path, *, turns: int = 0) -> None:
         self.report = Report(seed, seconds)
+        self._turns = turns
         self._home = home
         self._dead: list[Worker] = []
         self.workers: list[Worker] = []
@@ -233,9 +234,9 @@ class Soak:
         injector.sleep = sleep
         if not waited_for(lambda: all(worker.status.acknowledged for worker in self.workers), WORKER_SECONDS):
             self.report.violations.append("the workers do not begin")
-        for fault in plan(self.report.seed):
+        for turn, fault in enumerate(plan(self.report.seed)):
             sleep(fault.pause)
-            if time.monotonic() >= end:
+            if time.monotonic() >= end and turn >= self._turns:
                 break
             injector.cause(fault)
         injector.heal()
@@ -338,10 +339,15 @@ class Soak:
         return found
 
 
-def soak(seconds: float, seed: int, watch: Callable[[Soak, float], None] = lambda _soak, _left: None) -> Report:
-    """Run for ``seconds`` and return the account; what was written down stays where there are violations."""
+def soak(
+    seconds: float, seed: int, watch: Callable[[Soak, float], None] = lambda _soak, _left: None, *, turns: int = 0
+) -> Report:
+    """Run for ``seconds``, or longer until there was time for ``turns`` faults, and return the account.
+
+    What was written down stays where there are violations.
+    """
     home = Path(tempfile.mkdtemp(prefix="soak-"))
-    with Soak(seed, seconds, home) as run:
+    with Soak(seed, seconds, home, turns=turns) as run:
         report = run.run(watch)
     if report.violations:
         report.violations.append(f"the journals of the workers are in {home}")
