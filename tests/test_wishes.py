@@ -50,6 +50,16 @@ def test_what_was_asked_for_is_kept_where_it_would_else_be_lost() -> None:
         ("Important: note everything about our family.", "The family met.", "The weather was fine."),
         ("保留所有关于过敏的信息", "我对花生过敏。", "今天天气很好。"),
         ("Behalte alles über Allergien.", "Die Allergie ist schlimm.", "Das Wetter war gut."),
+        (
+            "Bitte alles über die Kinder behalten",
+            "Unsere Kinder heißen Uta und Jan.",
+            "Die Miete ist hoch; alle sind über die Straße.",
+        ),
+        ("Guarda todo sobre los niños", "Un niño se llama Leo.", "Los vuelos salen todos el lunes."),
+        ("Garde tout ce qui concerne les allergies", "Il est allergique.", "Les amis sont tous là, ce qui est bien."),
+        ("Сохраняй всё об аллергиях", "У меня аллергия на орехи.", "Он всё знает об этом."),
+        ("알레르기에 관한 모든 것을 기억해 주세요", "견과류 알레르기가 있어요.", "6월 14일에 예약해 주세요."),
+        ("Remember when people die.", "Did her aunt die?", "We met on Monday."),
         ("order 88412", "It was 88412.", "It was 7."),
     ],
 )

@@ -127,6 +127,14 @@ def is_english(text: str) -> bool:
     return _clear_best(_languages(text)) == "en"
 
 
+def function_words(text: str) -> frozenset[str]:
+    """Return those of the language that most of them in the text are of, and of all that come as near."""
+    words = frozenset(_WORD.findall(text.casefold()))
+    heard = {name: len(words & known) for name, known in _WORDS_OF.items()}
+    most = max(heard.values())
+    return frozenset().union(*(_WORDS_OF[name] for name, count in heard.items() if count == most > 0))
+
+
 def _scripts(text: str) -> Counter[str]:
     """Count the letters of each script."""
     found: Counter[str] = Counter()

@@ -1,6 +1,6 @@
 """Sentences: cutting a text into them, and joining some of them so that cutting gives the same ones again.
 
-A boundary is decided by the word before it and the character after it, nothing further away. That is what lets
+A boundary is decided by the two words before it and the word after it, nothing further away. That is what lets
 sentences be chosen, left out and joined, and still be found.
 """
 
@@ -32,7 +32,15 @@ _ABBREVIATIONS = frozenset(
     ["mr.", "mrs.", "ms.", "dr.", "prof.", "st.", "vs.", "e.g.", "i.e.", "cf.", "approx.", "fig.", "mt."]
 )
 _OFTEN_LAST = frozenset(["etc.", "a.m.", "p.m.", "inc.", "ltd.", "co.", "jr.", "sr.", "u.s.", "u.k."])
+_BEFORE_NUMBERS = frozenset(
+    ["no.", "nr.", "nº.", "núm.", "num.", "tel.", "tél.", "ext.", "ca.", "art.", "str.", "p.", "pp.", "pág.", "vol."]
+)
 _COUNTER = re.compile(r"\d{1,2}\.")
+# German writes ordinal numbers with a full stop and what they count with a capital: "am 3. Mai", "im 2. Stock".
+_ORDINAL = re.compile(r"\b(?:[AaIi]m|[Dd](?:as|e[mnrs]|ie)|[Vv]om|[Zz]u[mr]|[Bb]eim) \d{1,2}\.$")
+_GERMAN_MONTH = re.compile(
+    r"(?:Januar|Jänner|Februar|März|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember)\b"
+)
 _INITIAL = re.compile(r"[A-HJ-Z]\.")
 _CUT = re.compile(r".*[,，、:] ?|.* ")
 
@@ -98,7 +106,7 @@ def _pieces(line: str) -> list[str]:
         if match["mark"]:
             end -= 1
             # No abbreviation is longer than this, and a long line is not copied for each of its full stops.
-            before, follows = line[max(start, end - 40) : end], line[end + 1 : end + 2]
+            before, follows = line[max(start, end - 40) : end], line[end + 1 : end + 12]
             if not _ends_sentence(before, mark=match["mark"], closer=match["closer"], follows=follows):
                 continue
         pieces.append(line[start:end].strip(" ;"))
@@ -108,7 +116,8 @@ def _pieces(line: str) -> list[str]:
 
 
 def _ends_sentence(before: str, *, mark: str, closer: str, follows: str) -> bool:
-    """Tell whether the mark that ``before`` ends with also ends a sentence."""
+    """Tell whether the mark that ``before`` ends with also ends a sentence; ``follows`` begins what comes next."""
+    after, follows = follows, follows[:1]
     if closer and follows.islower():
         return False
     if mark != ".":
@@ -116,13 +125,14 @@ def _ends_sentence(before: str, *, mark: str, closer: str, follows: str) -> bool
     head, _, word = before.rpartition(" ")
     word = word.lstrip("\"'([{“‘«")
     if _COUNTER.fullmatch(word):
-        return bool(head) and not follows.islower()
+        is_ordinal = follows.islower() or _GERMAN_MONTH.match(after) or _ORDINAL.search(before)
+        return bool(head) and not is_ordinal
     if _INITIAL.fullmatch(word):
         return False
     word = word.lower()
     if word in _OFTEN_LAST:
         return not follows.islower()
-    return word not in _ABBREVIATIONS and not (word == "no." and follows.isdigit())
+    return word not in _ABBREVIATIONS and not (word in _BEFORE_NUMBERS and follows.isdigit())
 
 
 def _parts(piece: str) -> Iterator[str]:
