@@ -88,7 +88,8 @@ def run(rounds: int, wanted: Sequence[str], *, history: int, is_quiet: bool) -> 
         chosen = [scenario for scenario in every if not wanted or any(part in scenario.name for part in wanted)]
         for scenario in track(chosen, description="measuring", disable=is_quiet, console=Console(stderr=True)):
             with scenario.prepare(bench) as (call, reference):
-                taken, unit, ratio, added = measure(min(rounds, scenario.rounds or rounds), call, reference)
+                times = min(rounds, scenario.rounds or rounds) * scenario.rounds_of_each
+                taken, unit, ratio, added = measure(times, call, reference)
             reach = scenario.reach, scenario.most_added
             results.append(Result(scenario.name, taken, scenario.reference, unit, ratio, added, *reach))
     return results, pinning

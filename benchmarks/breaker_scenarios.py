@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
-from scenario import CALLS, WIDE, Bench, Timer, repeated, usual_work
+from scenario import WIDE, Bench, Timer, repeated, usual_work
 
 from contract_engine.memory import CircuitBreaker, CircuitOpenError
 from contract_engine.memory._effects import Flow
@@ -52,7 +52,7 @@ def redis_away(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
     manager = bench.durable
     name = bench.session(manager, 1)
     sessions = manager._flows._sessions
-    breaker = manager.circuit_breaker
+    breaker, run = manager.circuit_breaker, manager._runtime.run
 
     def plain() -> Flow[dict[str, Any]]:
         checked = check_session_id(name)
@@ -60,14 +60,11 @@ def redis_away(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
         loaded = Loaded(state or empty_session(WIDE), "postgres", True)
         return (yield from manager._flows._context(checked, loaded, None))
 
-    def call() -> float:
-        breaker.force_open()
-        try:
-            return usual_work([lambda: manager.get_context(name)] * CALLS)
-        finally:
-            breaker.reset()
-
-    yield call, lambda: usual_work([lambda: manager._runtime.run(plain())] * CALLS)
+    breaker.force_open()
+    try:
+        yield lambda: usual_work([lambda: manager.get_context(name)]), lambda: usual_work([lambda: run(plain())])
+    finally:
+        breaker.reset()
 
 
 @contextmanager
@@ -75,21 +72,16 @@ def append_with_redis_away(bench: Bench) -> Iterator[tuple[Timer, Timer]]:
     """An append with the breaker open, against the same statement with nothing around it."""
     manager = bench.durable
     name, plain = bench.session(manager, 1), bench.session(manager, 1)
-    breaker = manager.circuit_breaker
-    log = manager.session_store
+    breaker, log = manager.circuit_breaker, manager.session_store
 
-    def call() -> float:
-        messages = bench.fresh(CALLS)
-        breaker.force_open()
-        try:
-            return usual_work([partial(manager.add_message, name, item) for item in messages])
-        finally:
-            breaker.reset()
+    def work_of(add: Callable[[str, dict[str, Any]], object], session: str) -> float:
+        return usual_work([partial(add, session, *bench.fresh(1))])
 
-    def alone() -> float:
-        return usual_work([partial(log.append, plain, item) for item in bench.fresh(CALLS)])
-
-    yield call, alone
+    breaker.force_open()
+    try:
+        yield lambda: work_of(manager.add_message, name), lambda: work_of(log.append, plain)
+    finally:
+        breaker.reset()
 
 
 def _nothing() -> None:

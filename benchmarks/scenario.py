@@ -129,3 +129,7 @@ class Scenario:
     rounds: int | None = None
     most_added: float | None = None
     """Microseconds above the reference, where that is the measure."""
+    rounds_of_each: int = 1
+    """So many rounds for each one asked for: where a round is one call, a machine that slows down does so to call and
+    reference alike.
+    """

@@ -339,9 +339,16 @@ SCENARIOS = (
         breaker_closed(window_size=100, failure_rate=0.5, slow_call_seconds=1, slow_call_rate=0.5),
     ),
     Scenario("breaker, open: a rejection", "a call that fails at once", 4, breaker_open, most_added=1),
-    Scenario("get_context with the breaker open", "the log alone", 1.1, redis_away, most_added=10),
     Scenario(
-        "add_message with the breaker open", "the session store's append", 1.1, append_with_redis_away, most_added=10
+        "get_context with the breaker open", "the log alone", 1.1, redis_away, most_added=10, rounds_of_each=CALLS
+    ),
+    Scenario(
+        "add_message with the breaker open",
+        "the session store's append",
+        1.1,
+        append_with_redis_away,
+        most_added=10,
+        rounds_of_each=CALLS,
     ),
     Scenario("get_context with a query, 3,000 folded", LOOPS, 10 / LOOP_MS, recall()),
     Scenario("get_context with a query of 32 words, 3,000 folded", LOOPS, None, recall(words=27)),

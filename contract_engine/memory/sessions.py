@@ -42,7 +42,7 @@ REBUILDS = 3
 _STALE, _APPENDED, _FOLD_DUE, _PRECEDED = 0, 1, 2, 4
 
 
-class Appended(NamedTuple):
+class Appended(msgspec.Struct, frozen=True):
     """Messages that were acknowledged; ``loaded`` is the session after them where the caller asked for it."""
 
     placed: Placed

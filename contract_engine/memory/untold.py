@@ -6,14 +6,13 @@ import os
 import threading
 import weakref
 
+import msgspec
 
-class Note:
+
+class Note(msgspec.Struct, frozen=True, eq=False):
     """One thing Redis was not told; each is an object of its own, so that a later one is not settled with it."""
 
-    __slots__ = ("seq",)
-
-    def __init__(self, seq: float) -> None:
-        self.seq = seq
+    seq: float
 
 
 class Untold:
@@ -40,7 +39,7 @@ class Untold:
         """Expect at least this message; infinity: believe no copy that is there now."""
         with self._lock:
             held = self._notes.get(session_id)
-            note = Note(seq if held is None else max(seq, held.seq))
+            note = Note(seq if held is None or seq > held.seq else held.seq)
             self._notes[session_id] = note
         return note
 
