@@ -29,9 +29,14 @@ _END = re.compile(
     re.VERBOSE,
 )
 _ABBREVIATIONS = frozenset(
-    ["mr.", "mrs.", "ms.", "dr.", "prof.", "st.", "vs.", "e.g.", "i.e.", "cf.", "approx.", "fig.", "mt."]
+    [
+        *("mr.", "mrs.", "ms.", "dr.", "prof.", "st.", "vs.", "e.g.", "i.e.", "cf.", "approx.", "fig.", "mt."),
+        *("sr.", "sra.", "srta.", "dra.", "p.ej.", "z.b.", "d.h.", "bzw.", "inkl.", "evtl.", "ggf."),
+    ]
 )
-_OFTEN_LAST = frozenset(["etc.", "a.m.", "p.m.", "inc.", "ltd.", "co.", "jr.", "sr.", "u.s.", "u.k."])
+_OFTEN_LAST = frozenset(["etc.", "a.m.", "p.m.", "inc.", "ltd.", "co.", "jr.", "u.s.", "u.k.", "usw."])
+# "z. B.", "p. m.": the first of two letters ends nothing, and the second seldom.
+_LETTER, _TWO_LETTERS = re.compile(r"[^\W\d_]\."), re.compile(r"\b[^\W\d_]\. [^\W\d_]\.$")
 _BEFORE_NUMBERS = frozenset(
     ["no.", "nr.", "nº.", "núm.", "num.", "tel.", "tél.", "ext.", "ca.", "art.", "str.", "p.", "pp.", "pág.", "vol."]
 )
@@ -40,6 +45,12 @@ _COUNTER = re.compile(r"\d{1,2}\.")
 _ORDINAL = re.compile(r"\b(?:[AaIi]m|[Dd](?:as|e[mnrs]|ie)|[Vv]om|[Zz]u[mr]|[Bb]eim) \d{1,2}\.$")
 _GERMAN_MONTH = re.compile(
     r"(?:Januar|Jänner|Februar|März|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember)\b"
+)
+# And dates in numbers, "3. 5. 2024". Hungarian begins with the year, "2024. május 3-án".
+_DAY_BEFORE, _DAY_AFTER = re.compile(r"\b\d{1,2}\. \d{1,2}\.$"), re.compile(r"\d{1,2}\. ?\d{2,4}\b")
+_YEAR = re.compile(r"\d{4}\.?")
+_HUNGARIAN_MONTH = re.compile(
+    r"(?:január|február|március|április|május|június|július|augusztus|szeptember|október|november|december)"
 )
 _INITIAL = re.compile(r"[A-HJ-Z]\.")
 _CUT = re.compile(r".*[,，、:] ?|.* ")
@@ -124,11 +135,17 @@ def _ends_sentence(before: str, *, mark: str, closer: str, follows: str) -> bool
         return True
     head, _, word = before.rpartition(" ")
     word = word.lstrip("\"'([{“‘«")
+    if _YEAR.fullmatch(word):
+        return not _HUNGARIAN_MONTH.match(after)
     if _COUNTER.fullmatch(word):
         is_ordinal = follows.islower() or _GERMAN_MONTH.match(after) or _ORDINAL.search(before)
-        return bool(head) and not is_ordinal
+        is_in_date = _DAY_AFTER.match(after) or (_YEAR.match(after) and _DAY_BEFORE.search(before))
+        return bool(head) and not (is_ordinal or is_in_date)
     if _INITIAL.fullmatch(word):
         return False
+    if _LETTER.fullmatch(word):
+        is_second = _TWO_LETTERS.search(before)
+        return not follows.islower() if is_second else not _LETTER.match(after)
     word = word.lower()
     if word in _OFTEN_LAST:
         return not follows.islower()
