@@ -79,6 +79,7 @@ def test_the_least_recently_used_makes_way() -> None:
     manager.retrieve(ask("a"))
     manager.storage["memory:WORKING_MEMORY:b"]  # looking is no use
     manager.store(say("d", "x"))
+    assert sorted(name[-1] for name in manager.storage) == ["a", "c", "d"]
     manager.update(say("c", "y"))
     manager.store(say("e", "x"))
     assert sorted(name[-1] for name in manager.storage) == ["c", "d", "e"]

@@ -22,6 +22,7 @@ from contract_engine.working_memory import (
     IWorkingMemory,
     WorkingMemoryManager,
 )
+from contract_engine.working_memory.compression import Compressed
 from contract_engine.working_memory.layers import run
 from contract_engine.working_memory.records import Item, Record, RecordKey
 from contract_engine.working_memory.redis_memory_manager import RedisWorkingMemoryManager
@@ -75,6 +76,18 @@ def test_a_batch_keeps_what_was(inner: WorkingMemoryManager) -> None:
     manager = Versioned(inner)
     manager.store_many([of("one"), of("two"), of("three")])
     assert contents(manager) == ["one", "two"]
+
+
+@pytest.mark.parametrize(("inside", "outside"), [(3, 10), (10, 3)])
+def test_two_around_one_manager_keep_each_version_once(inner: WorkingMemoryManager, inside: int, outside: int) -> None:
+    manager = Versioned(Compressed(Versioned(inner, keep=inside), min_chars=0), keep=outside)
+    for text in "abcde":
+        manager.store(of(text, "beside"))
+    assert contents(manager) == ["b", "c", "d"]
+    manager.restore_version("c", timestamp=manager.get_memory_history("c")[0]["timestamp"])
+    manager.update(of("f", memory_id="1"))
+    assert contents(manager) == ["d", "e", "b"]
+    assert [memory.working_memory for memory in manager.retrieve(of())] == ["f", "beside"]
 
 
 @pytest.mark.parametrize("index", range(3))

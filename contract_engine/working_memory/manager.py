@@ -85,8 +85,9 @@ class WorkingMemoryManager(Shell):
     def store_many(self, inputs: Sequence[IMemoryInput]) -> list[str]:
         """Do :meth:`store` for many records in one round trip, and return their keys. One bad input refuses all.
 
-        In Redis it is one for each 10,000; where one of them fails, those before it are stored. Where there is a
-        :class:`Versioned` each record is a change of its own.
+        In Redis it is one for each 10,000; where one of them fails, those before it are stored. In PostgreSQL it is a
+        transaction, whose begin and commit take one each. Where there is a :class:`Versioned` each record is a change
+        of its own.
         """
         return run(self._front.store_many(inputs))
 

@@ -35,7 +35,8 @@ class Store(Protocol):
     """A store that blocks. What has expired is not there.
 
     A method is one round trip or none, but: ``facts`` takes two in Redis, ten thousands of names take one for each ten
-    thousand, and ``put`` clears up after itself now and then.
+    thousand, and ``put`` clears up after itself now and then, and has a transaction begun and committed for
+    many entries in PostgreSQL.
     """
 
     def get(self, names: Sequence[str]) -> list[bytes | None]:

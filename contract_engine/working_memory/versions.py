@@ -41,10 +41,16 @@ class VersionedLayer(Wrapping):
                 return revised
             # Whoever wraps this one may have given the earlier contents another form, but never drops any.
             versions = revised.versions or current.versions
-            named = replace(current, versions=(), last_update=_later(current.last_update, versions))
-            return replace(revised, versions=(*versions, named)[-self._keep :])
+            if _newest(versions) == _newest(current.versions):  # else one that wraps this one has kept it already
+                named = replace(current, versions=(), last_update=_later(current.last_update, versions))
+                versions = (*versions, named)
+            return replace(revised, versions=versions[-self._keep :])
 
         return self.below.change(key, kept)
+
+
+def _newest(versions: Sequence[Record]) -> str | None:
+    return versions[-1].last_update if versions else None
 
 
 def _later(last_update: str, versions: Sequence[Record]) -> str:
@@ -80,6 +86,7 @@ class Versioned(_Versioned[WorkingMemoryManager], Wrapper):
     They are in the record itself, so they come and go with it: deleting the record deletes them, deleting one memory of
     several leaves it in them. No write is lost between two processes; each is a read and an exchange, also in a batch.
     The ``timestamp`` of a version is when it was written, a microsecond after the one before where that is no later.
+    Two of these wrappers around one manager keep each contents once, as many as the smaller ``keep`` says.
     """
 
 
