@@ -194,6 +194,7 @@ class MemoryManager(ManagerBase, Closing):
     def drain(self, session_id: str) -> int:
         """Log what waits in Redis since PostgreSQL was away, in order and once; answers how many messages.
 
+        Of several that drain a session at once each counts those that it sent to the log, which keeps each once.
         Nobody has to call this: every append and read of the session does it. For sessions nobody touches any more.
         """
         return self._runtime.run(self._flows.drain(session_id))
