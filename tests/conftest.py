@@ -23,6 +23,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The programs that tests start would compile the package anew each time, which takes longer than what most of them do.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# What the shell names is somebody's: the tests have servers of their own.
+for name in list(os.environ):
+    is_named = name in ("DATABASE_URL", "ENVIRONMENT", "OPENAI_API_KEY")
+    if is_named or name.startswith(("CONTRACT_MEMORY_", "MEMORY_", "POSTGRES_", "REDIS_")):
+        del os.environ[name]
+
 # No test goes by the clock of a machine that others may be using, so neither do the examples of one.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
