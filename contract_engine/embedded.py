@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 LOCK_SECONDS = 120.0
 
+_RECORDS = msgspec.json.Decoder(dict[str, Record])
+
 # Waits for the end of its input, which comes with the death of the process that holds the pipe, even by SIGKILL.
 # A pid is signalled only while its working directory lies inside ours.
 GUARD = """
@@ -217,7 +219,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _read_records(path: Path) -> dict[str, Record]:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Record])
+        return _RECORDS.decode(path.read_bytes())
     except (FileNotFoundError, msgspec.DecodeError):  # a torn or foreign file only costs us the old ports
         return {}
 
