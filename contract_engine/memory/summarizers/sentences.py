@@ -1,6 +1,6 @@
 """Sentences: cutting a text into them, and joining some of them so that cutting gives the same ones again.
 
-A boundary is decided by the two words before it and the word after it, nothing further away. That is what lets
+A boundary is decided by two words on either side of it, nothing further away. That is what lets
 sentences be chosen, left out and joined, and still be found.
 """
 
@@ -128,28 +128,32 @@ def _pieces(line: str) -> list[str]:
 
 def _ends_sentence(before: str, *, mark: str, closer: str, follows: str) -> bool:
     """Tell whether the mark that ``before`` ends with also ends a sentence; ``follows`` begins what comes next."""
-    after, follows = follows, follows[:1]
-    if closer and follows.islower():
+    is_lower = follows[:1].islower()
+    if closer and is_lower:
         return False
     if mark != ".":
         return True
     head, _, word = before.rpartition(" ")
     word = word.lstrip("\"'([{“‘«")
     if _YEAR.fullmatch(word):
-        return not _HUNGARIAN_MONTH.match(after)
+        return not _HUNGARIAN_MONTH.match(follows)
     if _COUNTER.fullmatch(word):
-        is_ordinal = follows.islower() or _GERMAN_MONTH.match(after) or _ORDINAL.search(before)
-        is_in_date = _DAY_AFTER.match(after) or (_YEAR.match(after) and _DAY_BEFORE.search(before))
-        return bool(head) and not (is_ordinal or is_in_date)
+        return bool(head) and not (is_lower or _is_ordinal(before, follows))
     if _INITIAL.fullmatch(word):
         return False
     if _LETTER.fullmatch(word):
-        is_second = _TWO_LETTERS.search(before)
-        return not follows.islower() if is_second else not _LETTER.match(after)
+        return not is_lower if _TWO_LETTERS.search(before) else not _LETTER.match(follows)
     word = word.lower()
     if word in _OFTEN_LAST:
-        return not follows.islower()
-    return word not in _ABBREVIATIONS and not (word in _BEFORE_NUMBERS and follows.isdigit())
+        return not is_lower
+    return word not in _ABBREVIATIONS and not (word in _BEFORE_NUMBERS and follows[:1].isdigit())
+
+
+def _is_ordinal(before: str, follows: str) -> bool:
+    """Tell whether the number that ``before`` ends with counts what follows, or is the day or month of a date."""
+    if _GERMAN_MONTH.match(follows) or _ORDINAL.search(before) or _DAY_AFTER.match(follows):
+        return True
+    return bool(_YEAR.match(follows) and _DAY_BEFORE.search(before))
 
 
 def _parts(piece: str) -> Iterator[str]:
