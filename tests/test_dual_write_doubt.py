@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
-from dual_stores import contents, open_store, say, talk
+from dual_stores import contents, open_store, plain_url, say, talk
 from hypothesis import given
 from hypothesis import strategies as st
-from legacy_stores import KnowingStore, ListStore
+from legacy_stores import KnowingStore, ListStore, Messages
 from memory_contract import Backend
 
 from contract_engine.memory.legacy import overlap
 from contract_engine.memory.migration import EnhancedSessionStore, RelaySettings
+from contract_engine.memory.relaying import BYTES
 
 pytest_plugins = ("memory_fixtures", "dual_write_fixtures")
 
@@ -99,3 +102,72 @@ def test_ids_tell_what_is_there_behind_a_history_that_was_not_imported(blocking:
         assert contents(store.get_chat_history("s")) == talk(5, 7, 7)
         assert store.settle()
         assert legacy.contents("s") == talk(5, 7, 7)
+
+
+class Busy(ListStore):
+    """Has ``meanwhile`` happen once, just before it is read."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def get_chat_history(self, session_id: str) -> Messages:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return super().get_chat_history(session_id)
+
+
+class BusyKnowing(Busy, KnowingStore):
+    """The same, and it knows ids."""
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+@pytest.mark.parametrize(("more", "relayed"), [(3, 5), (3, 4), (3, 3), (3, 2), (60, 62)])
+@pytest.mark.parametrize("make", [Busy, BusyKnowing])
+def test_what_is_said_and_relayed_while_somebody_reads_is_read_once(
+    blocking: Backend, make: type[Busy], more: int, relayed: int, limit: int | None
+) -> None:
+    legacy = make()
+    with open_store(blocking, legacy) as store:
+        for number in range(3):
+            store.append("s", say(number))
+        assert store.settle()
+        sent = [store.append("s", say(number)).message_id for number in (3, 4)]
+        claimed = store._flows.outbox.claim("somebody slow", sessions=5, lease_seconds=30)
+        assert store.memory_manager._runtime.run(claimed)
+
+        def meanwhile() -> None:
+            sent.extend(store.append("s", say(number)).message_id for number in range(5, 5 + more))
+            for number in range(3, 3 + relayed):
+                keywords = {"message_id": sent[number - 3]} if isinstance(legacy, KnowingStore) else {}
+                legacy.add_chat_message("s", say(number), **keywords)
+
+        legacy.meanwhile = meanwhile
+        found = contents(store.get_chat_history("s", limit))
+        assert len(sent) == 2 + more, "it happened while it was read"
+        shown = talk(*range(max(5, 3 + relayed)))
+        assert found == (shown if limit is None else shown[-limit:])
+
+
+def test_what_a_relay_wrote_is_found_behind_what_fits_in_beside_other_sessions(
+    blocking: Backend, legacy: ListStore
+) -> None:
+    with open_store(blocking, legacy, relay=SHORT) as store:
+        store.append("s", say(0))
+        assert store.settle()
+        for number in range(1, 6):
+            store.append("s", say(number))
+        die_before_writing(store)
+        for number in range(1, 5):  # the relay had written these when it died
+            legacy.add_chat_message("s", say(number))
+        long = {"role": "user", "content": "x" * (BYTES // 5 - 45)}  # leaves room for some of the others
+        time.sleep(SHORT.lease_seconds)
+        with psycopg.connect(plain_url(store.memory_manager.config)) as connection:
+            connection.execute(
+                "UPDATE memory_relays SET due_at = now() + interval '1 second' WHERE tenant = %s", (blocking.tenant,)
+            )
+        for _ in range(5):
+            store.append("long", long)
+        time.sleep(1.0)
+        assert store.settle()
+        assert legacy.contents("s") == talk(*range(6))
+        assert len(legacy.contents("long")) == 5

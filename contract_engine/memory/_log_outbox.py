@@ -197,7 +197,7 @@ LOG_END = Statement(
 LOGGED_BEHIND = Statement(
     "logged_behind",
     lambda: sa.text("""
-        SELECT session.epoch, session.revision, session.last_seq, message.body
+        SELECT session.epoch, session.revision, session.last_seq, message.message_id, message.seq, message.body
         FROM memory_sessions AS session
         LEFT JOIN memory_messages AS message ON message.tenant = session.tenant
             AND message.session_id = session.session_id AND message.seq > CAST(:seq AS bigint)

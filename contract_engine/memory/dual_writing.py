@@ -150,7 +150,10 @@ class DualFlows:
                 yield from pause(FIRST_PAUSE_SECONDS * 2**attempt)
                 continue
             known = (yield from legacy.count_known(session_id, owed.pending)) if owed.in_doubt else 0
-            wanted = None if limit is None else limit if not owed.pending else max(limit, len(owed.pending) + WINDOW)
+            wanted = limit
+            if limit is not None and owed.pending:
+                # Nobody knows how much a relay that is at work will have written until then.
+                wanted = None if owed.is_leased else max(limit, len(owed.pending) + WINDOW)
             held = yield from legacy.history(session_id, wanted)
             if not owed.pending:
                 return held
@@ -179,7 +182,9 @@ class DualFlows:
         self, legacy: Legacy, session_id: str, held: Sequence[Message], owed: PendingSession, known: int
     ) -> Flow[int]:
         preceding = yield from self.outbox.preceding(session_id, owed.pending[0].seq, WINDOW)
-        return (yield from legacy.count_in(held, session_id, owed.pending, preceding, at_least=known))
+        # What was said after it was known what is owed may have been relayed before the legacy store was read.
+        _, since = yield from self.outbox.logged_behind(session_id, owed.pending[-1].seq)
+        return (yield from legacy.count_in(held, session_id, [*owed.pending, *since], preceding, at_least=known))
 
     def _phase(self) -> Flow[PhaseSetting]:
         """Answer the phase in force, read at most once a second; where the database is away, the one known last."""

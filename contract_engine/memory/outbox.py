@@ -14,7 +14,7 @@ from contract_engine.memory.serializer import decode_value
 
 
 class Pending(NamedTuple):
-    """A message of the log that the legacy store is to be given."""
+    """A message of the log that the legacy store is to be given, or was."""
 
     message_id: str
     seq: int
@@ -184,11 +184,12 @@ class Outbox:
         rows = yield from query(_log_outbox.LOG_END, self._key(session_id))
         return LogEnd._make(rows[0]) if rows else None
 
-    def logged_behind(self, session_id: str, seq: int) -> Flow[tuple[LogEnd | None, list[Message]]]:
+    def logged_behind(self, session_id: str, seq: int) -> Flow[tuple[LogEnd | None, list[Pending]]]:
         """Read the messages of the log behind a number, oldest first, and where it ends."""
         rows = yield from query(_log_outbox.LOGGED_BEHIND, {**self._key(session_id), "seq": seq})
         end = LogEnd._make(rows[0][:3]) if rows else None
-        return end, [decode_value(bytes(row[3])) for row in rows if row[3] is not None]
+        found = [Pending(row[3], row[4], decode_value(bytes(row[5]))) for row in rows if row[3] is not None]
+        return end, found
 
     def counts(self) -> Flow[Counts]:
         """Count what is pending by the sessions alone, at once however much it is: for whoever asks again and again."""

@@ -227,6 +227,9 @@ class Relay:
         # After a call for several no look is taken: what such a store has already it passes over.
         if claim.in_doubt and pending and not group.is_apart:
             session_id, seq = claim.session_id, pending[0].seq
+            # Beside other sessions there may have been less room than the one had who left it in doubt.
+            alone = yield from self._outbox.read_claimed([session_id], messages=MESSAGES, most_bytes=BYTES)
+            pending = alone[session_id].pending
             try:
                 written = yield from self.legacy.count_written(
                     session_id, pending, lambda: self._outbox.preceding(session_id, seq, WINDOW)

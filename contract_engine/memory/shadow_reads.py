@@ -42,7 +42,7 @@ class ShadowReads:
         last_seq = 0 if end is None else end.last_seq
         first = 0 if limit is None else max(0, last_seq - limit)
         try:
-            now, new = yield from self._outbox.logged_behind(session_id, first)
+            now, logged = yield from self._outbox.logged_behind(session_id, first)
         except MemoryServiceError as exc:
             logger.info("session %s: not compared: %s", session_id, exc)
             return
@@ -50,6 +50,7 @@ class ShadowReads:
             logger.info("session %s: not compared: it was changed meanwhile", session_id)
             return
         self.compared += 1
+        new = [one.message for one in logged]
         # The read ended with the message that was the last then, or with any that has come since.
         for stop in range(last_seq - first, len(new) + 1):
             shown = new[0 if limit is None else max(0, stop - limit) : stop]
