@@ -223,24 +223,25 @@ class Injector:
 
     def _starve(self, fault: Planned, policy: str) -> str:
         """Leave Redis less memory than it uses; proven by what it evicted, or refused to a client of our own."""
-        evicted, refused = self._evicted(), 0
+        what = "refusals" if policy == "noeviction" else "keys evicted"
+        evicted, refused, count = self._evicted(), 0, 0
         end = time.monotonic() + fault.seconds
         missing = 50_000
         try:
-            while time.monotonic() < end or (
-                policy == "noeviction" and not refused and time.monotonic() < end + PATIENCE
-            ):
+            while time.monotonic() < end or (not count and time.monotonic() < end + PATIENCE):
                 used = self.faults.stats("memory")["used_memory"]
                 self._limit(max(used - missing, 500_000), policy)
                 is_full = self._is_full()
                 refused += is_full
-                if policy == "noeviction" and not is_full:
-                    missing *= 2  # part of what it uses, as the buffer of its file, does not count for the limit
                 self.sleep(0.2)
-            evicted = self._evicted() - evicted
+                count = refused if policy == "noeviction" else self._evicted() - evicted
+                if not count:
+                    missing *= 2  # part of what it uses, as the buffer of its file, does not count for the limit
+                if not count and is_full:  # and has nothing to evict: let it have something first
+                    self._limit(0, policy)
+                    self.sleep(0.2)
         finally:
             self._limit(0, "noeviction")
-        count, what = (refused, "refusals") if policy == "noeviction" else (evicted, "keys evicted")
         if not count:
             raise NoFaultError(f"{policy}: no {what}")
         return f"{count} {what}"
