@@ -37,7 +37,7 @@ from rich.table import Table
 from server_faults import ServerFaults, waited_for
 from soak_faults import KINDS, Happened, Injector, counts_of, plan
 from soak_history import Rows, context_violations, range_violations, violations_of
-from soak_journal import Journals
+from soak_journal import Fold, Journals
 from soak_worker import CLEARED_SESSIONS, Figures, Orders, Status, command
 
 from contract_engine.embedded import EmbeddedServers
@@ -186,7 +186,7 @@ class Soak:
         redis_server = self._stack.enter_context(EmbeddedServers(postgres=False, persist_redis=True))
         database = self._stack.enter_context(EmbeddedServers(redis=False, durable=False))
         faults = ServerFaults(redis_server=redis_server, database=database)
-        faults.fsync_always()
+        faults.write_before_answering()
         self._stack.callback(faults.go_on)
         self._faults = faults
         self._settings = SETTINGS | {"redis_url": redis_server.redis_url, "database_url": database.database_url}
@@ -295,11 +295,25 @@ class Soak:
         report.final = [msgspec.to_builtins(worker.status.final) for worker in measured]
         if not measured:
             report.violations.append("no worker lived long enough to be measured")
+        journals.folds = self._folds()
         rows = self._rows()
         report.messages = sum(len(found) for found in rows.values())
         report.lost = violations_of(journals, rows)
         report.violations += report.lost
         report.violations += self._context_violations()
+
+    def _folds(self) -> dict[str, list[Fold]]:
+        """Read when which part of the log was folded, by the clock of the journals."""
+        found: dict[str, list[Fold]] = defaultdict(list)
+        ahead = time.time() - time.monotonic()
+        with psycopg.connect(self._faults.database.database_url) as connection:
+            for session, last_seq, at in connection.execute(
+                "SELECT session_id, last_seq, extract(epoch FROM created_at)::float8 FROM memory_summaries"
+                " WHERE tenant = %s",
+                (TENANT,),
+            ):
+                found[session].append(Fold(last_seq, at - ahead))
+        return found
 
     def _rows(self) -> Rows:
         found: dict[str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)

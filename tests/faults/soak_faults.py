@@ -5,8 +5,9 @@ list of its session until it is drained, and that is what was promised of it. So
 such lists first, in the same step in which it does its damage (a script, or with all writing clients paused), and when
 there are any it does not happen: it is counted as withheld. Single keys are damaged except those lists. Eviction is by
 ``volatile-lru``: those lists have no deadline, so Redis never evicts them under that policy. Redis may be killed with
-its file kept at any moment, which is why that file is written with ``appendfsync always``: under ``everysec`` the write
-itself, not only the fsync, may wait for as long as a disk is busy, and a message would be acknowledged before it.
+its file kept at any moment, which is why that file is written with ``appendfsync no``: every command is written before
+it is answered. Under ``everysec`` the write itself, not only the fsync, may wait for as long as a disk is busy, and a
+message would be acknowledged before it.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ class Injector:
         self.faults.go_on()
         self.faults.restart_redis()
         self.faults.restart_database()
-        self.faults.fsync_always()
+        self.faults.write_before_answering()
         self._limit(0, "noeviction")
 
     def unlogged(self) -> int:
@@ -175,7 +176,7 @@ class Injector:
         pid = self.faults.kill_redis()
         self.sleep(fault.seconds)
         self.faults.restart_redis()
-        self.faults.fsync_always()
+        self.faults.write_before_answering()
         with self.faults.redis() as client:
             return f"pid {pid}; {client.dbsize()} keys came back"
 
@@ -190,7 +191,7 @@ class Injector:
         self.faults.lose_files(directory)
         self.sleep(fault.seconds)
         self.faults.restart_redis()
-        self.faults.fsync_always()
+        self.faults.write_before_answering()
         return f"pid {pid}; its files deleted"
 
     def _stop_redis(self, fault: Planned) -> str:

@@ -9,10 +9,11 @@ What was read: ``soak_reads``.
 
 Exceptions, as in the guarantees. A message that Redis alone holds, when Redis goes away too: what is said then goes
 into the log, is acknowledged as degraded, and the log has it, and all before it, before the message that nobody could
-see. The number in a receipt that is degraded, or not durable, is not the last word. What was acknowledged or read as
-degraded, others may not see for a moment; its writer does, where the log has it. A read that is not complete promises
-nothing. No reads may be noted of a Redis that is full and evicts nothing, or came back with an old copy: they may lack
-what they should show.
+see; so has what was folded, by somebody for whom Redis was away, before whoever said it had found what waits there. The
+number in a receipt that is degraded, or not durable, is not the last word. What was acknowledged or read as degraded,
+others may not see for a moment; its writer does, where the log has it. A read that is not complete promises nothing. No
+reads may be noted of a Redis that is full and evicts nothing, or came back with an old copy: they may lack what they
+should show.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Any
 
-from soak_journal import Clearing, Journals, Key, Read, Said, digest, name_of
+from soak_journal import Clearing, Fold, Journals, Key, Read, Said, digest, is_folded, name_of
 from soak_reads import Shown
 
 SHOWN = 5
@@ -45,6 +46,8 @@ def violations_of(journals: Journals, logged: Rows, *, shown: int = SHOWN) -> li
         by_session[read.session].reads.append(read)
     for clearing in journals.clearings.values():
         by_session[clearing.session].clearings.append(clearing)
+    for session, folds in journals.folds.items():
+        by_session[session].folds = folds
     for session in sorted(set(logged) | set(by_session)):
         wrong = by_session[session].violations(logged.get(session, ()))
         more = [f"and {len(wrong) - shown} more"] if len(wrong) > shown else []
@@ -59,6 +62,7 @@ class _Session:
     said: list[Said] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     clearings: list[Clearing] = field(default_factory=list)
+    folds: Sequence[Fold] = ()
 
     def violations(self, rows: Sequence[Row]) -> list[str]:
         if wrong := _number_violations([seq for seq, _ in rows]):
@@ -68,8 +72,8 @@ class _Session:
         for one in self.said:
             wrong += self._call_violations(one, places)
         wrong += _receipt_violations([one for one in self.said if not self._may_be_erased(one.begun)])
-        wrong += _order_violations(self.said, places)
-        return wrong + Shown(self.reads, self.said, self.clearings, places).violations()
+        wrong += _order_violations(self.said, places, self.folds)
+        return wrong + Shown(self.reads, self.said, self.clearings, places, self.folds).violations()
 
     def _may_be_erased(self, begun: float) -> bool:
         return any(begun < one.answered for one in self.clearings)
@@ -134,24 +138,34 @@ def _receipt_violations(said: Iterable[Said]) -> list[str]:
     return wrong
 
 
-def _order_violations(said: Sequence[Said], places: Mapping[Key, int]) -> list[str]:
+def _order_violations(said: Sequence[Said], places: Mapping[Key, int], folds: Sequence[Fold]) -> list[str]:
     """Whoever was answered before another call began must stand before it."""
     placed = sorted(((places[one.keys[0]], one) for one in said if one.keys[0] in places), key=lambda pair: pair[0])
     wrong = []
     latest: Said | None = None  # began last, of those that stand before and could see Redis
+    folded: Said | None = None  # and of those that were folded before they had looked there
     for place, one in placed:
-        if latest is not None and one.answered < latest.begun:
-            whose = "its own" if latest.writer == one.writer else "another writer's"
+        before = latest if one.may_have_waited else _later(latest, folded)
+        if before is not None and one.answered < before.begun:
+            whose = "its own" if before.writer == one.writer else "another writer's"
             wrong.append(
                 f"{name_of(one.keys[0])} (number {place}, durable {one.answers[0].durable}) was acknowledged at "
-                f"{one.answered:.3f}, and stands behind {whose} {name_of(latest.keys[0])} "
-                f"(durable {latest.answers[0].durable}), begun at {latest.begun:.3f}"
+                f"{one.answered:.3f}, and stands behind {whose} {name_of(before.keys[0])} "
+                f"(durable {before.answers[0].durable}), begun at {before.begun:.3f}"
             )
         if one.answers and one.answers[0].durable and one.is_degraded:
-            latest = None  # Redis was away, and readers of the log may have folded what stands before this
-        elif one.answers and not one.is_degraded and (latest is None or one.begun > latest.begun):
-            latest = one
+            latest = folded = None  # Redis was away, and readers of the log may have folded what stands before this
+        elif one.answers and not one.is_degraded:
+            if is_folded(folds, place, one.answered):
+                folded = _later(folded, one)
+            else:
+                latest = _later(latest, one)
     return wrong
+
+
+def _later(first: Said | None, second: Said | None) -> Said | None:
+    """Answer which of two began later."""
+    return second if first is None or (second is not None and second.begun > first.begun) else first
 
 
 def context_violations(session: str, context: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:

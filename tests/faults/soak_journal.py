@@ -57,6 +57,11 @@ class Said:
     def is_degraded(self) -> bool:
         return any(answer.degraded for answer in self.answers)
 
+    @property
+    def may_have_waited(self) -> bool:
+        """Whether it may have been acknowledged by Redis alone, and logged later."""
+        return any(not answer.durable and answer.degraded for answer in self.answers)
+
 
 @dataclass(frozen=True, slots=True)
 class Read:
@@ -72,6 +77,19 @@ class Read:
     watermark: int | None = None
     kept: list[Key] | None = None
     source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """One summary in the log: what it covers has the place it has for good."""
+
+    last_seq: int
+    at: float
+
+
+def is_folded(folds: Iterable[Fold], place: float, moment: float) -> bool:
+    """Whether a place of the log was in a summary before this moment."""
+    return any(fold.last_seq >= place and fold.at < moment for fold in folds)
 
 
 @dataclass(slots=True)
@@ -90,6 +108,7 @@ class Journals:
     said: dict[str, Said] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
     clearings: dict[str, Clearing] = field(default_factory=dict)
+    folds: dict[str, list[Fold]] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
 
     def read(self, lines: Iterable[str]) -> None:
@@ -114,6 +133,8 @@ class Journals:
                 self.clearings[call] = Clearing(session, at)
             elif kind == "cleared":
                 self.clearings[rest[0]].answered = at
+            elif kind == "fold":  # not by a worker: that one was there, the log tells
+                self.folds.setdefault(rest[0], []).append(Fold(rest[1], at))
             elif kind == "violation":
                 self.violations.append(rest[0])
 

@@ -1,9 +1,10 @@
 """What the soak's readers were shown, against what had been acknowledged, read and erased before. Pure functions.
 
 Of every read: each message was said, in this session, and was not refused; none is shown twice that Redis alone never
-held. Of those that are complete: nothing is lacking that had been acknowledged before, be it at the end or in the
-middle; nothing is both in the summary and word for word; none shows less of that than one that had ended before. Of
-those that are not degraded either: what stands word for word is the log's own, from the watermark to the last number.
+held; those of one writer are in order, but for one that waited in Redis where its writer could not see it. Of those
+that are complete: nothing is lacking that had been acknowledged before, be it at the end or in the middle; nothing is
+both in the summary and word for word; none shows less of that than one that had ended before. Of those that are not
+degraded either: what stands word for word is the log's own, from the watermark to the last number.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from operator import itemgetter
 
-from soak_journal import Clearing, Key, Read, Said, name_of
+from soak_journal import Clearing, Fold, Key, Read, Said, is_folded, name_of
 
 Told = tuple[float, int, str]
 """When a number came, the number, and whose it is."""
@@ -45,6 +46,7 @@ class Shown:
     said: Sequence[Said]
     clearings: Sequence[Clearing]
     places: Mapping[Key, int]
+    folds: Sequence[Fold] = ()
     _calls: dict[Key, Said] = field(default_factory=dict)
     _final: dict[Key, float] = field(default_factory=dict)
     """When each message was acknowledged for everybody to see, if it was."""
@@ -107,6 +109,20 @@ class Shown:
                 yield f"it shows {name_of(key)}, which was refused"
             if count > 1 and not any(answer.durable is False for answer in one.answers):
                 yield f"it shows {name_of(key)} {count} times"
+        newest_of: dict[str, Key] = {}
+        for key in read.kept or ():
+            newest = newest_of.setdefault(key[0], key)
+            if key[1] < newest[1] and not self._may_be_overtaken(key, newest):
+                yield f"it shows {name_of(newest)} before {name_of(key)}"
+            newest_of[key[0]] = max(newest, key)
+
+    def _may_be_overtaken(self, earlier: Key, later: Key) -> bool:
+        """Whether what a writer said later may stand before what it had said earlier."""
+        first, second = self._calls.get(earlier), self._calls.get(later)
+        if first is None or second is None or (first is not second and first.answered >= second.begun):
+            return True  # nobody had said it, which is told already; or nobody was told that it is there
+        is_early = is_folded(self.folds, self.places.get(later, math.inf), second.answered)
+        return first.may_have_waited and (second.is_degraded or is_early)
 
     def _buffer_violations(self, read: Read, acknowledged: int) -> Iterator[str]:
         """Whether a complete read has its messages from its watermark on; ``acknowledged``: the last it must show."""

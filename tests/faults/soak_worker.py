@@ -269,13 +269,8 @@ class Client:
             wrong.append(f"ends at {context['last_seq']}, and {self._logged[session]} was acknowledged here before")
         if context["complete"] and newest is not None and newest not in kept and context["watermark"] == 0:
             wrong.append("the message of this turn is in neither part")
-        newest_of: dict[str, int] = {}
-        for message in kept:
-            if message["n"] <= newest_of.get(message["writer"], 0):
-                wrong.append(f"{message['writer']} is out of order at {message['n']}")
-            newest_of[message["writer"]] = message["n"]
-            if message["session"] != session:
-                wrong.append(f"{message['writer']} said number {message['n']} in {message['session']}")
+        astray = (message for message in kept if message["session"] != session)
+        wrong += [f"{message['writer']} said number {message['n']} in {message['session']}" for message in astray]
         facts = ", ".join(f"{name} {context[name]}" for name in ("source", "degraded", "complete"))
         for one in wrong:
             self._violation(f"{session}: read with {facts}: {one}")

@@ -303,6 +303,25 @@ PLANTED: dict[str, tuple[list[str], list[Key], str]] = {
         LOG["s"],
         "it shows a-4 2 times",
     ),
+    "a degraded read in another order than a writer's": (
+        [read(16, 17, 9, degraded=True, kept=[("a", 4), ("a", 1)])],
+        LOG["s"],
+        "it shows a-4 before a-1",
+    ),
+    "a degraded read in another order than a batch's": (
+        [read(16, 17, 9, degraded=True, kept=[("b", 2), ("b", 1)])],
+        LOG["s"],
+        "it shows b-2 before b-1",
+    ),
+    "an incomplete read that has what waited behind what its writer found it by": (
+        [
+            begin(16, "e-2", [2]),
+            ok(17, "e-2", [9]),
+            read(20, 21, 9, complete=False, degraded=True, kept=[("e", 2), ("e", 1)]),
+        ],
+        [*LOG["s"], ("e", 2)],
+        "it shows e-2 before e-1",
+    ),
     "a degraded read with a gap": (
         [read(16, 17, 8, degraded=True, watermark=3, kept=[("a", 2), ("b", 4), ("e", 1), ("a", 4), ("a", 5)])],
         LOG["s"],
@@ -383,6 +402,36 @@ def test_only_who_could_not_see_redis_may_overtake_what_redis_alone_held() -> No
     log: dict[str, list[Key]] = {"s": [("b", 1), ("a", 1)]}
     assert judged([*history, ok(4, "b-1", [1], degraded=True)], log) == []
     assert any("stands behind" in one for one in judged([*history, ok(4, "b-1", [1])], log))
+
+
+@pytest.mark.parametrize(
+    ("durable", "folded", "is_allowed"),
+    [(False, 3.5, True), (False, 4.5, False), (False, None, False), (True, 3.5, False)],
+)
+def test_what_was_folded_before_its_writer_had_looked_stands_before_what_waited(
+    durable: bool, folded: float | None, is_allowed: bool
+) -> None:
+    history = [begin(1, "a-1", [1]), ok(2, "a-1", [1], durable=durable, degraded=True), begin(3, "b-1", [1])]
+    history += [ok(4, "b-1", [1])] + ([] if folded is None else [line("fold", folded, "s", 1)])
+    found = judged(history, {"s": [("b", 1), ("a", 1)]})
+    assert any("stands behind another writer's b-1" in one for one in found) is not is_allowed
+    assert not found or not is_allowed
+
+
+def test_what_was_folded_too_early_hides_nothing_else() -> None:
+    history = [begin(1, "a-1", [1]), ok(2, "a-1", [1], durable=False, degraded=True)]
+    history += [begin(3, "c-1", [1]), ok(4, "c-1", [1]), begin(5, "b-1", [1]), ok(6, "b-1", [2])]
+    history.append(line("fold", 5.5, "s", 2))
+    log: dict[str, list[Key]] = {"s": [("c", 1), ("b", 1), ("a", 1)]}
+    assert any("a-1 (number 3, durable False)" in one and "c-1" in one for one in judged(history, log))
+
+
+def test_a_writer_who_cannot_see_redis_overtakes_what_it_said_itself() -> None:
+    history = [begin(1, "a-1", [1]), ok(2, "a-1", [1], durable=False, degraded=True), begin(3, "a-2", [2])]
+    shown = read(5, 6, 2, degraded=True, kept=[("a", 2), ("a", 1)])
+    log: dict[str, list[Key]] = {"s": [("a", 2), ("a", 1)]}
+    assert judged([*history, ok(4, "a-2", [1], degraded=True), shown], log) == []
+    assert any("it shows a-2 before a-1" in one for one in judged([*history, ok(4, "a-2", [1]), shown], log))
 
 
 # -- contexts and ranges

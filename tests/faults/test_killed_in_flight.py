@@ -75,7 +75,7 @@ def test_redis_is_killed_with_the_append_of_an_ephemeral_session(tenant: str, co
         closing(Backend(colour, EPHEMERAL, proxy.url, None, tenant)) as backend,
     ):
         faults = ServerFaults(redis_server=servers)
-        faults.fsync_always()
+        faults.write_before_answering()
         manager = backend.open(redis_timeout_seconds=30.0)
         assert manager.append("s", say(1), message_id="id1").seq == 1
         buffer = backend.keys("s").buffer

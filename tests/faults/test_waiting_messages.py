@@ -55,7 +55,7 @@ def pair(private_servers: PrivateServers, colour: str, tenant: str) -> Iterator[
     with EmbeddedServers(postgres=False, persist_redis=True) as redis_server:
         made = Pair(redis_server, private_servers(redis=False), colour, tenant)
         with closing(made.backend):
-            made.fsync_always()
+            made.write_before_answering()
             yield made
 
 
