@@ -59,10 +59,15 @@ class Appended(msgspec.Struct, frozen=True):
 
 
 class _Followed(NamedTuple):
-    """How Redis followed the log; ``is_preceded``: not at all, since earlier messages wait there to be logged."""
+    """How Redis followed the log.
+
+    ``is_preceded``: not at all, since earlier messages wait there to be logged. ``is_placed``: nobody can have logged
+    such messages before these, and moved them by it, since these were logged.
+    """
 
     state: SessionState | None
-    is_preceded: bool
+    is_preceded: bool = False
+    is_placed: bool = False
 
 
 class Sessions:
@@ -140,11 +145,12 @@ class Sessions:
             if followed.is_preceded:
                 try:
                     yield from self.unlogged.drain(session_id)
-                    placed = (yield from self._log.find(session_id, outgoing)) or placed
                 except LOG_TROUBLE as exc:
                     # They cannot be told of while those before them still wait; so they wait too, and the log will keep
                     # them once.
                     return (yield from self._append_unlogged(self.unlogged, session_id, outgoing, read=read, cause=exc))
+            if not followed.is_placed:
+                placed = (yield from self._log.find(session_id, outgoing)) or placed
         except GeneratorExit:  # the caller was cancelled, and Redis told or not
             self._untold.note(session_id, placed.seqs[-1])
             raise
@@ -189,23 +195,24 @@ class Sessions:
         if placed.seqs[-1] - placed.seqs[0] != len(placed.seqs) - 1:
             # A batch of which some was stored before: no script can place it, so the next reader rebuilds.
             yield from self.cache.forget_buffer(session_id)
-            return _Followed(None, False)
+            return _Followed(None, is_preceded=True)
         answer, ticket, reading = yield from self.cache.append(session_id, placed, outgoing, read=read)
         if self._untold:
             yield from self.telling.spawn()
+        is_placed = answer in (_APPENDED, _FOLD_DUE)
         if answer == _FOLD_DUE:
             yield from self.folding.spawn(session_id, ticket)
-        elif answer != _APPENDED:
+        elif not is_placed:
             status, ticket = answer[0], int(answer[1])
             if status == _PRECEDED:
-                return _Followed(None, True)
+                return _Followed(None, is_preceded=True)
             if status == _STALE:
                 state = yield from self._rebuild(session_id, ticket)
                 if state is not None and state.is_fold_due:
                     yield from self.folding.spawn(session_id, 0)
-                return _Followed(state, False)
+                return _Followed(state, is_placed=state is not None and state.revision == placed.revision)
         state = None if reading is None else reading.state
-        return _Followed(state if state is not None and state.is_complete else None, False)
+        return _Followed(state if state is not None and state.is_complete else None, is_placed=is_placed)
 
     def load(self, session_id: str) -> Flow[Loaded]:
         """Read the session in one round trip to Redis; from the log where Redis cannot tell it."""

@@ -5,7 +5,8 @@
 --       7 a fresh ticket  8 ticket TTL (s)  9 lease of a fold (ms)
 --       then for each message: tokens, element; and the run of the server
 -- Answer 1: appended. 2: appended, and the caller is to fold; it holds the lease, named by its ticket. Else the buffer
---       cannot follow: {0, ticket}: the caller is to rebuild it with this ticket; {3, ticket}: somebody else is at it;
+--       cannot follow: {0, ticket}: the caller is to rebuild it with this ticket; {3, ticket}: somebody else is at it,
+--       or has folded what has these numbers;
 --       {4, '0'}: messages acknowledged before these wait in the unlogged list, and go into the log first.
 --
 -- The buffer follows only where these messages come right after its last one, in the same life of the session and the
@@ -48,12 +49,13 @@ local h
 h, text = read_header(buffer)
 if h and h.run == ARGV[#ARGV] and h.epoch == ARGV[1] and h.revision >= tonumber(ARGV[2]) and last <= h.last then
   -- Sent again, or placed by a rebuild that was faster than we are.
-  local same = true
+  local same, folded = true, first <= h.watermark
   for i = 0, n - 1 do
     local place = first + i - h.watermark
     if place > 0 and redis.call('LINDEX', buffer, place) ~= ARGV[11 + 2 * i] then same = false end
   end
-  if same then return 1 end
+  -- Where it was folded, what stood under its number is not known any more.
+  if same then return folded and { 3, '0' } or 1 end
 end
 -- Not even the first message of a session is placed here without asking the log: the session may have been cleared since.
 local ticket, fresh, is_overtaken = place_ticket(
