@@ -77,8 +77,9 @@ class SQLStore:
         self._is_missing = create_table
         self._writes = itertools.count(1)
         insert = sqlite.insert(table) if engine.dialect.name == "sqlite" else postgresql.insert(table)
-        new = {"body": insert.excluded.body, "expires_at": insert.excluded.expires_at}
+        new = _replacement(insert)
         self._upsert = insert.on_conflict_do_update(index_elements=["name"], set_=new)
+        self._upsert_many = None if engine.dialect.name == "sqlite" else _upsert_many(table)
         is_free = sa.or_(table.c.expires_at <= sa.bindparam("now"), table.c.body == insert.excluded.body)
         self._insert = insert.on_conflict_do_update(index_elements=["name"], set_=new, where=is_free).returning(
             table.c.name
@@ -100,7 +101,11 @@ class SQLStore:
         # In the order of their names, so that two who write the same ones do not wait for each other.
         rows = {name: {"name": name, "body": body, "expires_at": self._deadline(ttl)} for name, body, ttl in entries}
         ordered = [rows[name] for name in sorted(rows)]
-        self._ask(lambda connection: connection.execute(self._upsert, ordered), is_many=len(ordered) > 1)
+        if len(ordered) > 1 and self._upsert_many is not None:
+            statement, columns = self._upsert_many, {key: [row[key] for row in ordered] for key in ordered[0]}
+            self._ask(lambda connection: connection.execute(statement, columns))
+        else:
+            self._ask(lambda connection: connection.execute(self._upsert, ordered), is_many=len(ordered) > 1)
         self._wrote(len(ordered))
 
     def exchange(self, name: str, old: bytes | None, new: bytes | None, ttl_seconds: TimeToLive) -> bool:
@@ -240,6 +245,19 @@ class SQLStore:
     def _table_missing(self, store: str) -> StoreMisconfiguredError:
         hint = "let create_table be True, or create it with the columns name, body and expires_at"
         return StoreMisconfiguredError(store, f"there is no table {self._table.name!r} as needed", hint=hint)
+
+
+def _upsert_many(table: sa.Table) -> sa.Executable:
+    """Return the statement for PostgreSQL that keeps any number of records: each column comes as one array."""
+    arrays = (sa.bindparam(column.name, type_=postgresql.ARRAY(column.type)) for column in table.columns)
+    given = sa.func.unnest(*arrays).table_valued(*table.columns.keys()).render_derived()
+    insert = postgresql.insert(table).from_select(table.columns.keys(), sa.select(*given.columns))
+    return insert.on_conflict_do_update(index_elements=["name"], set_=_replacement(insert))
+
+
+def _replacement(insert: sqlite.Insert | postgresql.Insert) -> dict[str, Any]:
+    """Return what a record is given that is there already."""
+    return {"body": insert.excluded.body, "expires_at": insert.excluded.expires_at}
 
 
 def _is_worth_repeating(exc: sa_exc.DBAPIError) -> bool:
