@@ -22,7 +22,7 @@ from typing import Any
 import redis
 from server_faults import NoFaultError, ServerFaults
 
-PATIENCE = 5.0
+PATIENCE = 20.0
 """Seconds that a Redis is given to become full in, on a machine that others use too."""
 
 FLUSH_UNLESS_UNLOGGED = "if #redis.call('KEYS', '*:unlogged') > 0 then return 0 end redis.call('FLUSHALL') return 1"
