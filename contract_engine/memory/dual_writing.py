@@ -152,13 +152,13 @@ class DualFlows:
             known = (yield from legacy.count_known(session_id, owed.pending)) if owed.in_doubt else 0
             wanted = limit
             if limit is not None and owed.pending:
-                # Nobody knows how much a relay that is at work will have written until then.
-                wanted = None if owed.is_leased else max(limit, len(owed.pending) + WINDOW)
+                # The last answer counts whatever others have written until then, and nobody knows how much that is.
+                wanted = None if attempt == ATTEMPTS - 1 else max(limit, len(owed.pending) + WINDOW)
             held = yield from legacy.history(session_id, wanted)
             if not owed.pending:
                 return held
             now = yield from self.outbox.pending_ids(session_id)
-            is_settled = not (owed.is_leased or now.is_leased) and _begins_with(now, owed)
+            is_settled = _is_settled(owed, now)
             if is_settled or attempt == ATTEMPTS - 1:
                 written = 0
                 if owed.in_doubt or now.in_doubt or not is_settled:
@@ -258,9 +258,13 @@ class DualFlows:
         )
 
 
-def _begins_with(now: PendingIds, before: PendingSession) -> bool:
-    """Whether nothing of what was pending has been relayed since."""
-    return list(now.places)[: len(before.pending)] == [one.message_id for one in before.pending]
+def _is_settled(before: PendingSession, now: PendingIds) -> bool:
+    """Whether the legacy store was given nothing in between, nor, in doubt, anything that was not pending before."""
+    if before.is_leased or now.is_leased or before.in_doubt != now.in_doubt:
+        return False
+    known = [one.message_id for one in before.pending]
+    pending = list(now.places)
+    return (pending if now.in_doubt else pending[: len(known)]) == known
 
 
 def shares_log(manager: ManagerFlows, legacy: object) -> bool:

@@ -1,0 +1,143 @@
+"""What others do between any two effects of a read is neither missed nor shown twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from crash_matrix import Interposition
+from dual_stores import contents, open_store, plain_url, say, talk
+from legacy_stores import KnowingStore, ListStore
+from memory_contract import Backend
+
+from contract_engine.memory.migration import EnhancedSessionStore, Phase
+
+pytest_plugins = ("memory_fixtures",)
+
+SAID, OWED = 3, 2
+"""What both stores have of a session, and what the legacy one has not got yet."""
+
+LIMIT = 4
+"""Few, so that a reader asks for the end of the legacy history alone where it may."""
+
+
+class Meanwhile(Interposition):
+    """Has something happen once, before an effect."""
+
+    def __init__(self, store: EnhancedSessionStore, number: int, happens: Callable[[], object]) -> None:
+        self._number, self._happens = number, happens
+        super().__init__(store.memory_manager)
+
+    def admit(self, effect: Any, server: str) -> str | None:
+        self.effects.append(effect)
+        if len(self.effects) == self._number:
+            self._happens()
+        return None
+
+
+class Pair:
+    """An adapter that reads, and another one beside it that does the rest."""
+
+    def __init__(self, reader: EnhancedSessionStore, other: EnhancedSessionStore, legacy: ListStore) -> None:
+        self.reader, self.other, self.legacy = reader, other, legacy
+
+    def say(self, session_id: str, start: int, stop: int) -> None:
+        for number in range(start, stop):
+            self.other.append(session_id, say(number))
+
+    def die(self, session_id: str, written: int, lease_seconds: float) -> None:
+        """Have a relay claim the session and write some, of which it takes no note."""
+        flows, runtime = self.other._flows, self.other.memory_manager._runtime
+        runtime.run(flows.outbox.claim("one that dies", sessions=25, lease_seconds=lease_seconds))
+        held = self.legacy.contents(session_id)
+        for one in runtime.run(flows.outbox.pending(session_id)).pending[:written]:
+            if one.message["content"] in held:
+                continue
+            keywords = {} if type(self.legacy) is ListStore else {"message_id": one.message_id}
+            self.legacy.add_chat_message(session_id, one.message, **keywords)
+
+    def end_leases(self) -> None:
+        config = self.reader.memory_manager.config
+        with psycopg.connect(plain_url(config)) as connection:
+            connection.execute("UPDATE memory_relays SET leased_until = now() WHERE tenant = %s", (config.tenant,))
+
+
+Event = Callable[[Pair, str], object]
+
+
+def relayed(more: int) -> Event:
+    def happens(pair: Pair, session_id: str) -> None:
+        pair.say(session_id, SAID + OWED, SAID + OWED + more)
+        pair.end_leases()
+        assert pair.other.settle(30)
+
+    return happens
+
+
+def died(more: int, written: int, lease_seconds: float) -> Event:
+    def happens(pair: Pair, session_id: str) -> None:
+        pair.say(session_id, SAID + OWED, SAID + OWED + more)
+        pair.die(session_id, written, lease_seconds)
+
+    return happens
+
+
+def switched(phase: Phase, percentage: float | None = None) -> Event:
+    return lambda pair, session_id: pair.other.set_phase(phase, percentage)
+
+
+EVENTS = {
+    "relayed": relayed(0),
+    "some said and relayed": relayed(3),
+    "many said and relayed": relayed(30),
+    "a relay at work": died(3, 4, 30.0),
+    "a relay that died": died(3, 4, 0.0),
+    "a relay that died after much": died(30, 31, 0.0),
+    "all is read in the new one": switched(Phase.FULL),
+    "some is read in the new one": switched(Phase.GRADUAL, 50),
+}
+BEFORE: dict[str, Event] = {
+    "owed": lambda pair, session_id: None,
+    "leased": lambda pair, session_id: pair.die(session_id, 1, 30.0),
+    "in doubt": lambda pair, session_id: pair.die(session_id, 1, 0.0),
+}
+
+
+@pytest.fixture(params=["list", "knowing"])
+def legacy(request: pytest.FixtureRequest) -> ListStore:
+    return ListStore() if request.param == "list" else KnowingStore()
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_whatever_happens_while_it_is_read_a_session_is_shown_once(
+    blocking: Backend, legacy: ListStore, before: str
+) -> None:
+    wrong = []
+    with open_store(blocking, legacy) as reader, open_store(blocking, legacy) as other:
+        pair = Pair(reader, other, legacy)
+        for name, event in EVENTS.items():
+            number, is_met = 0, True
+            while is_met:
+                number += 1
+                session_id = f"{name} {number}"
+                other.set_phase(Phase.COEXISTENCE)
+                reader._flows._known = None
+                pair.say(session_id, 0, SAID)
+                assert other.settle(30)
+                pair.say(session_id, SAID, SAID + OWED)
+                BEFORE[before](pair, session_id)
+                effects = Meanwhile(reader, number, lambda e=event, s=session_id: e(pair, s))
+                found = contents(reader.get_chat_history(session_id, LIMIT))
+                effects.remove()
+                is_met = len(effects.effects) >= number
+                end = int(found[-1].split()[1]) + 1
+                if end < SAID + OWED or found != talk(*range(end - LIMIT, end)):
+                    wrong.append((session_id, found))
+                pair.end_leases()
+                assert other.settle(30)
+                kept = contents(legacy.get_chat_history(session_id))
+                if kept != talk(*range(len(kept))) or len(kept) < end:
+                    wrong.append((session_id, kept))
+    assert wrong == []
