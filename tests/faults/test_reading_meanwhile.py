@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -84,10 +85,6 @@ def died(more: int, written: int, lease_seconds: float) -> Event:
     return happens
 
 
-def switched(phase: Phase, percentage: float | None = None) -> Event:
-    return lambda pair, session_id: pair.other.set_phase(phase, percentage)
-
-
 EVENTS = {
     "relayed": relayed(0),
     "some said and relayed": relayed(3),
@@ -95,11 +92,10 @@ EVENTS = {
     "a relay at work": died(3, 4, 30.0),
     "a relay that died": died(3, 4, 0.0),
     "a relay that died after much": died(30, 31, 0.0),
-    "all is read in the new one": switched(Phase.FULL),
-    "some is read in the new one": switched(Phase.GRADUAL, 50),
+    "all is read in the new one": lambda pair, _: pair.other.set_phase(Phase.FULL),
 }
 BEFORE: dict[str, Event] = {
-    "owed": lambda pair, session_id: None,
+    "owed": lambda _, __: None,
     "leased": lambda pair, session_id: pair.die(session_id, 1, 30.0),
     "in doubt": lambda pair, session_id: pair.die(session_id, 1, 0.0),
 }
@@ -128,7 +124,7 @@ def test_whatever_happens_while_it_is_read_a_session_is_shown_once(
                 assert other.settle(30)
                 pair.say(session_id, SAID, SAID + OWED)
                 BEFORE[before](pair, session_id)
-                effects = Meanwhile(reader, number, lambda e=event, s=session_id: e(pair, s))
+                effects = Meanwhile(reader, number, partial(event, pair, session_id))
                 found = contents(reader.get_chat_history(session_id, LIMIT))
                 effects.remove()
                 is_met = len(effects.effects) >= number
