@@ -171,3 +171,19 @@ def test_what_a_relay_wrote_is_found_behind_what_fits_in_beside_other_sessions(
         assert store.settle()
         assert legacy.contents("s") == talk(*range(6))
         assert len(legacy.contents("long")) == 5
+
+
+def test_ids_tell_so_too_where_the_doubt_arises_while_it_is_read(blocking: Backend) -> None:
+    legacy = BusyKnowing()
+    legacy.sessions["s"] = [say(5), say(7)]
+    with open_store(blocking, legacy) as store:
+        sent = store.append("s", say(7)).message_id
+
+        def meanwhile() -> None:
+            claimed = store._flows.outbox.claim("one that dies", sessions=5, lease_seconds=0.0)
+            assert store.memory_manager._runtime.run(claimed)
+            legacy.add_chat_message("s", say(7), message_id=sent)
+
+        legacy.meanwhile = meanwhile
+        assert contents(store.get_chat_history("s")) == talk(5, 7, 7)
+        assert legacy.contents("s") == talk(5, 7, 7)
