@@ -98,6 +98,7 @@ from test_memory_manager import (
     test_what_was_read_belongs_to_the_reader,
 )
 from test_mending import *
+from test_overtaken_appends import *
 from test_overtaken_rebuild import *
 from test_overtaken_summaries import *
 from test_pins import *

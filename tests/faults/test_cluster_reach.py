@@ -156,6 +156,7 @@ LEFT_OUT: dict[str, dict[str, tuple[str, ...]]] = {
         "test_moving_in": ALL,
         "test_outbox_plans": ALL,
         "test_parity_check": ALL,
+        "test_reading_meanwhile": ALL,
         "test_relaying": ALL,
         "test_relaying_together": ALL,
         "test_retention_faults": ALL,

@@ -456,7 +456,7 @@ def test_the_list_outlives_the_buffer_and_the_buffer_the_list(away: Away) -> Non
 
 
 def test_with_both_away_nothing_is_acknowledged(away: Away) -> None:
-    manager = away.open(redis_timeout_seconds=0.2)
+    manager = away.open(redis_timeout_seconds=2.0)
     manager.append("s", say(1))
     away.kill_database()
     manager.append("s", say(2))

@@ -81,7 +81,7 @@ def test_the_worst_of_a_model_changes_nothing_but_a_counter(
     durable: Backend, behaviour: str, kind: str, reason: str | None
 ) -> None:
     with model_server(*[behaviour] * 9) as server:
-        manager = told(durable, server.url, patience=3 if behaviour in ("hangs", "drips") else 30)
+        manager = told(durable, server.url, patience=5 if behaviour in ("hangs", "drips") else 30)
         context = manager.get_context("s")
     assert server.fired[behaviour] >= 1
     assert_context(context, SAID)
