@@ -158,6 +158,7 @@ LEFT_OUT: dict[str, dict[str, tuple[str, ...]]] = {
         "test_parity_check": ALL,
         "test_reading_meanwhile": ALL,
         "test_relaying": ALL,
+        "test_relaying_meanwhile": ALL,
         "test_relaying_together": ALL,
         "test_retention_faults": ALL,
         "test_shadow_reads": ALL,

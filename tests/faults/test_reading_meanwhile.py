@@ -6,16 +6,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import psycopg
 import pytest
-from crash_matrix import Interposition
-from dual_stores import contents, open_store, plain_url, say, talk
-from legacy_stores import KnowingStore, ListStore
+from dual_stores import contents, open_store, say, talk
+from legacy_stores import ListStore
+from meanwhile import Meanwhile, end_leases
 from memory_contract import Backend
 
 from contract_engine.memory.migration import EnhancedSessionStore, Phase
 
-pytest_plugins = ("memory_fixtures",)
+pytest_plugins = ("memory_fixtures", "meanwhile_fixtures")
 
 SAID, OWED = 3, 2
 """What both stores have of a session, and what the legacy one has not got yet."""
@@ -24,24 +23,10 @@ LIMIT = 4
 """Few, so that a reader asks for the end of the legacy history alone where it may."""
 
 
-class Meanwhile(Interposition):
-    """Has something happen once, before an effect."""
-
-    def __init__(self, store: EnhancedSessionStore, number: int, happens: Callable[[], object]) -> None:
-        self._number, self._happens = number, happens
-        super().__init__(store.memory_manager)
-
-    def admit(self, effect: Any, server: str) -> str | None:
-        self.effects.append(effect)
-        if len(self.effects) == self._number:
-            self._happens()
-        return None
-
-
 class Pair:
     """An adapter that reads, and another one beside it that does the rest."""
 
-    def __init__(self, reader: EnhancedSessionStore, other: EnhancedSessionStore, legacy: ListStore) -> None:
+    def __init__(self, reader: EnhancedSessionStore, other: EnhancedSessionStore, legacy: Any) -> None:
         self.reader, self.other, self.legacy = reader, other, legacy
 
     def say(self, session_id: str, start: int, stop: int) -> None:
@@ -52,17 +37,12 @@ class Pair:
         """Have a relay claim the session and write some, of which it takes no note."""
         flows, runtime = self.other._flows, self.other.memory_manager._runtime
         runtime.run(flows.outbox.claim("one that dies", sessions=25, lease_seconds=lease_seconds))
-        held = self.legacy.contents(session_id)
+        held = contents(self.legacy.get_chat_history(session_id))
         for one in runtime.run(flows.outbox.pending(session_id)).pending[:written]:
             if one.message["content"] in held:
                 continue
             keywords = {} if type(self.legacy) is ListStore else {"message_id": one.message_id}
             self.legacy.add_chat_message(session_id, one.message, **keywords)
-
-    def end_leases(self) -> None:
-        config = self.reader.memory_manager.config
-        with psycopg.connect(plain_url(config)) as connection:
-            connection.execute("UPDATE memory_relays SET leased_until = now() WHERE tenant = %s", (config.tenant,))
 
 
 Event = Callable[[Pair, str], object]
@@ -71,7 +51,7 @@ Event = Callable[[Pair, str], object]
 def relayed(more: int) -> Event:
     def happens(pair: Pair, session_id: str) -> None:
         pair.say(session_id, SAID + OWED, SAID + OWED + more)
-        pair.end_leases()
+        end_leases(pair.reader)
         assert pair.other.settle(30)
 
     return happens
@@ -93,26 +73,23 @@ EVENTS = {
     "a relay that died": died(3, 4, 0.0),
     "a relay that died after much": died(30, 31, 0.0),
     "all is read in the new one": lambda pair, _: pair.other.set_phase(Phase.FULL),
+    "all is read in the older one": lambda pair, _: pair.other.set_phase(Phase.COEXISTENCE),
 }
 BEFORE: dict[str, Event] = {
     "owed": lambda _, __: None,
     "leased": lambda pair, session_id: pair.die(session_id, 1, 30.0),
     "in doubt": lambda pair, session_id: pair.die(session_id, 1, 0.0),
+    "read in the new one": lambda pair, _: pair.other.set_phase(Phase.FULL),
 }
-
-
-@pytest.fixture(params=["list", "knowing"])
-def legacy(request: pytest.FixtureRequest) -> ListStore:
-    return ListStore() if request.param == "list" else KnowingStore()
 
 
 @pytest.mark.parametrize("before", BEFORE)
 def test_whatever_happens_while_it_is_read_a_session_is_shown_once(
-    blocking: Backend, legacy: ListStore, before: str
+    blocking: Backend, each_legacy: Any, before: str
 ) -> None:
     wrong = []
-    with open_store(blocking, legacy) as reader, open_store(blocking, legacy) as other:
-        pair = Pair(reader, other, legacy)
+    with open_store(blocking, each_legacy) as reader, open_store(blocking, each_legacy) as other:
+        pair = Pair(reader, other, each_legacy)
         for name, event in EVENTS.items():
             number, is_met = 0, True
             while is_met:
@@ -131,9 +108,9 @@ def test_whatever_happens_while_it_is_read_a_session_is_shown_once(
                 end = int(found[-1].split()[1]) + 1
                 if end < SAID + OWED or found != talk(*range(end - LIMIT, end)):
                     wrong.append((session_id, found))
-                pair.end_leases()
+                end_leases(pair.reader)
                 assert other.settle(30)
-                kept = contents(legacy.get_chat_history(session_id))
+                kept = contents(each_legacy.get_chat_history(session_id))
                 if kept != talk(*range(len(kept))) or len(kept) < end:
                     wrong.append((session_id, kept))
     assert wrong == []
