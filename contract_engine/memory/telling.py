@@ -25,13 +25,19 @@ class Telling:
             yield from spawn(self._tell, "telling Redis of changes")
 
     def _tell(self) -> Flow[None]:
+        untold = 0
         try:
             for session_id, note in self._untold.all():
                 if self._untold.expected(session_id):  # nobody else has replaced the copy meanwhile
-                    yield from self._cache.forget_buffer(session_id)
-                    self._untold.settle(session_id, note)
+                    try:
+                        yield from self._cache.forget_buffer(session_id)
+                        self._untold.settle(session_id, note)
+                    except REDIS_TROUBLE:  # of a Cluster another server may be there all the same
+                        untold += 1
         finally:
             self._untold.end_telling()
+        if untold:
+            logger.info("%d sessions: Redis not told of a change yet", untold)
 
     def distrust(self, session_id: str) -> Flow[None]:
         """Have the next reader rebuild the copy in Redis: the log has changed in another way than by an append."""

@@ -250,6 +250,28 @@ def test_one_primary_killed_harms_nobody_else(
     assert f"breaker redis {LOOPBACK}:{dead.port}: half_open -> closed" in caplog.text
 
 
+def test_what_a_dead_primary_cannot_be_told_another_is_told(durable: Backend, nodes: Cluster) -> None:
+    """Both copies are out of date; that of the server which answers is given up all the same."""
+    manager, other = durable.open(**SETTINGS), durable.open(**SETTINGS)
+    dead, full, well = nodes.primaries
+    named = {port: names[0] for port, names in sessions_by_node(durable, nodes, each=1).items()}
+    for name in named.values():
+        manager.append(name, say(1))
+        assert is_served(other, name)
+    dead.kill()
+    full.say("CONFIG", "SET", "maxmemory", 1)
+    try:
+        for server in (dead, full):
+            assert manager.append(named[server.port], say(2)).degraded is True
+    finally:
+        full.say("CONFIG", "SET", "maxmemory", 0)
+    assert manager.append(named[well.port], say(2)).degraded is False
+    assert manager.wait_for_folds()
+    assert_context(other.get_context(named[full.port]), talk(2))
+    dead.start()
+    assert waited_for(nodes.is_ok)
+
+
 def test_a_primary_that_hangs_costs_its_deadline(durable: Backend, nodes: Cluster) -> None:
     manager = durable.open(**(SETTINGS | {"breaker_recovery_seconds": 60}))
     sessions = sessions_by_node(durable, nodes, each=1)
