@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import redis
+from lost_messages import nothing_lost
 from memory_contract import TABLES, Backend, redis_values
 
 from contract_engine.memory import MemoryManager
@@ -64,6 +65,7 @@ class Search:
             return set()
         return {name for (name,) in self._connection.execute(self._query, {"text": text})}
 
+    @nothing_lost()
     def assert_erased(self, text: str) -> None:
         assert self.keys(text) == []
         assert self.columns(text) == set()

@@ -16,6 +16,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from lost_messages import nothing_lost
 
 from contract_engine.memory import MemoryManager, MessageConflictError, SessionLimits
 from contract_engine.memory._scripts import ALL_SCRIPTS
@@ -70,6 +71,7 @@ class Conservation(RuleBasedStateMachine):
     def tokens(self, message: dict[str, Any]) -> int:
         return self.manager.token_counter.count_message_tokens(message)
 
+    @nothing_lost()
     def check(self, context: dict[str, Any]) -> None:
         count, messages = len(self.acknowledged), stored(context)
         watermark = context["watermark"]

@@ -326,6 +326,7 @@ def test_a_copy_nobody_can_vouch_for_is_not_called_complete(tenant: str, colour:
         EmbeddedServers(persist_redis=True) as servers,
         closing(Outage(servers, Backend(colour, DURABLE, servers.redis_url, servers.database_url, tenant))) as outage,
     ):
+        outage.write_before_answering()
         first = outage.open()
         first.add_messages("s", talk(5))
         assert waited_for(lambda: first.get_context("s")["source"] == "redis"), "there is a copy to speak of"
