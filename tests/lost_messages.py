@@ -11,7 +11,7 @@ NOTES = Path(".pytest_cache") / "lost-messages"
 
 
 class LostMessageError(AssertionError):
-    """An acknowledged message was lost, doubled or misplaced, or an erased one found, whatever a second attempt says."""
+    """An acknowledged message was lost, doubled or misplaced, or an erased one found, whatever comes second."""
 
 
 @contextmanager

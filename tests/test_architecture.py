@@ -291,7 +291,7 @@ def test_each_script_is_called_with_the_arguments_its_header_states() -> None:
         ),
         "commit": _scripts.commit_call(
             keys, epoch=1, revision=1, version=1, new_revision=1, watermark=1, buffer_ttl=1, summary_ttl=1, summary=b"",
-            history_entry=b"", history_length=1,
+            history_entry=b"", history_length=1, at_ms=1,
         ),
         "configure": _scripts.configure_call(keys, epoch=1, at_ms=1, ttl=1, limits="1,1,1", changes={}),
         "release": _scripts.release_call(keys.fold, lease_token=1),

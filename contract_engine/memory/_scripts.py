@@ -178,6 +178,7 @@ def commit_call(
     summary: bytes,
     history_entry: bytes,
     history_length: int,
+    at_ms: int,
 ) -> Command:
     """Put a new summary in place and trim what it covers."""
     return Command(
@@ -198,6 +199,7 @@ def commit_call(
             summary,
             history_entry,
             history_length,
+            at_ms,
         ),
         COMMIT,
     )

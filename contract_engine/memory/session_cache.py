@@ -239,6 +239,7 @@ class SessionCache:
                 summary=summary_bytes(summary),
                 history_entry=history_entry,
                 history_length=HISTORY_LENGTH,
+                at_ms=next((entry.at_ms for entry in state.entries if entry.seq == summary.last_seq), 0),
             ),
             again=None,
         )

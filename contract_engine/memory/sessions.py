@@ -140,6 +140,7 @@ class Sessions:
             self._untold.note(session_id, placed.seqs[-1])
             loaded = (yield from self._load_log(session_id)) if read else None
             return Appended(placed, outgoing, loaded, is_durable=True, degraded=True)
+        followed = _Followed(None)
         try:
             followed = yield from self._follow(session_id, placed, outgoing, read=read)
             if followed.is_preceded:
@@ -159,7 +160,7 @@ class Sessions:
             observers.fell_back("redis_unavailable")
             self._untold.note(session_id, placed.seqs[-1])
             yield from self.telling.spawn()
-            loaded = (yield from self._load_log(session_id)) if read else None
+            loaded = (yield from self._load_log(session_id, waits=followed.is_preceded)) if read else None
             return Appended(placed, outgoing, loaded, is_durable=True, degraded=True)
         if read:
             state = followed.state
@@ -236,9 +237,11 @@ class Sessions:
         """
         # Looked at before the read: what is settled while it is on its way says nothing of the copy it brings.
         note = self._untold.current(session_id)
+        waits = False
         try:
             reading = yield from self.cache.read(session_id)
             state = reading.state
+            waits = state is not None and state.is_unlogged
             if state is not None and state.is_unlogged:
                 if note is not None:  # its numbers are provisional, and tell nothing of what it lacks
                     state = msgspec.structs.replace(state, is_doubtful=True)
@@ -256,6 +259,7 @@ class Sessions:
                     return Loaded(state, "redis", True)
             ticket, is_alone = yield from self.cache.claim(session_id, reading.seen)
             if ticket == WAITING:
+                waits = True
                 yield from unlogged.drain(session_id)
                 return None
             if not is_alone and attempt < PAUSES:
@@ -264,7 +268,7 @@ class Sessions:
         except REDIS_TROUBLE as exc:
             logger.info("session %s: read from the log: %s", session_id, exc)
             observers.fell_back("redis_unavailable")
-            return (yield from self._load_log(session_id))
+            return (yield from self._load_log(session_id, waits=waits))
         state = yield from self._rebuild(session_id, ticket)
         if state is None:
             yield from self._forget_quietly(session_id)
@@ -287,11 +291,11 @@ class Sessions:
             return Loaded(state, "redis", True)
         return None
 
-    def _load_log(self, session_id: str) -> Flow[Loaded]:
-        """Read the session from the log alone, Redis being away."""
+    def _load_log(self, session_id: str, *, waits: bool = False) -> Flow[Loaded]:
+        """Read the session from the log alone, Redis being away; ``waits``: Redis has just said that messages do."""
         state = (yield from self.folding.read_within_caps(session_id)) or empty_session(self._limits)
-        if self.unlogged is not None and self.unlogged.is_begun(session_id):
-            # It lacks what this process has appended to Redis alone.
+        if waits or (self.unlogged is not None and self.unlogged.is_begun(session_id)):
+            # It lacks what Redis alone has, where this process has appended it, or knows of it.
             state = msgspec.structs.replace(state, is_doubtful=True)
         return Loaded(state, "postgres", True)
 

@@ -138,7 +138,7 @@ class Unlogged:
                     count += len(found.entries)
                     # With none left, what comes to wait now was acknowledged later than all that is logged.
                     life, reached, before = epoch, logged if left else 0, found
-            except MemoryServiceError:
+            except (MemoryServiceError, GeneratorExit):  # the other one: the caller was cancelled
                 self._begun[session_id] = begun
                 raise
         if count:
@@ -165,10 +165,10 @@ class Unlogged:
                 logger.warning("session %s: no list of ours under the unlogged key; it is deleted", session_id)
                 self._cache.damaged += 1
             # Redis may have evicted the list alone. The buffer then says that there was one, and has the end of it.
-            state = (yield from self._cache.read(session_id)).state
-            if state is not None and state.is_unlogged:
-                return _Waiting(0, 0, state.entries, [])
-            if found is not None:
+            reading = yield from self._cache.read(session_id)
+            if reading.state is not None and reading.state.is_unlogged:
+                return _Waiting(0, 0, reading.state.entries, [])
+            if found is not None or reading.is_damaged:
                 # Whatever lies there holds no message, and would keep everybody from rebuilding for ever.
                 yield from self._cache.drained(session_id, ())
             return None

@@ -19,6 +19,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from crash_matrix import OUTAGE, REDIS, Fault, Interposition
 from lost_messages import nothing_lost
 from memory_contract import (
     ASYNC,
@@ -453,6 +454,97 @@ def test_the_list_outlives_the_buffer_and_the_buffer_the_list(away: Away) -> Non
     assert_context(manager.get_context("r"), talk(1))
     assert waited_for(lambda: manager.wait_for_folds() and manager.get_context("r")["degraded"] is False)
     assert away.logged("r") == talk(1)
+
+
+WHILE_AWAY = {"one more while away": 1, "many more while away": 9}
+AFTERWARDS = ("appended by another", "limits changed by another", "read by another")
+
+
+@pytest.mark.parametrize("then", [*WHILE_AWAY, *AFTERWARDS])
+def test_where_the_list_alone_is_gone_nobody_takes_what_is_left(away: Away, then: str) -> None:
+    """Redis has evicted it, or somebody deleted it: the buffer is all that shows what waits there."""
+    manager, other = away.open(max_buffer_messages=6), away.open(max_buffer_messages=6)
+    manager.add_messages("s", talk(2))
+    away.kill_database()
+    for number in (3, 4):
+        assert manager.append("s", say(number)).durable is False
+    with redis_client(away.servers.redis_url) as client:
+        assert client.delete(away.backend.keys("s").unlogged) == 1
+    said = 4
+    for _ in range(WHILE_AWAY.get(then, 0)):
+        said += 1
+        assert other.append("s", say(said)).durable is False
+        with nothing_lost():
+            context = other.get_context("s")
+            assert context["buffer_messages"] == talk(said)[-len(context["buffer_messages"]) :]
+    away.end()
+    if then == "appended by another":
+        said += 1
+        other.append("s", say(said))
+    elif then == "limits changed by another":
+        other.set_session_config("s", {"max_buffer_messages": 8})
+    assert waited_for(lambda: other.get_context("s")["degraded"] is False)
+    with nothing_lost():
+        rows = away.logged()
+        assert sorted(map(repr, rows)) == sorted(map(repr, talk(said))), rows
+        assert [row for row in rows if row in talk(4)] == talk(4)
+        assert_context(other.get_context("s"), rows)
+
+
+@pytest.mark.parametrize("turn", [False, True], ids=["read", "turn"])
+def test_whoever_was_told_that_messages_wait_does_not_call_an_answer_without_them_complete(
+    blocking: Away, turn: bool
+) -> None:
+    manager, other = blocking.open(), blocking.open()
+    manager.append("s", say(1))
+    blocking.kill_database()
+    manager.append("s", say(2))
+    with redis_client(blocking.servers.redis_url) as client:
+        assert client.delete(blocking.backend.keys("s").buffer) == 1
+    blocking.end()
+    faults = Interposition(other, Fault(OUTAGE, 3))  # the second was the one that told it
+    context = other.add_and_get_context("s", say(3)) if turn else other.get_context("s")
+    faults.remove()
+    assert faults.lost() == {REDIS}
+    assert (context["source"], context["degraded"], context["complete"]) == ("postgres", True, False)
+    assert context["buffer_messages"] == ([*talk(1), say(3)] if turn else talk(1))
+    assert waited_for(lambda: other.get_context("s")["complete"])
+    assert sorted(map(repr, blocking.logged())) == sorted(map(repr, talk(3 if turn else 2)))
+
+
+def test_a_drain_that_is_cancelled_leaves_it_known_that_messages_wait(blocking: Away) -> None:
+    manager = blocking.open()
+    manager.append("s", say(1))
+    blocking.kill_database()
+    manager.append("s", say(2))
+    blocking.end()
+    unlogged, runtime = manager._flows._sessions.unlogged, manager._runtime
+    assert unlogged is not None
+    flow: Any = unlogged.drain("s")
+    flow.send(runtime._perform(next(flow)))
+    flow.close()  # as when the task is cancelled that waits for the list
+    blocking.kill_redis()
+    context = manager.get_context("s")
+    assert (context["source"], context["complete"], context["buffer_messages"]) == ("postgres", False, talk(1))
+    assert manager.unlogged_backlog[0] == 1
+
+
+def test_a_summary_of_an_erased_life_covers_nothing_of_the_next(blocking: Away) -> None:
+    """Both lives were never in the log, so that neither has a name; the numbers of their messages are the same."""
+    manager, other = blocking.open(), blocking.open()
+    sessions, run = manager._flows._sessions, manager._runtime.run
+    blocking.kill_database()
+    manager.add_messages("s", talk(4))
+    state = run(sessions.cache.read("s")).state
+    assert state is not None
+    blocking.end()
+    assert waited_for(lambda: other.clear_session_memory("s"))
+    blocking.kill_database()
+    other.add_messages("s", talk(8, start=5))
+    late = sessions._folding_alone.commit("s", state, last_seq=2, text="What was erased.", method="extractive")
+    assert run(late) is None
+    context = other.get_context("s")
+    assert (context["current_summary"], context["buffer_messages"]) == (None, talk(8, start=5))
 
 
 def test_with_both_away_nothing_is_acknowledged(away: Away) -> None:

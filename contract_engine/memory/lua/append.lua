@@ -7,7 +7,7 @@
 -- Answer 1: appended. 2: appended, and the caller is to fold; it holds the lease, named by its ticket. Else the buffer
 --       cannot follow: {0, ticket}: the caller is to rebuild it with this ticket; {3, ticket}: somebody else is at it,
 --       or has folded what has these numbers;
---       {4, '0'}: messages acknowledged before these wait in the unlogged list, and go into the log first.
+--       {4, '0'}: messages acknowledged before these wait to be logged, and go into the log first.
 --
 -- The buffer follows only where these messages come right after its last one, in the same life of the session and the
 -- same run of the server, and fit the caps. Everything else (evicted, flushed, failed over, overtaken by another writer,
@@ -41,12 +41,12 @@ end
 
 -- include _header
 
-if redis.call('EXISTS', KEYS[4]) == 1 then return { 4, '0' } end
+local h
+h, text = read_header(buffer)
+if redis.call('EXISTS', KEYS[4]) == 1 or (h and h.format == '2') then return { 4, '0' } end
 local first = tonumber(ARGV[3])
 local n = (#ARGV - 10) / 2
 local last = first + n - 1
-local h
-h, text = read_header(buffer)
 if h and h.run == ARGV[#ARGV] and h.epoch == ARGV[1] and h.revision >= tonumber(ARGV[2]) and last <= h.last then
   -- Sent again, or placed by a rebuild that was faster than we are.
   local same, folded = true, first <= h.watermark

@@ -38,6 +38,15 @@ end
 local clock = redis.call('TIME')
 local now = string.format('%d', clock[1] * 1000 + math.floor(clock[2] / 1000))
 
+local kind = redis.call('TYPE', unlogged).ok
+if kind ~= 'list' and h and h.format == '2' then
+  -- The list alone was evicted: what the buffer has of it goes first, and what is logged already is not logged twice.
+  if kind ~= 'none' then redis.call('DEL', unlogged) end
+  redis.call('RPUSH', unlogged, '[0,0]')
+  for _, element in ipairs(redis.call('LRANGE', buffer, 1, -1)) do redis.call('RPUSH', unlogged, element) end
+  kind = 'list'
+end
+
 local begins = not h or (h.epoch ~= '0' and h.last < tonumber(ARGV[4]))
 if begins then h = new_header('0', ARGV[3], now) end
 local count, added = h.last - h.watermark, 0
@@ -47,7 +56,6 @@ if (count > 0 or n > 1) and (count + n > h.max_messages or h.tokens + added > h.
 end
 -- The list first, and nothing is deleted that is not there: where Redis is full and evicts nothing, it refuses the first
 -- write of a script, and with it all of the script; but none that comes after a DEL.
-local kind = redis.call('TYPE', unlogged).ok
 if kind ~= 'list' then
   if kind ~= 'none' then redis.call('DEL', unlogged) end
   redis.call('RPUSH', unlogged, string.format('[%s,%d]', h.epoch, h.last))

@@ -3,6 +3,7 @@
 -- KEYS  1 buffer  2 summary  3 history  4 context  5 unlogged
 -- ARGV  1 epoch  2 revision expected  3 version expected  4 new revision  5 new watermark  6 buffer TTL (s)
 --       7 summary TTL (s)  8 summary  9 entry for the history, or ''  10 entries to keep
+--       11 when the last message it covers was appended (ms), 0 where it was folded before
 -- Answer 1 done; 0 the session has moved on and this summary was not put in place.
 --
 -- With a log, which has committed this summary already, each change raises the revision by one (without a log it stays).
@@ -32,6 +33,12 @@ if h.revision ~= tonumber(ARGV[2]) or revision > h.revision + 1 or h.version ~= 
     if h.format == '2' then doubt(buffer, h) else redis.call('DEL', buffer) end
   end
   return 0
+end
+if h.format == '2' and not is_logged then
+  -- Without a log behind it a life has no name, and its first messages are numbered like those of the one before. And
+  -- where the list is gone that keeps what waits, nothing else has what would be trimmed here.
+  local at = string.match(redis.call('LINDEX', buffer, watermark - h.watermark) or '', '^%[%d+,%d+,(%d+),')
+  if (watermark > h.watermark and at ~= ARGV[11]) or redis.call('EXISTS', KEYS[5]) == 0 then return 0 end
 end
 if watermark > h.watermark then drop_oldest(buffer, h, watermark - h.watermark) end
 h.version, h.revision = h.version + 1, revision
