@@ -39,6 +39,7 @@ from contract_engine.cli.options import (
 )
 from contract_engine.cli.outcome import (
     EXIT_CODES,
+    IMPORT_CODES,
     INTERRUPTED_CODES,
     REPLAY_CODES,
     UNDONE_CODES,
@@ -169,7 +170,7 @@ app.command(rich_help_panel=LOOK)(top.top)
 app.command(rich_help_panel=MEND, epilog=INTERRUPTED_CODES)(summaries.resummarize)
 app.command(rich_help_panel=MEND)(summaries.quarantine)
 app.command(rich_help_panel=KEEP, epilog=INTERRUPTED_CODES)(archive.export)
-app.command(name="import", rich_help_panel=KEEP, epilog=INTERRUPTED_CODES)(archive.import_)
+app.command(name="import", rich_help_panel=KEEP, epilog=IMPORT_CODES)(archive.import_)
 
 
 @app.command(rich_help_panel=KEEP, epilog=INTERRUPTED_CODES)

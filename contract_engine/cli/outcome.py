@@ -39,6 +39,9 @@ INTERRUPTED_CODES = (
     "Exit code 130 after Ctrl-C, 143 after SIGTERM: what is done stays done, and calling it again does the rest."
 )
 UNDONE_CODES = "Exit code 130 after Ctrl-C, 143 after SIGTERM: then nothing was changed."
+IMPORT_CODES = (
+    "Exit code 130 after Ctrl-C, 143 after SIGTERM: sessions that are done stay, and with --skip-existing it goes on."
+)
 REPLAY_CODES = (
     "Exit code 130 after Ctrl-C, 143 after SIGTERM: a conversation stays as far as it came, and --replace starts over."
 )

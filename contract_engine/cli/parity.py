@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from contract_engine.cli import display
+from contract_engine.cli.archive import new_file
 from contract_engine.cli.legacy import (
     PATIENCE_SECONDS,
     Legacy,
@@ -28,7 +29,7 @@ from contract_engine.cli.legacy import (
     older_store,
 )
 from contract_engine.cli.options import AsJson, DatabaseUrl, RedisUrl, Tenant
-from contract_engine.cli.outcome import NO, say, writing
+from contract_engine.cli.outcome import NO, say
 from contract_engine.cli.servers import Choice, chosen_servers
 from contract_engine.cli.wording import counted
 from contract_engine.memory.errors import InvalidInputError
@@ -188,12 +189,12 @@ def _in_log(
 
 @contextmanager
 def _exported(path: Path | None) -> Iterator[Callable[[Difference], object]]:
-    """Give what writes a difference to the file, line by line; what does nothing where no path is given."""
+    """Give what writes a difference to the file, which gets its name when all are; what does nothing without a path."""
     if path is None:
         yield lambda _: None
         return
-    with writing("export", path), path.open("w", encoding="utf-8") as file:
-        yield lambda item: file.write(json.dumps(item.as_json()) + "\n")
+    with new_file(path, "export") as file:
+        yield lambda item: file.write(json.dumps(item.as_json()).encode() + b"\n")
 
 
 def _why_not_taken(session_id: str) -> str:

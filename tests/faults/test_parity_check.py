@@ -317,6 +317,10 @@ def test_what_cannot_be_compared_is_no_parity(stores: Stores, tmp_path: Path) ->
     older = stores.older
     code, text = stores.parity("--export", str(tmp_path / "none" / "file"))
     assert (code, "cannot be written" in text) == (2, True)
+    kept = tmp_path / "kept"
+    kept.write_text("of the last time")
+    assert stores.parity("--export", str(kept), "--session", "nobody has it")[0] == 2
+    assert kept.read_text() == "of the last time", "what could not be compared looks like no difference"
     result = CliRunner().invoke(
         app, ["parity", "--legacy-url", "postgresql://nobody@127.0.0.1:1/x", "--database-url", older.url]
     )
