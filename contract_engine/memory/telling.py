@@ -6,6 +6,7 @@ import logging
 import math
 
 from contract_engine.memory._effects import Flow, spawn
+from contract_engine.memory.errors import MemoryServiceError
 from contract_engine.memory.session_cache import REDIS_TROUBLE, SessionCache
 from contract_engine.memory.untold import Untold
 
@@ -25,19 +26,19 @@ class Telling:
             yield from spawn(self._tell, "telling Redis of changes")
 
     def _tell(self) -> Flow[None]:
-        untold = 0
+        trouble: MemoryServiceError | None = None
         try:
             for session_id, note in self._untold.all():
                 if self._untold.expected(session_id):  # nobody else has replaced the copy meanwhile
                     try:
                         yield from self._cache.forget_buffer(session_id)
                         self._untold.settle(session_id, note)
-                    except REDIS_TROUBLE:  # of a Cluster another server may be there all the same
-                        untold += 1
+                    except REDIS_TROUBLE as exc:  # of a Cluster another server may be there all the same
+                        trouble = exc
         finally:
             self._untold.end_telling()
-        if untold:
-            logger.info("%d sessions: Redis not told of a change yet", untold)
+        if trouble is not None:
+            raise trouble
 
     def distrust(self, session_id: str) -> Flow[None]:
         """Have the next reader rebuild the copy in Redis: the log has changed in another way than by an append."""
