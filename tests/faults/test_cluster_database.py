@@ -20,6 +20,7 @@ from test_database_away import (
     test_a_drain_that_the_clearing_overtakes_logs_nothing,
     test_a_session_goes_on_and_is_logged_afterwards,
     test_a_stopped_database_costs_its_deadline_and_then_nothing,
+    test_a_summary_of_an_erased_life_covers_nothing_of_the_next,
     test_an_id_has_one_effect_across_the_outage,
     test_an_id_of_the_log_that_redis_has_forgotten,
     test_clearing_takes_what_waits_with_it,
@@ -36,6 +37,8 @@ from test_database_away import (
     test_what_was_acknowledged_first_is_logged_first,
     test_what_was_cleared_is_not_begun_again,
     test_what_was_logged_meanwhile_tears_no_batch_and_comes_before_nothing_that_waited,
+    test_where_the_list_alone_is_gone_nobody_takes_what_is_left,
+    test_whoever_was_told_that_messages_wait_does_not_call_an_answer_without_them_complete,
     test_writers_that_return_at_once,
 )
 

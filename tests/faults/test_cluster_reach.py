@@ -99,7 +99,10 @@ def on_a_cluster() -> Iterator[tuple[str, str]]:
 LEFT_OUT: dict[str, dict[str, tuple[str, ...]]] = {
     "It is about the one server that it harms or asks, or the way to it. Nodes are harmed in test_cluster.": {
         "test_cancellation": ALL,
-        "test_database_away": ("test_with_both_away_nothing_is_acknowledged",),
+        "test_database_away": (
+            "test_a_drain_that_is_cancelled_leaves_it_known_that_messages_wait",
+            "test_with_both_away_nothing_is_acknowledged",
+        ),
         "test_degraded": ALL,
         "test_embedded": ALL,
         "test_eviction": ALL,
