@@ -159,8 +159,9 @@ class Injector:
 
     def _flush_scripts(self) -> str:
         with self.faults.redis() as client:
+            known = client.info("memory")["number_of_cached_scripts"]
             client.script_flush()
-        return "all scripts"
+        return self._counted(known, "scripts")
 
     def _kill_clients(self) -> str:
         with self.faults.redis() as client:

@@ -20,7 +20,7 @@ from servers import PrivateServers
 
 from contract_engine.memory import AsyncMemoryManager, CircuitState, MemoryManager
 
-SESSIONS = 600
+SESSIONS = 2000
 BATCHES = (4, 3)
 """Every session is written from the first to the last, and then again: by then most of them have been evicted."""
 MESSAGES = sum(BATCHES)
