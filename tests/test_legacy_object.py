@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -14,7 +15,10 @@ from memory_contract import Backend
 from typer.testing import CliRunner
 
 from contract_engine.cli.app import app
+from contract_engine.memory.backfill import Backfill
 from contract_engine.memory.legacy_messages import MESSAGE_ID_FIELD
+from contract_engine.memory.legacy_object import LegacyObject
+from contract_engine.memory.log_writer import LogWriter
 
 pytest_plugins = ("memory_fixtures",)
 
@@ -149,3 +153,28 @@ def test_without_a_store_it_is_said_how_to_name_one(command: Command, monkeypatc
         assert code == 2
         assert "no legacy store is named: give --legacy-url URL" in told
         assert "to backfill, --legacy-redis-url URL" in told, "parity does not take it"
+
+
+def test_what_is_erased_while_it_is_imported_stays_erased(blocking: Backend) -> None:
+    """The object's history is held by whoever imports it, until all of it is in the log."""
+    legacy = Listing()
+    legacy.sessions = {"s": [said(number) for number in range(OLD)]}
+    manager = blocking.open()
+    erased: list[bool] = []
+
+    def erase(count: int) -> None:
+        if count and not erased:
+            legacy.sessions.clear()
+            erased.append(manager.clear_session_memory("s"))
+
+    with LogWriter(manager.config) as log, closing(LegacyObject(legacy)) as source:
+        history = source.history("s")
+        assert history is not None
+        backfill = Backfill(log, batch=20)
+        backfill.pace.wait = erase  # type: ignore[method-assign]  # after each batch
+        outcome = backfill.import_session(history)
+        assert erased == [True]
+        assert outcome.left is not None
+        assert "erased while it was imported" in outcome.left
+        assert log.position("s") is None, "not even an empty session"
+        assert backfill.import_session(history).imported == OLD, "as nothing was there before"

@@ -127,38 +127,37 @@ def insert_history(
     """Insert messages right behind the one of ``after_id``, at the front where that is None.
 
     ``is_covered``: the watermark goes up to the last of them, so that no context has to hold them; the text of the
-    summary stays as it is. What goes in below the watermark is covered in any case. The session begins here if there is
-    none, with the times of the older store. False where nothing was written: the message of ``after_id`` is gone, or
-    some of these are there already.
+    summary stays as it is. What goes in below the watermark is covered in any case. At the front the session begins
+    here if there is none, with the times of the older store. False where no message was written: the one of
+    ``after_id`` is gone, or some of these are there already.
     """
+    times = {"created_at": sa.func.least(sessions.c.created_at, _time(created_ms)), "updated_at": _touched(updated_ms)}
+    begun = insert(sessions).values(
+        tenant=tenant, session_id=session_id, epoch=NEW_EPOCH, created_at=_time(created_ms),
+        updated_at=_time(updated_ms),
+    )  # fmt: skip
+    found_or_begun = begun.on_conflict_do_update(index_elements=["tenant", "session_id"], set_=times)
+    found = sa.update(sessions).where(this_session(sessions)).values(times)
     session = connection.execute(
-        insert(sessions)
-        .values(tenant=tenant, session_id=session_id, epoch=NEW_EPOCH, created_at=_time(created_ms),
-                updated_at=_time(updated_ms))
-        .on_conflict_do_update(
-            index_elements=["tenant", "session_id"],
-            set_={
-                "created_at": sa.func.least(sessions.c.created_at, _time(created_ms)),
-                "updated_at": _touched(updated_ms),
-            },
-        )
-        .returning(
+        (found_or_begun if after_id is None else found).returning(
             sessions.c.last_seq, sessions.c.watermark, sessions.c.summary_version, sessions.c.indexed_seq
         ),
         key,
-    ).one()  # fmt: skip
+    ).one_or_none()
+    if session is None:
+        return False
     wanted = [row.message_id for row in rows]
     is_known = sa.select(messages.c.seq).where(this_session(messages), messages.c.message_id == sa.any_(_texts(wanted)))
     if connection.execute(is_known.limit(1), key).first() is not None:
         return False
     place = 0
     if after_id is not None:
-        found = connection.execute(
+        before = connection.execute(
             sa.select(messages.c.seq).where(this_session(messages), messages.c.message_id == after_id), key
         ).scalar()
-        if found is None:
+        if before is None:
             return False
-        place = int(found)
+        place = int(before)
     if place < session.last_seq:
         _move(connection, key, place, len(rows))
         renumber(connection, key)

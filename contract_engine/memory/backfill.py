@@ -140,11 +140,16 @@ class Backfill:
         if history.is_trimmed and self._has_all(history):
             _Attempt(self, history, outcome).settle()
             return 0
+        was_there = False
         for _ in range(ATTEMPTS):
             attempt = _Attempt(self, history, outcome)
+            if was_there and not attempt.is_there:
+                # What was read before is not to bring it back.
+                raise _Left("it was erased while it was imported; if it is in the older store on purpose, run it again")
             try:
                 return attempt.run()
             except _Changed:
+                was_there = attempt.is_there or attempt.imported > 0
                 outcome.imported += attempt.imported
                 outcome.refused, outcome.elsewhere = [], 0
         raise ContentionError(history.session_id, ATTEMPTS)
@@ -198,7 +203,9 @@ class _Attempt:
         self._history = history
         self._outcome = outcome
         self._session_id = history.session_id
-        self._position = backfill.log.position(history.session_id) or NOTHING_YET
+        position = backfill.log.position(history.session_id)
+        self.is_there = position is not None
+        self._position = position or NOTHING_YET
         self._pending: list[HistoryRow] = []
         self._after_id = self._position.message_id
         self._after_seq = self._position.seq
