@@ -7,6 +7,8 @@ from typing import Any, cast
 from memory_contract import SYNC, Backend, BlockingView
 
 from contract_engine.memory import MemoryConfig, MemoryManager
+from contract_engine.memory.intake import Intake
+from contract_engine.memory.message_log import LogFlows
 from contract_engine.memory.migration import AsyncEnhancedSessionStore, EnhancedSessionStore, RelaySettings
 
 HASTY = RelaySettings(lease_seconds=2.0, first_delay_seconds=0.01, max_delay_seconds=0.1, poll_seconds=0.05)
@@ -23,6 +25,13 @@ def talk(*numbers: int) -> list[str]:
 
 def contents(messages: list[dict[str, Any]]) -> list[str]:
     return [one["content"] for one in messages]
+
+
+def log_alone(store: EnhancedSessionStore, session_id: str, message: dict[str, Any]) -> None:
+    """Log a message for both stores as a process does that dies before it tells Redis."""
+    manager = store.memory_manager
+    one = Intake(manager.token_counter, max_message_bytes=2**20).message(message, None)
+    manager._runtime.run(LogFlows(manager.config).append(session_id, [one._replace(is_relayed=True)]))
 
 
 def plain_url(config: MemoryConfig) -> str:

@@ -55,11 +55,15 @@ class RedisCall(msgspec.Struct):
 
     ``run`` is set by whoever performs the call: a number that names the server process which answered, from its start
     to its end (Redis calls it ``run_id``); 0 where the server does not tell.
+
+    All keys are of one session, so that one server has them; those of an ``is_spread`` call are of several, and a
+    Cluster is asked once for each slot.
     """
 
     commands: tuple[Command, ...]
     again: Callable[[], tuple[Command, ...]] | None
     run: int = 0
+    is_spread: bool = False
 
 
 class Statement:
@@ -166,6 +170,11 @@ Flow = Generator[Effect, Any, T]
 def redis_call(*commands: Command) -> Flow[list[Any]]:
     """Send commands that may be repeated in one round trip and answer their replies, in order."""
     return cast("list[Any]", (yield RedisCall(commands, lambda: commands)))
+
+
+def redis_call_spread(*commands: Command) -> Flow[list[Any]]:
+    """:func:`redis_call` about several sessions."""
+    return cast("list[Any]", (yield RedisCall(commands, lambda: commands, is_spread=True)))
 
 
 def redis_call_and_run(*commands: Command) -> Flow[tuple[list[Any], int]]:

@@ -99,6 +99,11 @@ def parse_session(replies: list[Any], run: int | None) -> SessionState | None:
     )
 
 
+def is_unlogged_header(element: object) -> bool:
+    """Whether this is how a buffer begins that holds messages the log lacks."""
+    return isinstance(element, bytes) and element.startswith(b"[%d," % UNLOGGED_FORMAT)
+
+
 def parse_summary(cached: object, version: int | None) -> Summary:
     """Return the cached summary if it is the version wanted (None: whichever); else ``NO_SUMMARY``.
 

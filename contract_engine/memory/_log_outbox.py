@@ -56,7 +56,7 @@ CLAIM = Statement(
         SET lease = :lease, in_doubt = true,
             leased_until = clock_timestamp() + make_interval(secs => CAST(:lease_seconds AS double precision))
         FROM due WHERE relay.tenant = due.tenant AND relay.session_id = due.session_id
-        RETURNING relay.session_id, due.in_doubt, relay.attempts"""),
+        RETURNING relay.session_id, due.in_doubt, relay.attempts, relay.pending"""),
 )
 
 # Not in the statement above, which sees the outbox as it was before it got the lease. OFFSET 0 has each message looked
@@ -68,11 +68,12 @@ READ_CLAIMED = Statement(
             SELECT claimed.place, claimed.session_id, item.message_id, item.seq, message.body,
                    sum(octet_length(message.body)) OVER (
                        ORDER BY claimed.place, item.seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
-            FROM unnest(CAST(:sessions AS text[])) WITH ORDINALITY AS claimed(session_id, place)
+            FROM unnest(CAST(:sessions AS text[]), CAST(:most AS integer[]))
+                WITH ORDINALITY AS claimed(session_id, most, place)
             CROSS JOIN LATERAL (
                 SELECT message_id, seq FROM memory_outbox
                 WHERE tenant = :of_tenant AND session_id = claimed.session_id
-                ORDER BY seq LIMIT CAST(:messages AS integer)) AS item
+                ORDER BY seq LIMIT claimed.most) AS item
             LEFT JOIN LATERAL (
                 SELECT body FROM memory_messages
                 WHERE tenant = :of_tenant AND session_id = claimed.session_id

@@ -81,7 +81,8 @@ class DualFlows:
         self._log = LogFlows(manager.config)
         self.outbox = Outbox(manager.config)
         self._shadow = ShadowReads(self.outbox, rate=shadow_rate, rng=rng or random.Random())
-        self._relay = None if legacy is None else Relay(legacy, self.outbox, settings or RelaySettings())
+        settings = settings or RelaySettings()
+        self._relay = None if legacy is None else Relay(legacy, self.outbox, manager.waiting(), settings)
         self._known: tuple[PhaseSetting, float] | None = None
         self.last_backlog: Backlog | None = None
         self._looked_at = -BACKLOG_SECONDS

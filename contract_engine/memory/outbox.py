@@ -30,11 +30,12 @@ class PendingSession(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A session whose lease was taken; ``attempts`` have failed in a row."""
+    """A session whose lease was taken, when ``pending`` messages were owed; ``attempts`` have failed in a row."""
 
     session_id: str
     in_doubt: bool
     attempts: int
+    pending: int
 
 
 class ClaimedSession(NamedTuple):
@@ -111,13 +112,20 @@ class Outbox:
         return [Claim._make(row) for row in (yield from query_once(_log_outbox.CLAIM, parameters))]
 
     def read_claimed(
-        self, sessions: Sequence[str], *, messages: int, most_bytes: int
+        self, claims: Sequence[Claim], *, messages: int, most_bytes: int
     ) -> Flow[dict[str, ClaimedSession]]:
         """Read the first pending messages of each, about so many bytes in all; what does not fit is not in the answer.
 
-        That is the last sessions as a whole, and the end of the one before them.
+        That is the last sessions as a whole, and the end of the one before them. Of none are read more than were
+        pending when it was claimed: before what has been logged since then, messages may wait to be logged.
         """
-        parameters = {**self._of_tenant, "sessions": list(sessions), "messages": messages, "most_bytes": most_bytes}
+        sessions = [one.session_id for one in claims]
+        parameters = {
+            **self._of_tenant,
+            "sessions": sessions,
+            "most": [max(0, min(messages, one.pending)) for one in claims],
+            "most_bytes": most_bytes,
+        }
         rows = yield from query(_log_outbox.READ_CLAIMED, parameters)
         found = {session_id: ClaimedSession([], []) for session_id in sessions}
         size = 0

@@ -16,6 +16,7 @@ from contract_engine.memory.intake import new_message_id
 from contract_engine.memory.keys import check_limit
 from contract_engine.memory.legacy import WINDOW, Legacy
 from contract_engine.memory.outbox import Claim, ClaimedSession, Outbox, Pending
+from contract_engine.memory.unlogged import Unlogged
 
 logger = logging.getLogger(__name__)
 
@@ -109,10 +110,11 @@ class Relay:
     has just said the very same there.
     """
 
-    def __init__(self, legacy: Legacy, outbox: Outbox, settings: RelaySettings) -> None:
+    def __init__(self, legacy: Legacy, outbox: Outbox, unlogged: Unlogged, settings: RelaySettings) -> None:
         self.legacy = legacy
         self.settings = settings
         self._outbox = outbox
+        self._unlogged = unlogged
         self._sessions = SESSIONS
         self._together = 1
 
@@ -125,9 +127,10 @@ class Relay:
         claims = yield from self._outbox.claim(lease, sessions=self._sessions, lease_seconds=seconds)
         if not claims:
             return Round(0, 0, False)
-        found = yield from self._outbox.read_claimed(
-            [one.session_id for one in claims], messages=MESSAGES, most_bytes=BYTES
-        )
+        # Between the two: whatever waits now comes after what was owed when the sessions were claimed, and no more than
+        # that is read; what waited before is logged now, in front of what was logged behind it.
+        yield from self._unlogged.drain_known([one.session_id for one in claims])
+        found = yield from self._outbox.read_claimed(claims, messages=MESSAGES, most_bytes=BYTES)
         group = _Group(lease, claims, min(time.monotonic() + GROUP_SECONDS, ends_at), ends_at)
         # What did not fit in with those before was not read, and is given back.
         while group.waiting and (read := found.get(group.waiting[0].session_id)) is not None:
@@ -228,7 +231,7 @@ class Relay:
         if claim.in_doubt and pending and not group.is_apart:
             session_id, seq = claim.session_id, pending[0].seq
             # Beside other sessions there may have been less room than the one had who left it in doubt.
-            alone = yield from self._outbox.read_claimed([session_id], messages=MESSAGES, most_bytes=BYTES)
+            alone = yield from self._outbox.read_claimed([claim], messages=MESSAGES, most_bytes=BYTES)
             pending = alone[session_id].pending
             try:
                 written = yield from self.legacy.count_written(

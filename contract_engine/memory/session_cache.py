@@ -9,11 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from contract_engine.memory import _scripts
-from contract_engine.memory._effects import Command, Flow, RedisCall, redis_call, redis_call_and_run, redis_call_once
+from contract_engine.memory._effects import (
+    Command,
+    Flow,
+    RedisCall,
+    redis_call,
+    redis_call_and_run,
+    redis_call_once,
+    redis_call_spread,
+)
 from contract_engine.memory._layout import (
     element_bytes,
     element_rest,
     header_tail,
+    is_unlogged_header,
     parse_session,
     parse_summary,
     read_commands,
@@ -322,6 +331,17 @@ class SessionCache:
         """Whether messages wait to be logged."""
         (count,) = yield from redis_call(Command(("EXISTS", self.keys(session_id).unlogged)))
         return bool(count)
+
+    def unlogged_among(self, session_ids: Sequence[str]) -> Flow[list[str]]:
+        """Name those of some sessions that have messages waiting to be logged, in one round trip."""
+        keys = [self.keys(session_id) for session_id in session_ids]
+        found = yield from redis_call_spread(
+            *(Command(("EXISTS", one.unlogged)) for one in keys),
+            # Redis may have evicted the list alone: the header says then that there was one.
+            *(Command(("LINDEX", one.buffer, 0)) for one in keys),
+        )
+        pairs = zip(session_ids, found, found[len(keys) :], strict=False)
+        return [name for name, waits, header in pairs if waits or is_unlogged_header(header)]
 
     def drained(self, session_id: str, elements: Sequence[bytes]) -> Flow[int]:
         """Take elements that are in the log off the list; answers how many still wait."""

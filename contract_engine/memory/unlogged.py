@@ -45,13 +45,14 @@ class _Waiting(NamedTuple):
     """Messages to be logged, and the elements of the list they were read from.
 
     ``after`` is the last message of the log when the first of them was acknowledged, and ``epoch`` the life of the
-    session it belongs to; 0 where that is not known.
+    session it belongs to; 0 where that is not known. ``length``: how many elements the list had, with those behind.
     """
 
     epoch: int
     after: int
     entries: list[Entry]
     elements: list[bytes]
+    length: int
 
     def follows(self, before: _Waiting) -> bool:
         """Whether these stood right behind those of ``before`` in one list."""
@@ -111,12 +112,16 @@ class Unlogged:
     def drain(self, session_id: str) -> Flow[int]:
         """Log what waits, in order, exactly once, and answer how many messages; raises where a server is away.
 
-        Then the rest still waits.
+        Then the rest still waits. So may what came to wait meanwhile: others, whom the log does not answer, can add to
+        it faster than it is logged.
         """
         count, life, reached = 0, 0, 0
         before: _Waiting | None = None
+        to_go: int | None = None
         # A process that has appended here need not ask Redis first whether there is something: the log may be away.
-        while self.is_begun(session_id) or (yield from self._waiting(session_id)) is not None:
+        while (to_go is None or to_go > 0) and (
+            self.is_begun(session_id) or (yield from self._waiting(session_id)) is not None
+        ):
             # The epoch is asked for first and the list read after it: a session erased meanwhile has another epoch
             # then, and nothing of it is logged.
             epoch = yield from self._log.begin_session(session_id)
@@ -138,6 +143,7 @@ class Unlogged:
                     count += len(found.entries)
                     # With none left, what comes to wait now was acknowledged later than all that is logged.
                     life, reached, before = epoch, logged if left else 0, found
+                    to_go = (found.length if to_go is None else to_go) - len(found.elements)
             except (MemoryServiceError, GeneratorExit):  # the other one: the caller was cancelled
                 self._begun[session_id] = begun
                 raise
@@ -146,6 +152,24 @@ class Unlogged:
                 observers.tell(MessagesDrained(count))
             logger.info("session %s: %d messages logged that had waited in Redis", session_id, count)
         return count
+
+    def drain_known(self, session_ids: Sequence[str]) -> Flow[None]:
+        """Log what waits of some sessions; raises where the log is away.
+
+        Where Redis is away nobody can tell whether something waits, and it waits on.
+        """
+        try:
+            waiting: Sequence[str] = yield from self._cache.unlogged_among(session_ids)
+        except REDIS_TROUBLE:
+            waiting = session_ids  # each for itself: of a Cluster the other servers may answer
+        unknown = 0
+        for session_id in waiting:
+            try:
+                yield from self.drain(session_id)
+            except REDIS_TROUBLE:
+                unknown += 1
+        if unknown:
+            logger.info("%d sessions: Redis does not say whether messages wait to be logged", unknown)
 
     def drain_own(self, session_id: str) -> Flow[None]:
         """Log what this process has appended here, unless Redis is away: then it waits on."""
@@ -167,7 +191,7 @@ class Unlogged:
             # Redis may have evicted the list alone. The buffer then says that there was one, and has the end of it.
             reading = yield from self._cache.read(session_id)
             if reading.state is not None and reading.state.is_unlogged:
-                return _Waiting(0, 0, reading.state.entries, [])
+                return _Waiting(0, 0, reading.state.entries, [], 0)
             if found is not None or reading.is_damaged:
                 # Whatever lies there holds no message, and would keep everybody from rebuilding for ever.
                 yield from self._cache.drained(session_id, ())
@@ -193,7 +217,7 @@ class Unlogged:
             cut = next(at for at, entry in enumerate(entries) if entry.at_ms == entries[-1].at_ms)
             if cut:
                 entries, elements = entries[:cut], elements[:cut]
-        return _Waiting(*parse_unlogged_head(found.head), entries, elements)
+        return _Waiting(*parse_unlogged_head(found.head), entries, elements, found.length)
 
     def spawn_drain(self, session_id: str) -> Flow[None]:
         """Drain in the background, at most once in a while and by one process at a time."""

@@ -15,6 +15,7 @@ from test_database_away import (
     Away,
     _away,
     blocking,
+    test_a_drain_ends_while_others_go_on,
     test_a_drain_that_failed_keeps_nobody_from_the_next,
     test_a_drain_that_is_killed_is_finished_by_the_next,
     test_a_drain_that_the_clearing_overtakes_logs_nothing,

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import redis
-from dual_stores import contents, open_store
+from crash_matrix import DATABASE, Interposition
+from dual_stores import contents, log_alone, open_store
 from legacy_stores import ListStore
 from memory_contract import Backend, redis_values, say, talk
-from redis_topologies import Cluster
+from redis_topologies import Cluster, waited_for
 from test_archive import (
     archive,
     elsewhere,
@@ -92,3 +93,29 @@ def test_a_dual_write_gives_both_stores_every_message(blocking: Backend, nodes: 
             assert both.get_chat_history(name) == talk(12)
             assert legacy.contents(name) == contents(talk(12))
             assert both.memory_manager.get_context(name)["source"] == "redis"
+
+
+def test_what_waits_on_a_node_is_relayed_first_while_another_is_dead(
+    blocking: Backend, nodes: Cluster, legacy: ListStore
+) -> None:
+    by_node = {port: names[0] for port, names in sessions_by_node(blocking, nodes, each=1).items()}
+    dead = nodes.primaries[0]
+    lost = by_node.pop(dead.port)
+    with open_store(blocking, legacy) as both, open_store(blocking, legacy) as other:
+        both.append(lost, say(1))
+        outage = Interposition(both.memory_manager, away=DATABASE)
+        for name in by_node.values():
+            both.append(name, say(1))
+        outage.remove()
+        dead.kill()
+        try:
+            for name in by_node.values():
+                log_alone(other, name, say(2))
+            assert other.relay_once() == 1 + len(by_node), "as many as were owed when it began"
+            assert other.settle()
+        finally:
+            dead.start()
+    assert legacy.contents(lost) == contents(talk(1))
+    for name in by_node.values():
+        assert legacy.contents(name) == contents(talk(2))
+    assert waited_for(nodes.is_ok)

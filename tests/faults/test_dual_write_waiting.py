@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import redis
-from crash_matrix import DATABASE, Interposition
-from dual_stores import contents, open_store, say, talk
+from crash_matrix import DATABASE, REDIS, Interposition
+from dual_stores import contents, log_alone, open_store, say, talk
 from legacy_stores import ListStore
 from memory_contract import Backend
 
@@ -112,6 +112,40 @@ def test_the_end_of_an_evicted_list_goes_by_the_tenant_too(
     assert contents(store.get_chat_history("s")) == talk(0, 1)
     assert store.settle()
     assert legacy.contents("s") == talk(0, 1)
+
+
+@pytest.mark.parametrize("is_evicted", [False, True])
+def test_what_waits_is_relayed_before_what_was_logged_behind_it(
+    blocking: Backend, store: EnhancedSessionStore, legacy: ListStore, *, is_evicted: bool
+) -> None:
+    store.append("s", say(0))
+    assert store.settle()
+    outage = Interposition(store.memory_manager, away=DATABASE)
+    store.append("s", say(1))
+    outage.remove()
+    with open_store(blocking, legacy) as other:
+        log_alone(other, "s", say(2))
+        if is_evicted:
+            client, key = lists(blocking)
+            with client:
+                assert client.delete(key) == 1
+        assert other.relay_once() == 1, "as many as were owed when it began"
+        assert legacy.contents("s") == talk(0, 1)
+        assert other.settle()
+    assert legacy.contents("s") == talk(0, 1, 2) == logged(store)
+
+
+def test_with_redis_away_what_is_logged_is_relayed(
+    blocking: Backend, store: EnhancedSessionStore, legacy: ListStore
+) -> None:
+    """Nobody can tell whether something waits there, and a migration does not stand still for it."""
+    for number in range(3):
+        store.append("s", say(number))
+    with open_store(blocking, legacy) as other:
+        outage = Interposition(other.memory_manager, away=REDIS)
+        assert other.settle()
+        outage.remove()
+    assert legacy.contents("s") == talk(0, 1, 2)
 
 
 @pytest.mark.parametrize("noise", [b'[2,1,1,"id",{},"1"]', b'[2,1,1,"id",{},1,1]'])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import pytest
-from dual_stores import contents, open_store, say, talk
+from crash_matrix import DATABASE, Interposition
+from dual_stores import contents, log_alone, open_store, say, talk
 from legacy_stores import ListStore
 from meanwhile import Meanwhile, end_leases
 from memory_contract import Backend
@@ -53,6 +55,15 @@ class Pair:
         keywords = {} if type(self.legacy) is ListStore else {"message_id": first.message_id}
         self.legacy.add_chat_message(self.name, first.message, **keywords)
 
+    def wait(self, count: int) -> None:
+        """Have messages wait in Redis, and behind them one that was logged by somebody who died then."""
+        outage = Interposition(self.other.memory_manager, away=DATABASE)
+        self.say(count)
+        outage.remove()
+        time.sleep(0.002)  # within one millisecond nobody can tell which of the two came first
+        log_alone(self.other, self.name, say(self.said))
+        self.said += 1
+
     def check_read(self) -> None:
         assert contents(self.other.get_chat_history(self.name)) == talk(*range(self.said))
 
@@ -77,6 +88,14 @@ def said(count: int, then: Event) -> Event:
     return happens
 
 
+def waited(count: int, then: Event) -> Event:
+    def happens(pair: Pair) -> None:
+        pair.wait(count)
+        then(pair)
+
+    return happens
+
+
 def dies(_: Pair) -> None:
     raise Died
 
@@ -89,6 +108,11 @@ EVENTS: dict[str, Event] = {
     "relayed beside": said(2, lambda pair: pair.other.relay_once()),
     "retried": said(2, lambda pair: pair.other.retry(pair.name)),
     "all is read in the new one": said(1, lambda pair: pair.other.set_phase(Phase.FULL)),
+    "came to wait": lambda pair: pair.wait(2),
+    "came to wait and read": waited(2, Pair.check_read),
+    "came to wait and drained": waited(2, lambda pair: pair.other.memory_manager.drain(pair.name)),
+    "came to wait and relayed beside": waited(2, lambda pair: pair.other.relay_once()),
+    "came to wait and died": waited(2, dies),
     "died": dies,
     "said and died": said(3, dies),
     "much said and died": said(30, dies),

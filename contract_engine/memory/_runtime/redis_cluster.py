@@ -41,6 +41,20 @@ class ClusterRouting(Routing):
         self._breakers: dict[Address, CircuitBreaker] = {}
         self._overrides = breaker.overrides
 
+    def call(self, effect: RedisCall) -> Steps[list[Any]]:
+        """Answer the replies of a call; one about several sessions is a call to each of their slots, in turn."""
+        if not effect.is_spread:
+            return (yield from super().call(effect))
+        by_slot: dict[int | None, list[int]] = {}
+        for index, command in enumerate(effect.commands):
+            by_slot.setdefault(slot_of((command,)), []).append(index)
+        replies: list[Any] = [None] * len(effect.commands)
+        for indexes in by_slot.values():
+            answers = yield from super().call(_repeatable(tuple(effect.commands[index] for index in indexes)))
+            for index, answer in zip(indexes, answers, strict=True):
+                replies[index] = answer
+        return replies
+
     def scan(self, pattern: str) -> Steps[list[bytes]]:
         """Answer the keys that match a glob, from every primary; raises where one is away."""
         found: list[bytes] = []
@@ -208,6 +222,10 @@ class ClusterRouting(Routing):
     def _counts(self, cause: Exception) -> bool:
         is_down = isinstance(cause, redis_exc.ClusterDownError) and "cluster is down" in str(cause)
         return is_down or not self._is_heard
+
+
+def _repeatable(commands: tuple[Command, ...]) -> RedisCall:
+    return RedisCall(commands, lambda: commands)
 
 
 def _is_outage(reply: Any) -> bool:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 LOOK_SECONDS = 1.0
 """How often at most others are asked where a server has gone, while calls to it fail."""
 
-_READS = frozenset({"GET", "LRANGE", "LLEN", "TTL", "EXISTS", "PING", "INFO", "SCAN"})
+_READS = frozenset({"GET", "LRANGE", "LINDEX", "LLEN", "TTL", "EXISTS", "PING", "INFO", "SCAN"})
 _REFUSALS = (
     redis_exc.AskError,  # and MOVED
     redis_exc.TryAgainError,
