@@ -126,7 +126,7 @@ def test_another_time_to_live(redis_url: str, conversation: str, raw: redis.Redi
     assert 60 <= seconds_left(raw, conversation) <= 120
 
 
-TEXT = st.text(st.characters(exclude_categories=()), max_size=20)
+TEXT = st.text(st.characters(exclude_categories=()), max_size=20) | st.just("halves \ud83d\ude00")
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),

@@ -80,7 +80,16 @@ def test_all_items_are_kept_and_a_second_store_replaces_them(manager: WorkingMem
 
 
 def test_any_text_comes_back(manager: WorkingMemoryManager) -> None:
-    for text in ("", " ", "\x00\x01\n\t", "naïve 🦊 漢字", "\ud800 alone", '{"data": "\\"}', "x" * 100_000):
+    for text in (
+        "",
+        " ",
+        "\x00\x01\n\t",
+        "naïve 🦊 漢字",
+        "\ud800 alone",
+        "\ud83d\ude00 halves",
+        '{"data": "\\"}',
+        "x" * 100_000,
+    ):
         manager.store(IMemoryInput("c1", WORKING, [IWorkingMemory(text, {"t": text[:100]})]))
         (memory,) = manager.retrieve(ask("c1"))
         assert memory.working_memory == text

@@ -36,7 +36,7 @@ from contract_engine.working_memory.stores import Batch
 
 MARKING = ("Compressed", "Encrypted")
 
-texts = st.text(st.characters(exclude_categories=()), max_size=400)
+texts = st.text(st.characters(exclude_categories=()), max_size=400) | st.just("halves \ud83d\ude00")
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),

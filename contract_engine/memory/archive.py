@@ -2,7 +2,7 @@
 
 A session is one line of kind ``session``, then its messages by seq, then its summary versions, then ``end`` with their
 counts and the SHA-256 of all lines before it. Several sessions may follow each other. Lines are UTF-8; lone surrogates
-stand in them as escapes.
+stand in them as escapes, but in a line with two such halves side by side as three bytes each.
 
 Left out: the tenant, so that an archive can be read in as any; the epoch and the revision, which name a life in one
 database; and the index that messages are searched by, which is made again from them.
@@ -20,7 +20,7 @@ import msgspec
 
 from contract_engine.memory.errors import CorruptDataError, InvalidInputError
 from contract_engine.memory.keys import check_message_id, check_session_id
-from contract_engine.memory.serializer import UNREADABLE, decode_value, encode_message, encode_value
+from contract_engine.memory.serializer import UNREADABLE, decode_value, encode_message, encode_text, encode_value
 
 FORMAT, VERSION = "contract-memory", 1
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -112,7 +112,11 @@ def line_of(value: Mapping[str, Any]) -> bytes:
     try:
         return _encoder.encode(told) + b"\n"
     except (*UNREADABLE, OverflowError):  # a lone surrogate, or a number of more than 64 bits
-        return json.dumps(told, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
+        line = json.dumps(told, allow_nan=False, separators=(",", ":"))
+        if json.loads(line) == told:
+            return line.encode("ascii") + b"\n"
+        # Two halves side by side: as escapes they would be read as one character.
+        return encode_text(json.dumps(told, ensure_ascii=False, separators=(",", ":"))) + b"\n"
 
 
 def _moment(moment: datetime) -> str:

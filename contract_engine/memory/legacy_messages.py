@@ -2,12 +2,14 @@
 
 ``jsonb`` refuses NUL and lone surrogates in texts. A message that holds one is written readable, with U+FFFD in their
 place, and beside it as a whole in the field ``memory_exact``, as JSON text in which they are escaped; reading restores
-it exactly. The field ``memory_message_id`` holds the id of a message that was written to both stores, so that it can be
-found again. Programs that know neither field see a message with one or two fields more.
+it exactly. Two halves of a surrogate pair side by side, escaped, would be read as one character: a message with such
+stands there as base64 of UTF-8 JSON. The field ``memory_message_id`` holds the id of a message that was written to both
+stores, so that it can be found again. Programs that know neither field see a message with one or two fields more.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -54,7 +56,10 @@ def legacy_json(message: object, *, message_id: str | None = None) -> str:
     if b"\\u0000" in body or b"\xed" in body:
         readable = _readable(message)
         if readable != message:
-            stored = {**readable, EXACT_FIELD: json.dumps(message)}
+            exact = json.dumps(message)
+            if json.loads(exact) != message:
+                exact = base64.b64encode(body).decode("ascii")
+            stored = {**readable, EXACT_FIELD: exact}
     if message_id is not None:
         stored = {**stored, MESSAGE_ID_FIELD: check_message_id(message_id)}
     return json.dumps(stored)
@@ -133,8 +138,10 @@ def legacy_message(value: object) -> LegacyMessage:
     message = {name: part for name, part in value.items() if name not in (EXACT_FIELD, MESSAGE_ID_FIELD)}
     if EXACT_FIELD in value:
         try:
-            message = json.loads(value[EXACT_FIELD])
-        except (TypeError, ValueError, RecursionError) as exc:
+            exact = value[EXACT_FIELD]
+            is_text = exact.startswith("{")
+            message = json.loads(exact) if is_text else decode_value(base64.b64decode(exact, validate=True))
+        except (AttributeError, ValueError, RecursionError, CorruptDataError) as exc:
             raise SerializationError(f"message.{EXACT_FIELD}", "is not JSON") from exc
         if not isinstance(message, dict):
             raise SerializationError(f"message.{EXACT_FIELD}", "is not an object")

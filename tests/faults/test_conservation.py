@@ -25,7 +25,7 @@ from contract_engine.memory.mending import stored
 
 pytest_plugins = ("memory_fixtures",)
 
-TEXTS = st.text(max_size=60) | st.sampled_from(["", "\x00", "\ud800", "an order for 3 May", "x" * 400])
+TEXTS = st.text(max_size=60) | st.sampled_from(["", "\x00", "\ud800", "\ud83d\ude00", "an order for 3 May", "x" * 400])
 MESSAGES = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "tool"]), "content": TEXTS},
     optional={"n": st.integers(), "metadata": st.dictionaries(st.text(max_size=5), st.booleans(), max_size=2)},
