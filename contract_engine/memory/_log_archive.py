@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from contract_engine.memory._log import NEW_EPOCH, insert, session_id, tenant, this_session
+from contract_engine.memory._log_outbox import held_by_relays
 from contract_engine.memory._log_retention import ERASED_AT
 from contract_engine.memory._log_transactions import delete_rows
 from contract_engine.memory._tables import messages, sessions, summaries
@@ -106,10 +107,11 @@ def _pages(connection: sa.Connection, key: Mapping[str, str], page: sa.Select[An
 
 def begin_import(
     connection: sa.Connection, key: Mapping[str, str], header: Header, *, replace: bool
-) -> tuple[bool, bool]:
+) -> tuple[bool, bool] | None:
     """Put the session's row in place, which locks it; answers whether one was there, and whether it was done.
 
-    Only with ``replace`` is a session that is there deleted. One that a purge has erased and not yet done with is none.
+    Only with ``replace`` is a session that is there deleted; None where that one is being relayed, and stays. One that
+    a purge has erased and not yet done with is none.
     """
     row = sa.insert(sessions).values(
         tenant=tenant,
@@ -136,6 +138,8 @@ def begin_import(
     is_there = held is not None and not is_new and held.updated_at != ERASED_AT
     if is_there and not replace:
         return True, False
+    if is_there and held_by_relays(connection, key["of_tenant"], [key["of_session"]]):
+        return None
     delete_rows(connection, key, held.last_seq if held is not None else 0)
     connection.execute(row, key)
     return is_there, True

@@ -101,7 +101,7 @@ def _finish(gone: str) -> sa.TextClause:
         counted AS (SELECT tenant, session_id, count(*) AS number FROM gone GROUP BY tenant, session_id)
         UPDATE memory_relays AS relay
         SET pending = relay.pending - counted.number, attempts = 0, error = NULL, parked_at = NULL,
-            due_at = CASE WHEN relay.pending > counted.number THEN clock_timestamp() END,
+            due_at = CASE WHEN relay.pending > counted.number THEN greatest(relay.due_at, clock_timestamp()) END,
             lease = CASE WHEN relay.lease = :lease AND NOT ends.is_kept THEN NULL ELSE relay.lease END,
             leased_until = CASE WHEN relay.lease = :lease AND NOT ends.is_kept THEN NULL ELSE relay.leased_until END,
             in_doubt = relay.in_doubt AND (ends.is_kept OR relay.lease IS DISTINCT FROM :lease)
@@ -143,7 +143,8 @@ PUT_OFF = Statement(
     lambda: sa.text("""
         UPDATE memory_relays
         SET attempts = attempts + CAST(:counted AS integer), error = :error, in_doubt = CAST(:in_doubt AS boolean),
-            due_at = clock_timestamp() + make_interval(secs => CAST(:delay_seconds AS double precision)),
+            due_at = greatest(
+                due_at, clock_timestamp() + make_interval(secs => CAST(:delay_seconds AS double precision))),
             parked_at = CASE WHEN CAST(:parks AS boolean) THEN clock_timestamp() END, lease = NULL, leased_until = NULL
         WHERE tenant = :of_tenant AND session_id = :of_session AND lease = :lease
         RETURNING session_id"""),
@@ -313,6 +314,24 @@ def _set_phase() -> Any:
 BEGIN_PHASE = Statement("begin_phase", _begin_phase)
 SET_PHASE = Statement("set_phase", _set_phase)
 END_PHASE = Statement("end_phase", lambda: sa.delete(phases).where(phases.c.tenant == tenant).returning(phases.c.phase))
+
+
+# Whether it is held is answered; it is due later than its relay is done, so that none takes it up before who waits.
+_KEEP_OFF = sa.text("""
+    UPDATE memory_relays
+    SET due_at = CASE WHEN due_at IS NOT NULL THEN greatest(due_at, clock_timestamp() + interval '2 seconds') END
+    WHERE tenant = :of_tenant AND session_id = ANY(CAST(:sessions AS text[]))
+    RETURNING session_id, coalesce(leased_until > clock_timestamp(), false)""")
+
+
+def held_by_relays(connection: sa.Connection, of_tenant: str, session_ids: Sequence[str]) -> set[str]:
+    """Answer which of some sessions are being relayed; of the others none is until this transaction is over.
+
+    For those who delete a session: what a relay has read before it may go on giving the legacy store. The caller has
+    locked the sessions' rows, as whoever appends does before it comes to those of the outbox.
+    """
+    rows = connection.execute(_KEEP_OFF, {"of_tenant": of_tenant, "sessions": list(session_ids)})
+    return {session_id for session_id, is_held in rows if is_held}
 
 
 def is_relayed(connection: sa.Connection, key: Mapping[str, str]) -> bool:

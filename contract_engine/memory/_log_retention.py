@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from contract_engine.memory._effects import Statement
 from contract_engine.memory._log import NEW_EPOCH, insert, session_id, tenant, this_session
+from contract_engine.memory._log_outbox import held_by_relays
 from contract_engine.memory._log_transactions import ROWS_AT_ONCE, delete_rows
 from contract_engine.memory._tables import sessions, tables_of_sessions
 
@@ -43,8 +44,8 @@ def erase_untouched(
 ) -> dict[str, int]:
     """Erase those of some sessions that have still not been touched; answers their numbers of messages.
 
-    Their rows are locked and looked at again under the lock. A session that somebody is at now is passed over, so this
-    waits for nobody. In the place of each stands an empty row until :func:`end_erased`.
+    Their rows are locked and looked at again under the lock. A session that somebody is at now, or a relay, is passed
+    over, so this waits for nobody. In the place of each stands an empty row until :func:`end_erased`.
     """
     found = connection.execute(
         sa.select(sessions.c.session_id, sessions.c.last_seq)
@@ -52,6 +53,8 @@ def erase_untouched(
         .order_by(sessions.c.session_id)
         .with_for_update(skip_locked=True)
     ).all()
+    held = held_by_relays(connection, of_tenant, [row.session_id for row in found])
+    found = [row for row in found if row.session_id not in held]
     for row in found:
         if row.last_seq > ROWS_AT_ONCE:
             delete_rows(connection, {"of_tenant": of_tenant, "of_session": row.session_id}, row.last_seq)
@@ -88,8 +91,8 @@ class Erased(NamedTuple):
     left: dict[str, int]
 
 
-def erase_and_look(connection: sa.Connection, key: Mapping[str, str]) -> Erased:
-    """Erase a session and look for rows of it before anybody can begin it anew.
+def erase_and_look(connection: sa.Connection, key: Mapping[str, str]) -> Erased | None:
+    """Erase a session and look for rows of it before anybody can begin it anew; None where it is being relayed.
 
     The row is put in place where there is none, so that what may lie in other tables without it is under the lock too.
     """
@@ -104,6 +107,8 @@ def erase_and_look(connection: sa.Connection, key: Mapping[str, str]) -> Erased:
             ),
             key,
         )
+    elif held_by_relays(connection, key["of_tenant"], [key["of_session"]]):
+        return None
     deleted = delete_rows(connection, key, held.last_seq if held else 0)
     if held is None:
         deleted[sessions.name] = 0

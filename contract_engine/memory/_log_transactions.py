@@ -16,6 +16,7 @@ from contract_engine.memory._log import (
     tenant,
     this_session,
 )
+from contract_engine.memory._log_outbox import held_by_relays
 from contract_engine.memory._tables import messages, sessions, summaries, tables_of_sessions
 from contract_engine.memory.config import SessionLimits
 from contract_engine.memory.models import CLEARED
@@ -68,16 +69,18 @@ def change_limits(
     return limits
 
 
-def erase(connection: sa.Connection, key: Mapping[str, str]) -> bool:
-    """Delete every row of the session and answer whether there was one.
+def erase(connection: sa.Connection, key: Mapping[str, str]) -> bool | None:
+    """Delete every row of the session and answer whether there was one; None where it is being relayed, and stays.
 
-    The session's row goes first: an append that is under way holds it, so its message is deleted with the rest, and
-    one that comes later waits for us and begins a new session. Where there is no such row there is nothing else either:
-    what may appear meanwhile belongs to a new session, and stays.
+    The session's row is locked first: an append that is under way holds it, so its message is deleted with the rest,
+    and one that comes later waits for us and begins a new session. Where there is no such row there is nothing else
+    either: what may appear meanwhile belongs to a new session, and stays.
     """
-    last_seq = connection.scalar(sa.delete(sessions).where(this_session(sessions)).returning(sessions.c.last_seq), key)
+    last_seq = connection.scalar(sa.select(sessions.c.last_seq).where(this_session(sessions)).with_for_update(), key)
     if last_seq is None:
         return False
+    if held_by_relays(connection, key["of_tenant"], [key["of_session"]]):
+        return None
     delete_rows(connection, key, last_seq)
     return True
 

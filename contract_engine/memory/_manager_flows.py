@@ -220,7 +220,8 @@ class ManagerFlows:
         checked = check_session_id(session_id)
         try:
             yield from self._sessions.erase(checked)
-        except StoreUnavailableError:
+        except (StoreUnavailableError, ContentionError) as exc:
+            logger.warning("session %s: not all of it is erased: %s", checked, exc)
             return False
         return True
 

@@ -17,6 +17,7 @@ from contract_engine.memory.errors import (
     SessionExistsError,
 )
 from contract_engine.memory.keys import check_session_id
+from contract_engine.memory.message_log import unless_relayed
 from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.sessions import Sessions
 from contract_engine.memory.unlogged import Unlogged
@@ -128,20 +129,20 @@ class Archiving:
         """
         is_begun = False
 
-        def body(connection: Any) -> tuple[bool, bool]:
+        def body(connection: Any) -> tuple[bool, bool] | None:
             nonlocal is_begun
             if is_begun:
                 raise DatabaseUnavailableError(
                     "connection lost", hint=f"nothing of session {session_id!r} was imported; import again"
                 )
-            is_begun = True
             answer = _log_archive.begin_import(connection, self._key(session_id), header, replace=is_replaced)
-            if answer[1]:
+            is_begun = answer is not None
+            if answer is not None and answer[1]:
                 _log_archive.import_rows(connection, self._key(session_id), reader, header, progress)
                 _check_only(reader, is_only=is_only)
             return answer
 
-        is_there, is_done = yield from transaction(body)
+        is_there, is_done = yield from unless_relayed(session_id, body)
         if is_done:
             yield from self._sessions.drop_copy(session_id)
         return is_there

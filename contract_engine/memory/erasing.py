@@ -20,6 +20,7 @@ from contract_engine.memory.keys import (
     session_of_key,
     session_pattern,
 )
+from contract_engine.memory.message_log import unless_relayed
 from contract_engine.memory.sessions import Sessions
 
 LOOKED_AT = 1000
@@ -165,9 +166,8 @@ class Erasing:
         state = (yield from self._sessions.cache.read(session_id)).state
 
         def rows(name: str) -> Flow[_log_retention.Erased]:
-            return (
-                yield from transaction(lambda connection: _log_retention.erase_and_look(connection, self._key(name)))
-            )
+            key = self._key(name)
+            return (yield from unless_relayed(name, lambda connection: _log_retention.erase_and_look(connection, key)))
 
         erased = yield from self._sessions.erase(session_id, rows)
         if erased is None:

@@ -167,8 +167,8 @@ class CorruptDataError(MemoryServiceError):
 
 
 class ContentionError(MemoryServiceError):
-    """A session changed under every attempt; send the call again."""
+    """A session changed, or was held by somebody, under every attempt; send the call again."""
 
-    def __init__(self, session_id: str, attempts: int) -> None:
-        super().__init__(f"session {session_id!r} changed during each of {attempts} attempts; send the call again")
+    def __init__(self, session_id: str, attempts: int, happened: str = "changed") -> None:
+        super().__init__(f"session {session_id!r} {happened} during each of {attempts} attempts; send the call again")
         self.session_id = session_id

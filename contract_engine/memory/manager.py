@@ -184,7 +184,10 @@ class MemoryManager(ManagerBase, Closing):
         return self._runtime.run(self._flows.get_memory_stats(session_id))
 
     def clear_session_memory(self, session_id: str) -> bool:
-        """Delete the session from every table and from Redis; False if a server was away: then call again."""
+        """Delete the session from every table and from Redis; False if a server was away: then call again.
+
+        A relay that gives it to a legacy store just then is waited for, up to three seconds; False where it goes on.
+        """
         return self._runtime.run(self._flows.clear_session_memory(session_id))
 
     def unlogged_sessions(self) -> list[str]:

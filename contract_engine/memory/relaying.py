@@ -24,6 +24,10 @@ SESSIONS, MESSAGES, BYTES = 25, 500, 4 * 1024 * 1024
 """Sessions claimed at once at most, messages of each that are read, and about how much of all of them together. Several
 relays at work share a backlog by claims."""
 
+HOLD_SECONDS = 1.0
+"""How long sessions are held at most, but for a call to the legacy store that is under way: whoever erases one has to
+wait for its relay."""
+
 GROUP_SECONDS = 0.15
 """How long sessions wait for those that were claimed with them. Then what is done is noted, and the others are given
 back: whoever reads a session has to wait for its relay."""
@@ -123,7 +127,7 @@ class Relay:
         if self.legacy.breaker.turns_away():
             return Round(0, 0, False)
         lease, seconds = new_message_id(), self.settings.lease_seconds
-        ends_at = time.monotonic() + seconds / 2
+        ends_at = time.monotonic() + min(seconds / 2, HOLD_SECONDS)
         claims = yield from self._outbox.claim(lease, sessions=self._sessions, lease_seconds=seconds)
         if not claims:
             return Round(0, 0, False)

@@ -83,12 +83,12 @@ class Retention:
     ) -> dict[str, Any]:
         """Erase the sessions that were last touched before a moment, or longer ago than a time; at most ``limit``.
 
-        In transactions of 50 sessions or some 5,000 messages, never waiting for a writer: a session that was touched
-        since it was selected, or that somebody is at, is ``kept``. Answers ``before``, ``sessions``, ``messages``,
-        ``kept`` and ``oldest`` (times as ISO 8601). Nothing goes on in Redis either. May be interrupted anywhere and
-        called again. Raises where a server is away. ``progress`` is told how many sessions are done. A dry run reads
-        the log alone and waits for nobody, so it counts at most too many: sessions that are in use, and those of which
-        something waits in Redis to be logged, which is a touch.
+        In transactions of 50 sessions or some 5,000 messages, never waiting for anybody: a session that was touched
+        since it was selected, or that a writer or relay is at, is ``kept``. Answers ``before``, ``sessions``,
+        ``messages``, ``kept`` and ``oldest`` (times as ISO 8601). Nothing goes on in Redis either. May be interrupted
+        anywhere and called again. Raises where a server is away. ``progress`` is told how many sessions are done. A dry
+        run reads the log alone and waits for nobody, so it counts at most too many: sessions that are in use, and those
+        of which something waits in Redis to be logged, which is a touch.
         """
         flow = self._flows.purge(older_than, limit, dry_run, sessions_per_second, progress)
         return self._runtime.run(flow)
@@ -101,7 +101,8 @@ class Retention:
         ``tables`` and ``redis_keys`` count what was there. ``left_rows`` by table, looked for under the lock under
         which they were deleted; ``left_keys``: names of keys of the session on any primary, whatever they are called.
         Both are empty where the erasure is proven. ``begun_anew``: somebody has written to the session since; what they
-        wrote is not meant. Raises where a server is away; then call again.
+        wrote is not meant. Raises where a server is away, or a relay is still giving a session to a legacy store after
+        three seconds (:class:`ContentionError`); then call again.
         """
         return self._runtime.run(self._flows.erase(session_ids, dry_run=dry_run, progress=progress))
 
@@ -132,7 +133,8 @@ class Retention:
         imported), ``replace`` or ``skip``. A dry run checks all lines and asks the log alone. Answers ``sessions``,
         ``messages``, ``summaries``, ``replaced`` and ``skipped`` (ids). What was cut off, edited or written by a newer
         format raises :class:`InvalidInputError`, which names the line and not what it says. Times are
-        those of the archive, the last touch too. A writer to the same session waits meanwhile.
+        those of the archive, the last touch too. A writer to the same session waits meanwhile; a relay of one that is
+        to be replaced is waited for as in :meth:`erase`.
         """
         return self._runtime.run(self._flows.import_sessions(lines, session_id, existing, dry_run, progress))
 
