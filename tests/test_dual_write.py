@@ -400,15 +400,6 @@ def test_ephemeral_mode_is_refused_and_says_why(redis_url: str, legacy: ListStor
 
 def test_stores_that_cannot_be_called_are_refused(blocking: Backend, legacy: ListStore) -> None:
     manager = blocking.open()
-
-    class Hidden(ListStore):
-        """Its coroutines are not seen before they are called."""
-
-        def add_chat_message(self, session_id: str, message: dict[str, Any]) -> Any:
-            return AsyncListStore().add_chat_message(session_id, message)
-
-    with pytest.raises(ConfigurationError, match="AsyncEnhancedSessionStore"):
-        EnhancedSessionStore(manager, AsyncListStore())
     with pytest.raises(ConfigurationError, match="no method add_chat_message"):
         EnhancedSessionStore(manager, object())
     wrong: Any = AsyncMemoryManager()
@@ -421,10 +412,6 @@ def test_stores_that_cannot_be_called_are_refused(blocking: Backend, legacy: Lis
         EnhancedSessionStore(manager, legacy, shadow_rate=2)
     with pytest.raises(InvalidInputError, match="percentage"):
         EnhancedSessionStore(manager, legacy, percentage=10)
-    with open_store(blocking, Hidden()) as store:
-        store.add_chat_message("s", say(1))
-        with pytest.raises(ConfigurationError, match="AsyncEnhancedSessionStore"):
-            store.relay_once()
 
 
 def test_the_same_log_by_another_way_is_refused(blocking: Backend, database_url: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from typing import Any
 
@@ -48,6 +48,14 @@ class AsyncListing(AsyncListStore):
         return list(self.inner.sessions)
 
 
+class PagingListing(AsyncListStore):
+    """Lists its sessions by and by."""
+
+    async def session_ids(self) -> AsyncIterator[str]:
+        for name in list(self.inner.sessions):
+            yield name
+
+
 STORES: dict[str, Any] = {}
 
 
@@ -56,10 +64,10 @@ def listed() -> Any:
     return STORES["store"]
 
 
-@pytest.fixture(params=["blocking", "coroutines"])
+@pytest.fixture(params=[Listing, AsyncListing, PagingListing])
 def inner(request: pytest.FixtureRequest) -> ListStore:
     """The sessions of the object at hand."""
-    store = Listing() if request.param == "blocking" else AsyncListing()
+    store: Any = request.param()
     STORES["store"] = store
     return store if isinstance(store, ListStore) else store.inner
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import importlib
 import inspect
 import os
 import sys
-import threading
 from typing import Any
 
 from contract_engine.memory import ConfigurationError
@@ -17,7 +14,7 @@ from contract_engine.memory import ConfigurationError
 def find_legacy_store(place: str) -> Any:
     """Return the object at ``package.module:name``; what can be called without arguments is called to make it.
 
-    The working directory is looked through too. One with coroutines is shown with blocking methods.
+    The working directory is looked through too.
     """
     module_name, separator, name = place.partition(":")
     if not separator or not module_name or not name:
@@ -36,25 +33,4 @@ def find_legacy_store(place: str) -> Any:
             store = found()
         except TypeError as exc:
             raise ConfigurationError("legacy", f"{place} cannot be called without arguments: {exc}") from exc
-    return _Blocking(store) if inspect.iscoroutinefunction(getattr(store, "add_chat_message", None)) else store
-
-
-class _Blocking:
-    """A store of coroutines, called without ``await``: all of them run on one loop, in a thread of its own."""
-
-    def __init__(self, store: Any) -> None:
-        self._store = store
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="legacy-store", daemon=True).start()
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._store, name)
-        if not inspect.iscoroutinefunction(method):
-            return method
-
-        # What a store can do besides is told by the signatures of its methods.
-        @functools.wraps(method)
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            return asyncio.run_coroutine_threadsafe(method(*arguments, **keywords), self._loop).result()
-
-        return call
+    return store

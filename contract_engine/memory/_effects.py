@@ -133,9 +133,11 @@ class LegacyCall(msgspec.Struct):
     """Call the store that is being left, which is the program's own; what it raises becomes
     :class:`LegacyUnavailableError`, and is told to ``breaker``.
 
-    The asyncio runtime awaits what is a coroutine, and has everything else done outside the event loop.
+    The asyncio runtime awaits what is a coroutine, and has everything else done outside the event loop. ``operation``
+    is the method's name.
     """
 
+    operation: str
     work: Callable[[], Any]
     breaker: CallGuard
 
@@ -224,9 +226,9 @@ def compute(work: Callable[[], T]) -> Flow[T]:
     return cast("T", (yield Compute(work)))
 
 
-def call_legacy(work: Callable[[], Any], breaker: CallGuard) -> Flow[Any]:
+def call_legacy(operation: str, work: Callable[[], Any], breaker: CallGuard) -> Flow[Any]:
     """Answer what the legacy store answers; raises :class:`LegacyUnavailableError`."""
-    return (yield LegacyCall(work, breaker))
+    return (yield LegacyCall(operation, work, breaker))
 
 
 def scan(pattern: str) -> Flow[list[bytes]]:

@@ -30,8 +30,6 @@ class MigrationBase(ABC, Generic[M]):
     _other: str
     """The adapter of the other colour."""
 
-    _takes_coroutines = False
-
     def __init__(
         self,
         memory_manager: M | None = None,
@@ -65,7 +63,7 @@ class MigrationBase(ABC, Generic[M]):
         self._shadow_rate = shadow_rate
         self._is_relaying = is_relaying
         self._relay_settings = relay or RelaySettings()
-        self._legacy = Legacy(legacy_store, takes_coroutines=self._takes_coroutines, breaker=breaker)
+        self._legacy = Legacy(legacy_store, breaker=breaker)
         self._making = threading.Lock()
         self._made: DualFlows | None = None
         self._make_worker()

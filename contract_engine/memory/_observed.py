@@ -13,6 +13,7 @@ from contract_engine.memory.errors import (
     DatabaseCircuitOpenError,
     DeadlineExceededError,
     InvalidInputError,
+    LegacyCircuitOpenError,
     ModelUnavailableError,
     PoolExhaustedError,
     StoreMisconfiguredError,
@@ -22,7 +23,7 @@ from contract_engine.memory.hooks import MODEL, OK, Ending, OperationEnded, Span
 
 # The first that fits; subclasses stand before their parents.
 _OUTCOMES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
-    ((CircuitOpenError, DatabaseCircuitOpenError), "rejected"),
+    ((CircuitOpenError, DatabaseCircuitOpenError, LegacyCircuitOpenError), "rejected"),
     (DeadlineExceededError, "deadline"),
     (PoolExhaustedError, "pool_exhausted"),
     ((StoreUnavailableError, ModelUnavailableError), "unavailable"),
@@ -88,6 +89,16 @@ class Observed:
             labels = self.operation, self.backend, outcome
             found = self._endings.setdefault(outcome, (Ending(*labels), durations_of(*labels)))
         return found
+
+
+class ObservedLegacy(Observed):
+    """A call to a legacy store, which may answer with anything, an object without a truth value too."""
+
+    __slots__ = ()
+
+    def ended(self, started: float, spans: list[SpanEnd] | None, answer: object) -> None:
+        """See :meth:`Observed.ended`."""
+        super().ended(started, spans, answer is not False)
 
 
 def _tell(detail: OperationEnded, spans: list[SpanEnd] | None, error: BaseException | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextvars import copy_context
 from types import TracebackType
@@ -48,6 +48,37 @@ def run_in_own_loop(make: Callable[[], Coroutine[Any, Any, T]], name: str) -> T:
     body = copy_context().run
     threading.Thread(target=lambda: body(asyncio.run, deliver()), name=name, daemon=True).start()
     return future.result()
+
+
+class LoopThread:
+    """An event loop in a daemon thread, begun by the first coroutine: what they hold open stays there."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, make: Callable[[], Awaitable[T]]) -> T:
+        """Await what ``make`` returns, which is called there too; it is cancelled where the caller is interrupted."""
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()
+
+        async def deliver() -> None:
+            with _Carrier(future):
+                future.set_result(await make())
+
+        task = asyncio.run_coroutine_threadsafe(deliver(), self._started())
+        try:
+            return future.result()
+        finally:
+            task.cancel()
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name=self._name, daemon=True).start()
+            return self._loop
 
 
 class _Carrier(Generic[T]):

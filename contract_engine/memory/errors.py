@@ -90,6 +90,14 @@ class LegacyUnavailableError(StoreUnavailableError):
         self.is_tried = is_tried
 
 
+class LegacyCircuitOpenError(LegacyUnavailableError):
+    """The circuit breaker in front of the legacy store rejected the call; ``retry_after`` is in seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("circuit breaker open", is_tried=False, hint=f"retry in {retry_after:.1f} s")
+        self.retry_after = retry_after
+
+
 class PoolExhaustedError(StoreUnavailableError):
     """Every pooled connection stayed busy for as long as the caller may wait; says nothing about the server."""
 

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MANAGER, REDIS, POSTGRES, MODEL, SUMMARIZER = "manager", "redis", "postgres", "model", "summarizer"
+LEGACY = "legacy"
 """Backends: a whole operation, or one step of it."""
 
 OK = "ok"
@@ -33,10 +34,11 @@ class Ending(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What ended, and how.
 
     ``backend``: ``manager`` for a whole operation, background work included; ``redis``, a round trip; ``postgres``, a
-    statement or transaction; ``model``, one write of a language model; ``summarizer``, the built-in one. ``outcome``:
-    ``ok``; ``refused``, a call that answered False because nothing was acknowledged; ``nothing``, a model that wrote
-    nothing to use; or why it failed: ``rejected`` by a breaker, ``unavailable``, ``deadline``, ``pool_exhausted``,
-    ``misconfigured``, ``invalid`` input, ``contention``, ``cancelled``, ``error``.
+    statement or transaction; ``model``, one write of a language model; ``summarizer``, the built-in one; ``legacy``, a
+    call to the store that is being left. ``outcome``: ``ok``; ``refused``, a call that answered False because nothing
+    was acknowledged; ``nothing``, a model that wrote nothing to use; or why it failed: ``rejected`` by a breaker,
+    ``unavailable``, ``deadline``, ``pool_exhausted``, ``misconfigured``, ``invalid`` input, ``contention``,
+    ``cancelled``, ``error``.
     """
 
     operation: str
@@ -52,7 +54,7 @@ class OperationEnded(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def operation(self) -> str:
-        """The method of a manager or store, the script or command, the statement."""
+        """The method of a manager or store (the legacy one too), the script or command, the statement."""
         return self.ending.operation
 
     @property

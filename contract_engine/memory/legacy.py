@@ -20,25 +20,23 @@ WINDOW = 20
 class Legacy:
     """A legacy object as flows; every call passes a breaker of its own.
 
-    It needs ``add_chat_message(session_id, message)`` and ``get_chat_history(session_id)``, blocking or coroutines. It
-    may offer more: a ``limit`` of ``get_chat_history``; ``add_chat_messages(session_id, messages)``, which is called
-    for what has gathered and should be atomic; a keyword ``message_id`` (``message_ids``) of the two that add, together
-    with ``has_message(session_id, message_id)``: then it is asked before anything is written again. That alone writes
-    nothing twice as long as no call outlasts the lease of its relay (30 s), nor takes effect after it has failed; a
-    store that keeps an id once, as :class:`LegacySwisperStore` does, has no message twice whatever happens. An answer
-    of False is a failure, but where such a store turns out to have what it was given. One that keeps each id once may
-    offer ``add_to_sessions(sessions)`` too, which is called with the messages of several sessions by their ids and
-    answers the sessions that have all of theirs now: where sessions are many, most of the time goes into commits.
+    It needs ``add_chat_message(session_id, message)`` and ``get_chat_history(session_id)``, blocking or coroutines. (A
+    blocking adapter has coroutines run on one event loop, in a daemon thread; whatever the store holds open, such as
+    connections, is to be opened by its methods, there.) It may offer more: a ``limit`` of ``get_chat_history``;
+    ``add_chat_messages(session_id, messages)``, which is called for what has gathered and should be atomic; a keyword
+    ``message_id`` (``message_ids``) of the two that add, together with ``has_message(session_id, message_id)``: then it
+    is asked before anything is written again. That alone writes nothing twice as long as no call outlasts the lease of
+    its relay (30 s), nor takes effect after it has failed; a store that keeps an id once, as
+    :class:`LegacySwisperStore` does, has no message twice whatever happens. An answer of False is a failure, but where
+    such a store turns out to have what it was given. One that keeps each id once may offer
+    ``add_to_sessions(sessions)`` too, which is called with the messages of several sessions by their ids and answers
+    the sessions that have all of theirs now: where sessions are many, most of the time goes into commits.
     """
 
-    def __init__(self, store: Any, *, takes_coroutines: bool, breaker: CircuitBreaker | None = None) -> None:
+    def __init__(self, store: Any, *, breaker: CircuitBreaker | None = None) -> None:
         for name in ("add_chat_message", "get_chat_history"):
             if not callable(getattr(store, name, None)):
                 raise ConfigurationError("legacy_store", f"{type(store).__name__} has no method {name}")
-            if not takes_coroutines and inspect.iscoroutinefunction(getattr(store, name)):
-                raise ConfigurationError(
-                    "legacy_store", f"{type(store).__name__}.{name} is a coroutine; use AsyncEnhancedSessionStore"
-                )
         self.store = store
         self.breaker = breaker or CircuitBreaker(
             5,
@@ -62,7 +60,8 @@ class Legacy:
     def add_to_sessions(self, sessions: Mapping[str, Sequence[Pending]]) -> Flow[set[str]]:
         """Write messages of several sessions, of each in their order; answers the sessions that have them all."""
         given = {name: {one.message_id: one.message for one in pending} for name, pending in sessions.items()}
-        return set((yield from call_legacy(partial(self.store.add_to_sessions, given), self.breaker)))
+        work = partial(self.store.add_to_sessions, given)
+        return set((yield from call_legacy("add_to_sessions", work, self.breaker)))
 
     @property
     def most_at_once(self) -> int:
@@ -76,18 +75,20 @@ class Legacy:
         if len(pending) == 1:
             one = pending[0]
             keywords = {"message_id": one.message_id} if self._knows_ids else {}
-            work = partial(self.store.add_chat_message, session_id, one.message, **keywords)
+            name, work = "add_chat_message", partial(self.store.add_chat_message, session_id, one.message, **keywords)
         else:
             ids = {"message_ids": [one.message_id for one in pending]} if self._batch_takes_ids else {}
-            work = partial(self.store.add_chat_messages, session_id, [one.message for one in pending], **ids)
-        answer = yield from call_legacy(work, self.breaker)
+            messages = [one.message for one in pending]
+            name, work = "add_chat_messages", partial(self.store.add_chat_messages, session_id, messages, **ids)
+        answer = yield from call_legacy(name, work, self.breaker)
         if answer is False and not (yield from self._has_all(session_id, pending)):
             raise LegacyUnavailableError("it answered False", is_tried=True)
 
     def history(self, session_id: str, limit: int | None = None) -> Flow[list[Message]]:
         """Read the newest ``limit`` messages, oldest first."""
         keywords = {"limit": limit} if limit is not None and self._has_limit else {}
-        found = yield from call_legacy(partial(self.store.get_chat_history, session_id, **keywords), self.breaker)
+        work = partial(self.store.get_chat_history, session_id, **keywords)
+        found = yield from call_legacy("get_chat_history", work, self.breaker)
         messages = list(found or ())
         return messages if limit is None or len(messages) <= limit else messages[len(messages) - limit :]
 
@@ -140,7 +141,7 @@ class Legacy:
     def _count_known(self, session_id: str, pending: Sequence[Pending]) -> Flow[int]:
         for count, one in enumerate(pending):
             has = partial(self.store.has_message, session_id, one.message_id)
-            if not (yield from call_legacy(has, self.breaker)):
+            if not (yield from call_legacy("has_message", has, self.breaker)):
                 return count
         return len(pending)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +27,7 @@ class LegacyObject(Closing):
     """
 
     def __init__(self, store: Any) -> None:
-        self._legacy = Legacy(store, takes_coroutines=False)
+        self._legacy = Legacy(store)
         if not callable(getattr(store, "session_ids", None)):
             problem = f"{type(store).__name__} has no method session_ids(), which has to answer the ids of its sessions"
             raise ConfigurationError("legacy", f"{problem}; add one")
@@ -61,7 +62,24 @@ class LegacyObject(Closing):
     @cached_property
     def _names(self) -> dict[str, None]:
         store = self._legacy.store
-        found = self._runtime.run(call_legacy(lambda: list(store.session_ids()), self._legacy.breaker))
+        found = self._runtime.run(
+            call_legacy("session_ids", lambda: _listed(store.session_ids()), self._legacy.breaker)
+        )
         if not all(isinstance(name, str) for name in found):
             raise InvalidInputError("legacy", f"session_ids() of {type(store).__name__} answers other than texts")
         return dict.fromkeys(found)
+
+
+def _listed(found: Any) -> Any:
+    """Return a list of what a store answers by and by, or something to await that does."""
+    if hasattr(found, "__aiter__"):
+        return _iterated(found)
+    return _awaited(found) if inspect.isawaitable(found) else list(found)
+
+
+async def _awaited(found: Awaitable[Any]) -> Any:
+    return list(await found)
+
+
+async def _iterated(found: AsyncIterator[Any]) -> Any:
+    return [name async for name in found]

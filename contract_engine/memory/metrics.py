@@ -164,7 +164,7 @@ class MemoryMetrics:
         core = self._client.core
         yield self._histogram(
             "memory_operation_duration_seconds",
-            "Time of operations (backend manager) and of their steps (redis, postgres, model, summarizer).",
+            "Time of operations (backend manager) and of their steps (redis, postgres, model, summarizer, legacy).",
             ("operation", "backend", "outcome"),
             SECONDS,
             self._durations(),

@@ -8,10 +8,11 @@ a process that dies leaves nothing half done that the next one does not finish.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from contract_engine.memory._migration_base import MigrationBase
-from contract_engine.memory._runtime import AsyncRelayWorker, RelayWorker
+from contract_engine.memory._runtime import AsyncRelayWorker, RelayWorker, await_legacy
 from contract_engine.memory.async_manager import AsyncMemoryManager
 from contract_engine.memory.closing import AsyncClosing, Closing
 from contract_engine.memory.dual_writing import DualWriteStats
@@ -42,8 +43,8 @@ class EnhancedSessionStore(MigrationBase[MemoryManager], Closing):
 
     ``legacy_store`` is any object with ``add_chat_message(session_id, message)`` and ``get_chat_history(session_id)``;
     :class:`contract_engine.memory.legacy.Legacy` says what it may offer besides. It is called by several threads, and
-    its deadlines are its own. One whose methods are coroutines is refused here, with :class:`ConfigurationError`: use
-    :class:`AsyncEnhancedSessionStore`. Without arguments a manager from the environment is used and its own log is the
+    its deadlines are its own. Methods may be coroutines: they run on one event loop, in a thread of the library's.
+    Without arguments a manager from the environment is used and its own log is the
     legacy store: then one write is both, there is nothing to relay, and phases have no effect.
 
     ``phase`` (with ``percentage`` where it is gradual) is what a tenant begins with; what is stored in the database
@@ -129,6 +130,10 @@ class EnhancedSessionStore(MigrationBase[MemoryManager], Closing):
         """Return what the legacy store does not have yet: how many messages, and how long the oldest waits."""
         return self.memory_manager._runtime.run(self._flows.backlog())
 
+    def await_legacy(self, make: Callable[[], Awaitable[T]]) -> T:
+        """Await what ``make`` returns where a legacy store's coroutines run: ``store.await_legacy(legacy.aclose)``."""
+        return await_legacy(make)
+
     def waiting_sessions(self, limit: int = 100) -> list[WaitingSession]:
         """Return the sessions of the backlog: parked ones first, then those that have failed most."""
         return self.memory_manager._runtime.run(self._flows.waiting_sessions(limit))
@@ -152,7 +157,6 @@ class AsyncEnhancedSessionStore(MigrationBase[AsyncMemoryManager], AsyncClosing)
     _manager_type = AsyncMemoryManager
     _log_type = AsyncPostgresSessionStore
     _other = "EnhancedSessionStore"
-    _takes_coroutines = True
 
     def _make_worker(self) -> None:
         self._worker = AsyncRelayWorker(self._relay_round, poll_seconds=self._relay_settings.poll_seconds)
@@ -198,6 +202,10 @@ class AsyncEnhancedSessionStore(MigrationBase[AsyncMemoryManager], AsyncClosing)
     async def backlog(self) -> Backlog:
         """See :meth:`EnhancedSessionStore.backlog`."""
         return await self.memory_manager._runtime.run(self._flows.backlog())
+
+    async def await_legacy(self, make: Callable[[], Awaitable[T]]) -> T:
+        """See :meth:`EnhancedSessionStore.await_legacy`: here that is the caller's own loop."""
+        return await make()
 
     async def waiting_sessions(self, limit: int = 100) -> list[WaitingSession]:
         """See :meth:`EnhancedSessionStore.waiting_sessions`."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from contract_engine.memory.errors import ConfigurationError
-from contract_engine.memory.hooks import MANAGER, MODEL, OK, POSTGRES, REDIS, SpanEnd, observers
+from contract_engine.memory.hooks import LEGACY, MANAGER, MODEL, OK, POSTGRES, REDIS, SpanEnd, observers
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer, TracerProvider
@@ -67,7 +67,7 @@ class MemorySpans:
     def begin(self, operation: str, backend: str) -> SpanEnd:
         """Begin a span below the one that is current here, and make it the current one."""
         kinds = self._trace.SpanKind
-        kind = kinds.CLIENT if backend in (MANAGER, REDIS, POSTGRES, MODEL) else kinds.INTERNAL
+        kind = kinds.CLIENT if backend in (MANAGER, REDIS, POSTGRES, MODEL, LEGACY) else kinds.INTERNAL
         name, attributes = span_of(operation, backend)
         span = self._tracer.start_span(name, kind=kind, attributes=attributes)
         token = self._context.attach(self._trace.set_span_in_context(span))
@@ -100,6 +100,8 @@ def span_of(operation: str, backend: str) -> tuple[str, dict[str, str]]:
             "db.system.name": "postgresql",
             "db.query.summary": operation,
         }
+    if backend == LEGACY:
+        return f"legacy {operation}", attributes
     if backend == MODEL:
         return "chat", attributes | {"gen_ai.operation.name": "chat"}
     return operation, attributes

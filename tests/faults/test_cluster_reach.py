@@ -154,6 +154,7 @@ LEFT_OUT: dict[str, dict[str, tuple[str, ...]]] = {
         "test_dual_write_waiting": ALL,
         "test_dual_write_watched": ALL,
         "test_erasing_meanwhile": ALL,
+        "test_legacy_calls": ALL,
         "test_legacy_object": ALL,
         "test_legacy_store": ALL,
         "test_migrations": ALL,

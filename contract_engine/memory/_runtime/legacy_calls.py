@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import Any
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from contract_engine.memory._effects import LegacyCall
 from contract_engine.memory.circuit_guard import CallGuard
-from contract_engine.memory.errors import CircuitOpenError, ConfigurationError, LegacyUnavailableError
+from contract_engine.memory.daemon import LoopThread
+from contract_engine.memory.errors import (
+    CircuitOpenError,
+    ConfigurationError,
+    LegacyCircuitOpenError,
+    LegacyUnavailableError,
+)
+
+T = TypeVar("T")
+
+
+class CoroutineCancelledError(Exception):
+    """Something that a coroutine waited for was cancelled: for whoever called it, it has failed like any other."""
 
 
 class _Guarded:
@@ -26,8 +40,7 @@ class _Guarded:
         try:
             self._permit = self._breaker.acquire()
         except CircuitOpenError as exc:
-            hint = f"retry in {exc.retry_after:.1f} s"
-            raise LegacyUnavailableError("circuit breaker open", is_tried=False, hint=hint) from None
+            raise LegacyCircuitOpenError(exc.retry_after) from None
 
     def __exit__(self, _type: object, exc: BaseException | None, _tb: object) -> None:
         if exc is None:
@@ -39,14 +52,21 @@ class _Guarded:
 
 
 def call_legacy(effect: LegacyCall) -> Any:
-    """Call it in this thread; a coroutine is refused, since nobody here can await it."""
+    """Call it in this thread; where it is a coroutine, on the one loop of all of them."""
     with _Guarded(effect.breaker):
-        answer = effect.work()
-        if inspect.isawaitable(answer):
-            if inspect.iscoroutine(answer):
-                answer.close()
-            raise ConfigurationError("legacy_store", "its methods are coroutines; use AsyncEnhancedSessionStore")
-        return answer
+        work = effect.work
+        if _is_coroutine(work):
+            return await_legacy(work)
+        answer = work()
+        return await_legacy(lambda: answer) if inspect.isawaitable(answer) else answer
+
+
+def await_legacy(make: Callable[[], Awaitable[T]]) -> T:
+    """Await something of a legacy store where its coroutines run, for a caller that cannot await."""
+    try:
+        return _loops[-1].run(make)
+    except asyncio.CancelledError as exc:
+        raise CoroutineCancelledError from exc
 
 
 async def call_legacy_async(effect: LegacyCall) -> Any:
@@ -55,6 +75,16 @@ async def call_legacy_async(effect: LegacyCall) -> Any:
         work = effect.work
         answer = work() if _is_coroutine(work) else await asyncio.to_thread(work)
         return await answer if inspect.isawaitable(answer) else answer
+
+
+def _new_loop() -> None:
+    """Have a process, one that was forked too, use a loop of its own. Closing its parent's would disturb that one."""
+    _loops.append(LoopThread("contract-memory-legacy"))
+
+
+_loops: list[LoopThread] = []
+_new_loop()
+os.register_at_fork(after_in_child=_new_loop)
 
 
 def _is_coroutine(work: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from contract_engine.memory._effects import (
     Command,
+    LegacyCall,
     Query,
     RedisCall,
     Scan,
@@ -14,8 +15,8 @@ from contract_engine.memory._effects import (
     Transaction,
     WriteFacts,
 )
-from contract_engine.memory._observed import Observed
-from contract_engine.memory.hooks import MANAGER, MODEL, POSTGRES, REDIS, SUMMARIZER
+from contract_engine.memory._observed import Observed, ObservedLegacy
+from contract_engine.memory.hooks import LEGACY, MANAGER, MODEL, POSTGRES, REDIS, SUMMARIZER
 
 
 def observed_flow(flow: Any) -> Observed:
@@ -35,6 +36,8 @@ def observed_effect(effect: Any) -> Observed | None:
         return statement.observed
     if kind is Transaction:
         return _transaction(effect.body.__qualname__)
+    if kind is LegacyCall:
+        return _method(effect.operation)
     return _STEPS.get(kind)
 
 
@@ -51,10 +54,15 @@ def _transaction(body: str) -> Observed:
     return found
 
 
+def _method(name: str) -> Observed:
+    return _methods.get(name) or _methods.setdefault(name, ObservedLegacy(name, LEGACY))
+
+
 # By their names: to look up a code object is to hash all of its constants.
 _flows: dict[str, Observed] = {}
 _commands: dict[str, Observed] = {}
 _bodies: dict[str, Observed] = {}
+_methods: dict[str, Observed] = {}
 _STEPS: dict[type, Observed] = {
     Scan: Observed("scan", REDIS),
     Summarize: Observed("summarize", SUMMARIZER),
