@@ -520,6 +520,34 @@ def test_a_session_of_which_all_waits_in_redis_is_one_of_all(blocking: Backend, 
     assert logged(str(blocking.database_url), blocking.tenant, "waits") == [(1, say(2))]
 
 
+def test_a_dry_export_writes_and_logs_nothing(blocking: Backend, tmp_path: Path) -> None:
+    manager = blocking.open()
+    for name in ("a", "b"):
+        manager.add_messages(name, talk(3))
+    away = Backend(blocking.colour, blocking.mode, blocking.redis_url, "postgresql://127.0.0.1:1/x", blocking.tenant)
+    assert away.open().append("waits", say(2)).durable is False
+    away.close()
+    folder = tmp_path / "out"
+    everything = ("export", "--all", "--folder", str(folder), "--dry-run")
+    counts = {"sessions": 2, "messages": 6, "summaries": 0, "skipped": 0, "dry_run": True}
+    code, out, _ = run(blocking, *everything, "--json")
+    assert (code, json.loads(out)) == (0, counts)
+    code, out, err = run(blocking, *everything)
+    assert (code, out) == (0, "")
+    assert "Would export 2 sessions with 6 messages to " in err
+    for where in ((), ("-o", str(tmp_path / "file"))):
+        code, out, err = run(blocking, "export", "a", "--dry-run", *where)
+        assert (code, out) == (0, "")
+        assert "Would export 1 session with 3 messages" in err
+    assert run(blocking, "export", "never", "--dry-run")[0] == 1
+    assert list(tmp_path.iterdir()) == []
+    assert manager.unlogged_sessions() == ["waits"]
+    folder.mkdir()
+    (folder / file_name("a")).write_bytes(b"")
+    code, out, _ = run(blocking, *everything, "--resume", "--json")
+    assert (code, json.loads(out)) == (0, counts | {"sessions": 1, "messages": 3, "skipped": 1})
+
+
 def test_what_the_commands_refuse(blocking: Backend, tmp_path: Path) -> None:
     code, out, err = run(blocking, "export", "never", "-o", str(tmp_path / "f"))
     assert (code, out) == (1, "")

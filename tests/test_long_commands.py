@@ -17,8 +17,20 @@ from contract_engine.cli.app import app
 
 pytest_plugins = ("memory_fixtures",)
 
-WRITING = ("purge", "erase", "import", "backfill", "relay", "drain", "resummarize", "migrate", "replay", "clear")
-READING = ("export", "parity")
+WRITING = (
+    "purge",
+    "erase",
+    "import",
+    "backfill",
+    "relay",
+    "drain",
+    "resummarize",
+    "migrate",
+    "replay",
+    "clear",
+    "export",
+)
+READING = ("parity",)
 QUICK_READING = ("show", "stats", "summaries", "top", "doctor", "metrics", "phase show")
 MADE_TO_WRITE = ("demo",)
 """Writes a session of its own, that is gone with it."""

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,16 +127,20 @@ def test_a_phase_that_makes_no_sense_is_an_error(command: Command, arguments: tu
 def test_relay_gives_the_legacy_store_what_it_lacks(command: Command, store: EnhancedSessionStore, name: str) -> None:
     for number in range(30):
         store.add_chat_message(f"{name}-{number % 3}", say(number))
-    before = json.loads(command("relay", "--dry-run", "--json").stdout)
+    shown = command("relay", "--dry-run", "--json")
+    assert shown.exit_code == 1, "something waits"
+    before = json.loads(shown.stdout)
     assert before["backlog"]["messages"] == 30
     assert [one["messages"] for one in before["sessions"]] == [10, 10, 10]
-    assert "30 messages of 3 sessions wait" in command("relay", "--list").stdout
+    listed = command("relay", "--list")
+    assert (listed.exit_code, "30 messages of 3 sessions wait" in listed.stdout) == (1, True)
     answer = command("relay", "--legacy", place(name), "--json")
     assert answer.exit_code == 0, answer.stderr
     assert json.loads(answer.stdout)["relayed"] == 30
     legacy: Any = {"LISTED": LISTED, "AWAITED": AWAITED}[name]
     assert legacy.contents(f"{name}-1") == talk(*range(1, 30, 3))
     assert "The legacy store has everything." in command("relay", "--legacy", place(name)).stdout
+    assert command("relay", "--list").exit_code == 0
 
 
 def test_relay_writes_to_the_table_of_the_original(command: Command, store: EnhancedSessionStore, older: Older) -> None:
@@ -175,6 +184,33 @@ def test_relay_shows_and_retries_what_is_parked(command: Command, store: Enhance
     assert "LegacyError" in listed.stdout
     assert json.loads(command("relay", "--retry", "--session", "refused", "--json").stdout) == {"retried": ["refused"]}
     assert command("relay", "--legacy", place("ListStore")).exit_code == 0
+
+
+class Hanging(ListStore):
+    """Never comes back from a write."""
+
+    def add_chat_message(self, session_id: str, message: dict[str, Any]) -> None:
+        threading.Event().wait()
+
+
+def test_a_relay_ends_though_a_call_to_the_legacy_store_never_does(
+    blocking: Backend, store: EnhancedSessionStore
+) -> None:
+    store.add_chat_message("s", say(1))
+    servers = ["--redis-url", blocking.redis_url, "--database-url", str(blocking.database_url)]
+    command = [sys.executable, "-m", "contract_engine.cli", "relay", "--legacy", place("Hanging"), "--patience", "0.2"]
+    here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    answer = subprocess.run(
+        [*command, *servers, "--tenant", blocking.tenant],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"PYTHONPATH": here},
+    )
+    assert answer.returncode == 1, answer.stderr
+    assert "1 message of 1 session waits" in answer.stdout
+    assert "The legacy store does not answer" in answer.stdout
 
 
 @pytest.mark.parametrize("legacy", ["nowhere", "no.such.module:store", "json:nothing", "json:dumps"])

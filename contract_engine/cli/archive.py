@@ -28,6 +28,7 @@ NAME_CHARS = 150
 """Most file systems take names of 255 bytes."""
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing: check the files, and count.")]
+DryExport = Annotated[bool, typer.Option("--dry-run", help="Write and log nothing: count what the log has.")]
 
 
 def export(
@@ -39,6 +40,7 @@ def export(
     ] = None,
     folder: Annotated[Path | None, typer.Option(metavar="DIR", help="A file per session in this folder.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="With --folder: keep the files that are there.")] = False,
+    dry_run: DryExport = False,
     redis_url: RedisUrl = None,
     database_url: DatabaseUrl = None,
     tenant: Tenant = None,
@@ -54,28 +56,31 @@ def export(
         raise typer.BadParameter("give a SESSION, or --all")
     if (output is not None and folder is not None) or (resume and folder is None):
         raise typer.BadParameter("--output and --folder exclude each other, and --resume belongs to --folder")
-    if as_json and output is None and folder is None:
+    if as_json and output is None and folder is None and not dry_run:
         raise typer.BadParameter("--json and the archive would mix on standard output: give --output or --folder")
-    _check_places(output, folder)
+    _check_places(output, folder, dry_run=dry_run)
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
     with chosen_manager(choice, display.notices()) as manager, display.progress(display.notices()) as bar:
-        names = iter([session]) if session is not None else _all_sessions(manager)
+        names = iter([session]) if session is not None else _all_sessions(manager, dry_run=dry_run)
         told = _Told(bar)
-        if folder is not None:
+        if dry_run:
+            done = _count(manager, names, folder if resume else None, told)
+        elif folder is not None:
             done = _export_to_folder(manager, names, folder, resume=resume, told=told)
         else:
             with new_file(output) as file:
                 done = _total(manager.retention.export_session(name, file.write, progress=told) for name in names)
                 if session is not None and not done["sessions"]:
                     _no_such_session(manager, session)
-    if folder is not None and session is not None and not done["sessions"] + done["skipped"]:
+    if session is not None and not done["sessions"] + done["skipped"]:
         _no_such_session(manager, session)
     if as_json:
-        display.print_json(done)
+        display.print_json(done | {"dry_run": dry_run})
     else:
         where = folder or output
         kept = f"; {done['skipped']} were there already" if done["skipped"] else ""
-        line = f"Exported {counted(done['sessions'], 'session')} with {counted(done['messages'], 'message')}"
+        verb = "Would export" if dry_run else "Exported"
+        line = f"{verb} {counted(done['sessions'], 'session')} with {counted(done['messages'], 'message')}"
         say(line + (f" to {where}" if where else "") + kept + ".", display.notices())
 
 
@@ -151,9 +156,9 @@ class _Told:
         self._bar.update(self._task, description=name, completed=done, total=total)
 
 
-def _all_sessions(manager: MemoryManager) -> Iterator[str]:
+def _all_sessions(manager: MemoryManager, *, dry_run: bool) -> Iterator[str]:
     """Yield the sessions of the tenant, having logged what waits: the log does not name one of which all waits."""
-    for waiting in manager.unlogged_sessions():
+    for waiting in [] if dry_run else manager.unlogged_sessions():
         manager.drain(waiting)
     names = manager.retention.session_ids()
     while names:
@@ -169,6 +174,27 @@ def _total(answers: Iterator[dict[str, Any] | None]) -> dict[str, int]:
             total["messages"] += answer["messages"]
             total["summaries"] += answer["summaries"]
     return total
+
+
+def _count(
+    manager: MemoryManager, names: Iterator[str], kept: Path | None, told: Callable[[str, int, int], None]
+) -> dict[str, int]:
+    """Count what would be exported; sessions that have a file in ``kept`` would be skipped."""
+    skipped = 0
+
+    def answers() -> Iterator[dict[str, Any] | None]:
+        nonlocal skipped
+        for name in names:
+            if kept is not None and (kept / file_name(name)).exists():
+                skipped += 1
+            else:
+                yield manager.retention.export_session(name, _nowhere, progress=told, dry_run=True)
+
+    return _total(answers()) | {"skipped": skipped}
+
+
+def _nowhere(_: bytes) -> None:
+    """Write nothing."""
 
 
 def _export_to_folder(
@@ -192,13 +218,13 @@ def _export_to_folder(
     return _total(answers()) | {"skipped": skipped}
 
 
-def _check_places(output: Path | None, folder: Path | None) -> None:
-    """Refuse what cannot be written to before anything is read, and make the folder."""
+def _check_places(output: Path | None, folder: Path | None, *, dry_run: bool) -> None:
+    """Refuse what cannot be written to before anything is read, and make the folder, but for a dry run."""
     if output is not None and output.is_dir():
         raise InvalidInputError("output", f"{output} is a folder; name a file, or give --folder")
     if output is not None and output.exists() and not output.is_file():  # the new file would take its place
         raise InvalidInputError("output", f"{output} is no ordinary file; without --output it goes to standard output")
-    if folder is not None:
+    if folder is not None and not dry_run:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:

@@ -43,6 +43,8 @@ _MEANING = {
     Phase.FULL: "the new store is read, the legacy store is a backup that is still written",
 }
 POLL_SECONDS, LOOK_SECONDS = 0.1, 0.5
+JOIN_SECONDS = 5.0
+"""How long a relay that ends waits for its threads: a legacy store may never come back from a call."""
 """How often a thread looks for more to relay, and how often the progress is shown."""
 
 
@@ -156,10 +158,11 @@ def end_phase(
 
 @dataclass
 class _Progress:
-    """What several threads have relayed, and what stopped one of them."""
+    """What several threads have relayed, what stopped one of them, and whether any waits for a call to come back."""
 
     relayed: int = 0
     error: MemoryServiceError | None = None
+    is_stuck: bool = False
 
 
 def relay(
@@ -186,8 +189,8 @@ def relay(
 
     May be stopped and started at any time, and run beside programs that relay themselves. A message that the legacy
     store goes on refusing parks its session: what comes after it waits, so that the order is kept. Exit code 0 if
-    nothing is left, 1 if something still waits, also because the legacy store is away, 2 if Redis or PostgreSQL is,
-    and for a table, a tenant or a session that is not there.
+    nothing is left, 1 if something still waits, also because the legacy store is away, or with --list and --dry-run;
+    2 if PostgreSQL is away, and for a table, a tenant or a session that is not there.
     """
     if session is not None and not retry:
         raise InvalidInputError("session", "goes with --retry; a relay takes whatever is due")
@@ -198,7 +201,8 @@ def relay(
         if control.get_phase() is None and not control.counts().sessions:
             _check_known(manager)
         if list_waiting or dry_run:
-            _show_waiting(control, as_json=as_json)
+            if _show_waiting(control, as_json=as_json):
+                raise typer.Exit(NO)
             return
         if legacy is None and legacy_url is None:
             if retry:
@@ -215,7 +219,7 @@ def relay(
         ):
             retried = _retried(manager, control, session) if retry else []
             progress = _relay_all(store, control, workers=workers, patience_seconds=patience_seconds)
-            is_away = store.legacy_breaker.state is not CircuitState.CLOSED
+            is_away = progress.is_stuck or store.legacy_breaker.state is not CircuitState.CLOSED
         left = control.backlog()
     if as_json:
         display.print_json({"relayed": progress.relayed, "retried": retried, "left": left._asdict()})
@@ -291,19 +295,23 @@ def _relay_all(
                 bar.update(task, completed=progress.relayed, total=progress.relayed + backlog.messages)
         finally:
             stop.set()
+            until = time.monotonic() + JOIN_SECONDS
             for thread in threads:
-                thread.join()
+                thread.join(max(0.0, until - time.monotonic()))
+    progress.is_stuck = any(thread.is_alive() for thread in threads)
     return progress
 
 
-def _show_waiting(control: MigrationControl, *, as_json: bool) -> None:
+def _show_waiting(control: MigrationControl, *, as_json: bool) -> int:
+    """Show what waits, and answer how many messages that are."""
     backlog, waiting = control.backlog(), control.waiting_sessions(1000)
     if as_json:
         display.print_json({"backlog": backlog._asdict(), "sessions": [one._asdict() for one in waiting]})
-        return
+        return backlog.messages
     if waiting:
         display.output().print(_waiting_table(waiting))
     say(_backlog_line(backlog))
+    return backlog.messages
 
 
 def _waiting_table(waiting: Sequence[WaitingSession]) -> Table:

@@ -54,11 +54,14 @@ class Archiving:
             raise RedisUnavailableError(reason, hint=hint) from exc
 
     def export_session(
-        self, session_id: object, write: Callable[[bytes], object], progress: Progress | None
+        self, session_id: object, write: Callable[[bytes], object], progress: Progress | None, *, dry_run: bool
     ) -> Flow[dict[str, Any] | None]:
         checked = check_session_id(session_id)
-        yield from self.log_waiting(checked)
-        writer = ArchiveWriter(write)
+        if dry_run:
+            self._unlogged()
+        else:
+            yield from self.log_waiting(checked)
+        writer = ArchiveWriter((lambda _: None) if dry_run else write)
 
         def body(connection: Any) -> Counts | None:
             if writer.is_begun:

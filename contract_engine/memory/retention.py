@@ -107,15 +107,21 @@ class Retention:
         return self._runtime.run(self._flows.erase(session_ids, dry_run=dry_run, progress=progress))
 
     def export_session(
-        self, session_id: str, write: Callable[[bytes], object], *, progress: Progress | None = None
+        self,
+        session_id: str,
+        write: Callable[[bytes], object],
+        *,
+        progress: Progress | None = None,
+        dry_run: bool = False,
     ) -> dict[str, Any] | None:
         """Pass a session on to ``write`` as JSON Lines, as it is at one moment, in pieces of some megabytes.
 
         What waits in Redis is logged first; where Redis cannot tell, raises :class:`RedisUnavailableError`. Answers
         ``session_id``, ``messages`` and ``summaries``; None where there is no such session. Whatever was passed on is
-        whole only when this answers. ``progress`` is told the session, its messages done, and all of them.
+        whole only when this answers. ``progress`` is told the session, its messages done, and all of them. A dry run
+        passes nothing on and logs nothing: it counts what the log has.
         """
-        return self._runtime.run(self._flows.export_session(session_id, write, progress))
+        return self._runtime.run(self._flows.export_session(session_id, write, progress, dry_run=dry_run))
 
     def import_sessions(
         self,
@@ -176,10 +182,15 @@ class AsyncRetention:
         return await self._runtime.run(self._flows.erase(session_ids, dry_run=dry_run, progress=progress))
 
     async def export_session(
-        self, session_id: str, write: Callable[[bytes], object], *, progress: Progress | None = None
+        self,
+        session_id: str,
+        write: Callable[[bytes], object],
+        *,
+        progress: Progress | None = None,
+        dry_run: bool = False,
     ) -> dict[str, Any] | None:
         """See :meth:`Retention.export_session`; ``write`` runs on the event loop and holds it up."""
-        return await self._runtime.run(self._flows.export_session(session_id, write, progress))
+        return await self._runtime.run(self._flows.export_session(session_id, write, progress, dry_run=dry_run))
 
     async def import_sessions(
         self,

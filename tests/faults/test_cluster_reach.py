@@ -131,6 +131,7 @@ LEFT_OUT: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "What a command prints and asks for; what differs on a Cluster is in test_cli_topologies.": {
         "test_cli": ALL,
+        "test_commands_away": ALL,
         "test_documents": ALL,
         "test_database_away": ("test_the_command_shows_how_far_it_is_on_a_terminal",),
         "test_interrupted_commands": ALL,

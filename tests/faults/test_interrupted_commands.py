@@ -159,6 +159,94 @@ def test_a_command_that_is_told_to_end_does_so_and_can_be_called_again(
         DONE[name](blocking, tmp_path)
 
 
+ENDINGS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+def command_of(backend: Backend, *arguments: str) -> list[str]:
+    servers = ["--redis-url", backend.redis_url, "--database-url", str(backend.database_url)]
+    return [sys.executable, "-m", "contract_engine.cli", *arguments, *servers, "--tenant", backend.tenant, "--json"]
+
+
+def stopped(command: list[str], holder: psycopg.Connection[Any], number: signal.Signals) -> tuple[int, str, str]:
+    """End a command when it waits for what ``holder`` has locked."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with psycopg.connect(holder.info.dsn, password=holder.info.password, autocommit=True) as watcher:
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
+
+        def is_held() -> bool:
+            return process.poll() is not None or watcher.execute(waiting, (holder.info.backend_pid,)).fetchall() != [
+                (0,)
+            ]
+
+        assert waited_for(is_held, 60)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(("number", "code"), ENDINGS)
+def test_an_import_of_several_sessions_that_is_stopped_half_way_goes_on(
+    blocking: Backend, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    manager = blocking.open()
+    names = [f"s{place}" for place in range(8)]
+    archive = io.BytesIO()
+    for name in names:
+        manager.add_messages(name, talk(5))
+        assert manager.retention.export_session(name, archive.write) is not None
+    (tmp_path / "all.jsonl").write_bytes(archive.getvalue())
+    manager.retention.erase(names)
+    command = command_of(blocking, "import", str(tmp_path / "all.jsonl"), "--skip-existing")
+    with psycopg.connect(str(blocking.database_url)) as holder:
+        holder.execute(
+            "INSERT INTO memory_sessions (tenant, session_id, epoch) VALUES (%s, 's5', 1)", (blocking.tenant,)
+        )
+        ended, out, err = stopped(command, holder, number)
+        holder.rollback()
+    assert (ended, out) == (code, ""), err
+    assert "Traceback" not in err
+    with psycopg.connect(str(blocking.database_url), autocommit=True) as watcher:
+        assert logged(watcher, blocking.tenant) == dict.fromkeys(names[:5], 5), "those before it, each whole"
+        again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert again.returncode == 0, again.stderr
+        done = json.loads(again.stdout)
+        assert (done["sessions"], done["skipped"]) == (3, names[:5])
+        assert logged(watcher, blocking.tenant) == dict.fromkeys(names, 5)
+
+
+@pytest.mark.parametrize(("number", "code"), ENDINGS)
+def test_an_export_of_all_that_is_stopped_half_way_goes_on(
+    blocking: Backend, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    manager = blocking.open()
+    names = [f"s{place:03d}" for place in range(200)]
+    for name in names:
+        manager.add_messages(name, talk(2))
+    command = command_of(blocking, "export", "--all", "--folder", str(tmp_path), "--resume")
+    # With a file of its own for the first ones: what is written is told by the names of files.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert waited_for(lambda: len(list(tmp_path.glob("*.jsonl"))) > 2, 60)
+    with psycopg.connect(str(blocking.database_url)) as holder:
+        holder.execute("LOCK TABLE memory_summaries IN ACCESS EXCLUSIVE MODE")
+        made = {path.name for path in tmp_path.glob("*.jsonl")}
+        assert process.poll() is None, "it is held where some of it is done"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, ""), err
+    assert "Traceback" not in err
+    files = {path.name for path in tmp_path.iterdir()}
+    assert made <= files < {f"{name}.jsonl" for name in names}, "each is whole or not there"
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert again.returncode == 0, again.stderr
+    done = json.loads(again.stdout)
+    assert (done["sessions"], done["skipped"]) == (len(names) - len(files), len(files))
+    for name in names:
+        archive = io.BytesIO()
+        manager.retention.export_session(name, archive.write)
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == archive.getvalue()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_replay_that_is_stopped_half_way_is_started_over(
     blocking: Backend, tmp_path: Path, number: signal.Signals, code: int
