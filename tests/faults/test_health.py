@@ -161,7 +161,9 @@ def test_a_breaker_that_was_open_before_is_seen_and_keeps_no_monitor_alive() -> 
 
 
 def test_a_report_is_typed_frozen_and_json(manager: MemoryManager, backend: Backend) -> None:
+    started = time.monotonic()
     report = manager.health()
+    most_ms = (time.monotonic() - started) * 1000
     assert isinstance(report, HealthReport)
     assert (report.status, report.mode, report.is_ready) == ("healthy", "full", True)
     assert [check.name for check in report.checks] == (
@@ -169,7 +171,7 @@ def test_a_report_is_typed_frozen_and_json(manager: MemoryManager, backend: Back
     )
     for check in report.checks:
         assert (check.state, check.critical) == ("ok", not backend.is_durable)
-        assert check.took_ms >= 0
+        assert (0 < check.took_ms <= most_ms) or check.name == "unlogged"  # which asks nobody
         assert check.since <= report.at
     with pytest.raises(AttributeError):
         report.status = "x"  # type: ignore[misc,assignment]  # it is frozen
