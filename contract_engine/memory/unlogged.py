@@ -109,23 +109,24 @@ class Unlogged:
         since = list(self._begun.values())
         return len(since), min(since, default=None)
 
-    def drain(self, session_id: str) -> Flow[int]:
+    def drain(self, session_id: str, *, is_bounded: bool = False) -> Flow[int]:
         """Log what waits, in order, exactly once, and answer how many messages; raises where a server is away.
 
-        Then the rest still waits. So may what came to wait meanwhile: others, whom the log does not answer, can add to
-        it faster than it is logged.
+        Then the rest still waits. ``is_bounded``: what comes to wait meanwhile may, too, since others, whom the log
+        does not answer, can add to it faster than it is logged. Not for who has logged something behind it, or is about
+        to: the copy in Redis lacks that for as long as anything waits there.
         """
         count, life, reached = 0, 0, 0
         before: _Waiting | None = None
         to_go: int | None = None
         # A process that has appended here need not ask Redis first whether there is something: the log may be away.
-        while (to_go is None or to_go > 0) and (
+        while (to_go is None or to_go > 0 or not is_bounded) and (
             self.is_begun(session_id) or (yield from self._waiting(session_id)) is not None
         ):
             # The epoch is asked for first and the list read after it: a session erased meanwhile has another epoch
             # then, and nothing of it is logged.
             epoch = yield from self._log.begin_session(session_id)
-            begun = self._begun.pop(session_id, time.time())
+            was_begun = self._begun.pop(session_id, None)
             try:
                 found = yield from self._waiting(session_id)
                 if found is None:
@@ -144,8 +145,10 @@ class Unlogged:
                     # With none left, what comes to wait now was acknowledged later than all that is logged.
                     life, reached, before = epoch, logged if left else 0, found
                     to_go = (found.length if to_go is None else to_go) - len(found.elements)
+                    if left and was_begun is not None:  # of these, too, some may be of this process
+                        self._begun.setdefault(session_id, was_begun)
             except (MemoryServiceError, GeneratorExit):  # the other one: the caller was cancelled
-                self._begun[session_id] = begun
+                self._begun[session_id] = time.time() if was_begun is None else was_begun
                 raise
         if count:
             if observers.is_active:
@@ -165,7 +168,7 @@ class Unlogged:
         unknown = 0
         for session_id in waiting:
             try:
-                yield from self.drain(session_id)
+                yield from self.drain(session_id, is_bounded=True)
             except REDIS_TROUBLE:
                 unknown += 1
         if unknown:

@@ -34,6 +34,7 @@ from test_database_away import (
     test_the_list_outlives_the_buffer_and_the_buffer_the_list,
     test_turns_and_batches_go_on_too,
     test_what_came_before_may_not_be_known,
+    test_what_is_logged_behind_what_waits_is_in_every_copy,
     test_what_redis_took_long_after_a_message_was_logged_comes_behind_it,
     test_what_was_acknowledged_first_is_logged_first,
     test_what_was_cleared_is_not_begun_again,

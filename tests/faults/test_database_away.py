@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import psycopg
 import pytest
@@ -50,6 +50,8 @@ from contract_engine.memory import (
 from contract_engine.memory._effects import Flow
 
 pytest_plugins = ("memory_fixtures",)
+
+T = TypeVar("T")
 
 RECOVERY_SECONDS = 0.2
 OUTAGE_SECONDS = 60.0
@@ -284,21 +286,48 @@ def test_a_drain_ends_while_others_go_on(blocking: Away) -> None:
 
     unlogged = manager._flows._sessions.unlogged
     assert unlogged is not None
-    logged_of_it = manager._runtime.run(before_each(unlogged.drain("s"), say_more))
+    logged_of_it = manager._runtime.run(before_each(unlogged.drain("s", is_bounded=True), say_more))
     assert 600 <= logged_of_it <= 1200, "what waited, and the rest of its last round"
     assert len(blocking.waiting()) == said - logged_of_it > 0
     assert manager.drain("s") == said - logged_of_it
     assert blocking.logged() == talk(said, words=0)
 
 
-def before_each(flow: Flow[int], action: Callable[[], None]) -> Flow[int]:
+def test_what_is_logged_behind_what_waits_is_in_every_copy(blocking: Away) -> None:
+    """Others go on in Redis while it is logged in front; who has been told of the one behind is told of it again."""
+    manager, other, reader = blocking.open(), blocking.open(), blocking.open()
+    manager.append("s", say(1))
+    other.database_breaker.force_open()
+    numbers = iter(range(101, 113))
+    said: list[int] = []
+
+    def say_more() -> None:
+        if (number := next(numbers, None)) is not None:
+            assert other.append("s", say(number)).durable is False
+            said.append(number)
+
+    say_more()
+    receipt = manager._runtime.run(before_each(manager._flows.append("s", say(2), None), say_more))
+    assert receipt.durable is True
+    for who in (reader, manager):
+        found = [one["content"] for one in who.get_context("s")["buffer_messages"]]
+        assert say(2)["content"] in found
+    assert len(said) > 3, "they went on while it was drained"
+    other.database_breaker.reset()
+    assert_context(reader.get_context("s"), blocking.logged())
+    assert sorted(one["content"] for one in blocking.logged()) == sorted(
+        say(number)["content"] for number in (1, 2, *said)
+    )
+
+
+def before_each(flow: Flow[T], action: Callable[[], None]) -> Flow[T]:
     """Run a flow, and something else before each of its effects."""
     answer: Any = None
     while True:
         try:
             effect = flow.send(answer)
         except StopIteration as end:
-            return int(end.value)
+            return cast("T", end.value)
         action()
         answer = yield effect
 
