@@ -50,6 +50,7 @@ LAYERS = (
     " _runtime.redis_connections _runtime.redis_routing _runtime.redis_cluster _runtime.redis_sentinel"
     " _runtime.redis_transport _runtime.database_connections _runtime.database _runtime.background"
     " _runtime.observing _runtime.checkup _runtime.legacy_calls _runtime.relay_worker _runtime.runner",
+    "deletions",
     "message_log session_cache telling",
     "legacy_store legacy_redis",
     "legacy_source",

@@ -316,22 +316,28 @@ SET_PHASE = Statement("set_phase", _set_phase)
 END_PHASE = Statement("end_phase", lambda: sa.delete(phases).where(phases.c.tenant == tenant).returning(phases.c.phase))
 
 
-# Whether it is held is answered; it is due later than its relay is done, so that none takes it up before who waits.
+# Put off, so that no relay takes one up before whoever waits has deleted it. One whose row is locked is being claimed
+# or noted right now, and not waited for: with others held, that could be in a ring.
 _KEEP_OFF = sa.text("""
-    UPDATE memory_relays
-    SET due_at = CASE WHEN due_at IS NOT NULL THEN greatest(due_at, clock_timestamp() + interval '2 seconds') END
-    WHERE tenant = :of_tenant AND session_id = ANY(CAST(:sessions AS text[]))
-    RETURNING session_id, coalesce(leased_until > clock_timestamp(), false)""")
+    WITH here AS (
+        SELECT session_id, coalesce(leased_until > clock_timestamp(), false) AS is_held FROM memory_relays
+        WHERE tenant = :of_tenant AND session_id = ANY(CAST(:sessions AS text[])) FOR UPDATE SKIP LOCKED),
+    put_off AS (
+        UPDATE memory_relays AS relay
+        SET due_at = CASE WHEN due_at IS NOT NULL THEN greatest(due_at, clock_timestamp() + interval '2 seconds') END
+        FROM here WHERE relay.tenant = :of_tenant AND relay.session_id = here.session_id)
+    SELECT relay.session_id FROM memory_relays AS relay LEFT JOIN here ON here.session_id = relay.session_id
+    WHERE relay.tenant = :of_tenant AND relay.session_id = ANY(CAST(:sessions AS text[]))
+      AND coalesce(here.is_held, true)""")
 
 
 def held_by_relays(connection: sa.Connection, of_tenant: str, session_ids: Sequence[str]) -> set[str]:
     """Answer which of some sessions are being relayed; of the others none is until this transaction is over.
 
-    For those who delete a session: what a relay has read before it may go on giving the legacy store. The caller has
-    locked the sessions' rows, as whoever appends does before it comes to those of the outbox.
+    For those who delete a session: what a relay has read before it may go on giving the legacy store.
     """
     rows = connection.execute(_KEEP_OFF, {"of_tenant": of_tenant, "sessions": list(session_ids)})
-    return {session_id for session_id, is_held in rows if is_held}
+    return {row[0] for row in rows}
 
 
 def is_relayed(connection: sa.Connection, key: Mapping[str, str]) -> bool:

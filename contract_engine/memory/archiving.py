@@ -9,6 +9,7 @@ from contract_engine.memory import _log_archive
 from contract_engine.memory._effects import Flow, transaction
 from contract_engine.memory.archive import ArchiveReader, ArchiveWriter, Counts, Header
 from contract_engine.memory.config import MemoryConfig
+from contract_engine.memory.deletions import unless_relayed
 from contract_engine.memory.errors import (
     ConfigurationError,
     DatabaseUnavailableError,
@@ -17,7 +18,6 @@ from contract_engine.memory.errors import (
     SessionExistsError,
 )
 from contract_engine.memory.keys import check_session_id
-from contract_engine.memory.message_log import unless_relayed
 from contract_engine.memory.session_cache import REDIS_TROUBLE
 from contract_engine.memory.sessions import Sessions
 from contract_engine.memory.unlogged import Unlogged

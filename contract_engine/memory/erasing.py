@@ -11,6 +11,7 @@ from contract_engine.memory import _log_retention
 from contract_engine.memory._effects import Command, Flow, pause, query, redis_call, scan, transaction
 from contract_engine.memory.archiving import Archiving
 from contract_engine.memory.config import MemoryConfig
+from contract_engine.memory.deletions import unless_relayed
 from contract_engine.memory.errors import InvalidInputError
 from contract_engine.memory.keys import (
     SessionKeys,
@@ -20,7 +21,6 @@ from contract_engine.memory.keys import (
     session_of_key,
     session_pattern,
 )
-from contract_engine.memory.message_log import unless_relayed
 from contract_engine.memory.sessions import Sessions
 
 LOOKED_AT = 1000

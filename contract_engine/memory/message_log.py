@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
-import sqlalchemy as sa
 
 from contract_engine.memory import _log, _log_drain, _log_outbox, _log_pins, _log_summaries, _log_transactions
-from contract_engine.memory._effects import Flow, pause, query, query_once, transaction
+from contract_engine.memory._effects import Flow, query, query_once, transaction
 from contract_engine.memory._runtime.failures import AlreadyStoredError
 from contract_engine.memory.config import MemoryConfig, SessionLimits
+from contract_engine.memory.deletions import unless_relayed, until_unrelayed
 from contract_engine.memory.errors import (
     ContentionError,
     DatabaseUnavailableError,
@@ -32,8 +32,6 @@ from contract_engine.memory.models import (
 )
 from contract_engine.memory.serializer import decode_text, decode_value, encode_text, encode_value
 
-T = TypeVar("T")
-
 LOG_TROUBLE = (DatabaseUnavailableError, PoolExhaustedError)
 """Why the log cannot be asked now: it is away, or every connection to it stayed busy for as long as a call may wait."""
 
@@ -41,24 +39,6 @@ NO_LIMIT = 2**62
 
 ATTEMPTS = 10
 """How often an append looks for what an earlier attempt stored; each look finds more of it."""
-
-RELAY_LOOKS, RELAY_SECONDS = 60, 0.05
-"""How often whoever deletes a session looks whether its relay is done, and how long it waits between: three seconds.
-A relay holds a session for one and a call to the legacy store; one that has died, until its lease is over."""
-
-
-def unless_relayed(session_id: str, delete: Callable[[sa.Connection], T | None]) -> Flow[T]:
-    """Run what deletes a session in a transaction, again where it answers None: a relay is at it.
-
-    Raises :class:`ContentionError` where it stays at it. So nothing is given to the legacy store of a session that is
-    gone.
-    """
-    for _ in range(RELAY_LOOKS):
-        answer = yield from transaction(delete)
-        if answer is not None:
-            return answer
-        yield from pause(RELAY_SECONDS)
-    raise ContentionError(session_id, RELAY_LOOKS, "was being given to the legacy store")
 
 
 class LogFlows:
@@ -382,6 +362,10 @@ class LogFlows:
                 )
             )
         )
+
+    def quiet(self, session_id: str) -> Flow[None]:
+        """Wait until no relay is at a session; none begins within a moment. Raises where the log is away."""
+        yield from until_unrelayed(self._tenant, session_id)
 
     def erase(self, session_id: str) -> Flow[bool]:
         """Delete the session's rows from every table in one transaction, when no relay is at it."""

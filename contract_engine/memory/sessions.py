@@ -365,8 +365,9 @@ class Sessions:
             except REDIS_TROUBLE as exc:
                 waits, trouble = False, exc
             if waits:
-                # It goes first: whoever is about to log it then finds the epoch gone under which it was read.
-                yield from self._log.check()
+                # It goes first: whoever is about to log it then finds the epoch gone under which it was read. But it
+                # does not go alone: by then the log has answered, and no relay is to be waited for.
+                yield from self._log.quiet(session_id)
                 yield from self.cache.forget(session_id)
             erased = yield from (erase_rows or self._log.erase)(session_id)
         if self.unlogged is not None:

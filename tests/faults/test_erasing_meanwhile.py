@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from crash_matrix import Interposition
+from crash_matrix import DATABASE, Interposition
 from dual_stores import contents, open_store, plain_url, say, talk
 from legacy_stores import ListStore
 from meanwhile import Meanwhile, end_leases
@@ -180,3 +180,43 @@ def test_a_session_is_held_for_a_second_at_most(blocking: Backend, legacy: ListS
         slow = 0.0
         assert store.settle()
         assert legacy.contents("s") == talk(*range(10))
+
+
+def test_what_waits_of_a_session_stays_where_the_session_does(
+    blocking: Backend, store: EnhancedSessionStore, legacy: ListStore
+) -> None:
+    """It is deleted in two steps, and the first is not taken before the second can be."""
+    store.append("s", say(0))
+    flows, manager = store._flows, store.memory_manager
+    outage = Interposition(manager, away=DATABASE)
+    store.append("s", say(1))
+    outage.remove()
+    manager._runtime.run(flows.outbox.claim("one that dies", sessions=1, lease_seconds=60.0))
+    no_pauses = Interposition(manager)
+    assert manager.clear_session_memory("s") is False
+    no_pauses.remove()
+    assert manager.unlogged_sessions() == ["s"]
+    assert contents(manager.get_context("s")["buffer_messages"]) == talk(0, 1)
+    end_leases(store)
+    assert manager.clear_session_memory("s") is True
+    assert manager.unlogged_sessions() == []
+    assert store.settle()
+    assert legacy.sessions == {}
+
+
+def test_a_purge_does_not_wait_for_who_notes_what_was_relayed(blocking: Backend, store: EnhancedSessionStore) -> None:
+    """Whoever notes it of several sessions may come to the others of a batch, and wait for the purge."""
+    for name in ("noted", "old"):
+        store.append(name, say(0))
+    config = store.memory_manager.config
+    with psycopg.connect(plain_url(config)) as connection:
+        connection.execute(
+            "UPDATE memory_sessions SET updated_at = now() - interval '9 days' WHERE tenant = %s", (config.tenant,)
+        )
+    with psycopg.connect(plain_url(config)) as noting:
+        noting.execute(
+            "SELECT 1 FROM memory_relays WHERE tenant = %s AND session_id = 'noted' FOR UPDATE", (config.tenant,)
+        )
+        done = store.memory_manager.retention.purge(timedelta(days=8))
+        assert (done["sessions"], done["kept"]) == (1, 1)
+    assert store.memory_manager.retention.session_ids() == ["noted"]
