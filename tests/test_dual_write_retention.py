@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from datetime import timedelta
+from typing import Any
 
 import psycopg
 import pytest
@@ -11,8 +12,9 @@ from dual_stores import contents, say, talk
 from legacy_stores import ListStore
 from memory_contract import Backend, row_counts
 
-from contract_engine.memory import MemoryManager
+from contract_engine.memory import InvalidInputError, MemoryManager
 from contract_engine.memory.migration import EnhancedSessionStore
+from contract_engine.memory.migration_control import MigrationControl
 
 pytest_plugins = ("memory_fixtures", "dual_write_fixtures")
 
@@ -104,6 +106,45 @@ def test_what_is_imported_is_history_and_what_follows_is_relayed(
     assert legacy.contents("copy") == talk(4), "whoever wants the rest there copies it there"
     store.set_phase("full")
     assert contents(store.get_chat_history("copy")) == talk(1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("phase", [("coexistence",), ("gradual", 0), ("gradual", 100), ("full",)])
+def test_what_is_imported_for_both_is_in_both_in_every_phase(
+    store: EnhancedSessionStore, manager: MemoryManager, legacy: ListStore, phase: tuple[Any, ...]
+) -> None:
+    write(store, "s")
+    archive = exported(manager, "s")
+    assert store.settle()
+    store.set_phase(*phase)
+    lines = archive.splitlines(keepends=True)
+    assert manager.retention.import_sessions(lines, session_id="copy", relay=True, dry_run=True)["messages"] == 3
+    assert store.backlog().messages == 0
+    manager.retention.import_sessions(lines, session_id="copy", relay=True)
+    assert store.backlog().messages == 3
+    for number in (4, 5):
+        assert store.add_chat_message("copy", say(number))
+        assert contents(store.get_chat_history("copy")) == talk(*range(1, number + 1))
+    for back in (("coexistence",), phase):
+        store.set_phase(*back)
+        assert contents(store.get_chat_history("copy")) == talk(1, 2, 3, 4, 5)
+    assert store.settle()
+    assert legacy.contents("copy") == contents(store.get_chat_history("copy")) == talk(1, 2, 3, 4, 5)
+
+
+def test_an_import_for_both_replaces_what_was_owed_and_needs_a_legacy_store(
+    store: EnhancedSessionStore, manager: MemoryManager, legacy: ListStore
+) -> None:
+    write(store, "s")
+    lines = exported(manager, "s").splitlines(keepends=True)
+    assert store.add_chat_message("s", say(4))
+    assert manager.retention.import_sessions(lines, existing="replace", relay=True)["replaced"] == ["s"]
+    assert store.settle()
+    assert legacy.contents("s") == talk(1, 2, 3)
+    MigrationControl(manager).end()
+    for dry_run in (True, False):
+        with pytest.raises(InvalidInputError, match=r"relay: tenant .* has no phase"):
+            manager.retention.import_sessions(lines, session_id="more", relay=True, dry_run=dry_run)
+    assert manager.retention.session_ids() == ["s"]
 
 
 def test_a_session_that_is_replaced_owes_nothing_of_its_life_before(

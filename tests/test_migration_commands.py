@@ -186,6 +186,20 @@ def test_relay_shows_and_retries_what_is_parked(command: Command, store: Enhance
     assert command("relay", "--legacy", place("ListStore")).exit_code == 0
 
 
+def test_an_import_goes_to_the_legacy_store_too_where_that_is_said(
+    command: Command, store: EnhancedSessionStore, tmp_path: Path
+) -> None:
+    store.memory_manager.add_messages("s", [say(1), say(2)])
+    file = str(tmp_path / "s.jsonl")
+    assert command("export", "s", "-o", file).exit_code == 0
+    refused = command("import", file, "--session", "copy", "--relay")
+    assert (refused.exit_code, "has no phase" in refused.stderr) == (2, True)
+    store.set_phase("coexistence")
+    assert command("import", file, "--session", "copy", "--relay").exit_code == 0
+    assert contents(store.get_chat_history("copy")) == talk(1, 2)
+    assert store.backlog().messages == 2
+
+
 class Hanging(ListStore):
     """Never comes back from a write."""
 

@@ -94,6 +94,9 @@ def import_(
     skip: Annotated[
         bool, typer.Option("--skip-existing", help="Leave sessions alone that are there: to go on after a break.")
     ] = False,
+    relay: Annotated[
+        bool, typer.Option("--relay", help="Have the legacy store given them too, where it has nothing of them.")
+    ] = False,
     dry_run: DryRun = False,
     redis_url: RedisUrl = None,
     database_url: DatabaseUrl = None,
@@ -102,10 +105,11 @@ def import_(
 ) -> None:
     """Put exported sessions in place, each whole or not at all.
 
-    A file that was cut off or edited is refused, and so is a session that is there already, unless it is to be
-    replaced or skipped; the sessions before it stay imported. Times stay those of the archive: what was old is purged
-    as old. What is imported is history: it goes to no legacy store, whatever the phase, and an archive does not hold
-    what a session still owed one. Exit code 0 when done, 2 where something was refused, or a server is away.
+    A file that was cut off or edited is refused, and so is a session that is there already, unless it is to be replaced
+    or skipped; the sessions before it stay imported. Times stay those of the archive: what was old is purged as old.
+    What is imported is history: it goes to no legacy store, whatever the phase, unless --relay is given, and an archive
+    does not hold what a session still owed one. Exit code 0 when done, 2 where something was refused, or a server is
+    away.
     """
     if replace and skip:
         raise typer.BadParameter("--replace and --skip-existing exclude each other")
@@ -123,6 +127,7 @@ def import_(
                         iter(lambda file=file: file.readline(MAX_LINE_BYTES), b""),  # type: ignore[misc]  # bound above
                         session_id=session,
                         existing=existing,
+                        relay=relay,
                         dry_run=dry_run,
                         progress=told,
                     )

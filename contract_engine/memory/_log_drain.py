@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from contract_engine.memory._effects import Statement
 from contract_engine.memory._log import NEW_EPOCH, insert, milliseconds, session_id, tenant, this_session
-from contract_engine.memory._log_outbox import is_relayed, relay_drained
+from contract_engine.memory._log_outbox import is_relayed, relay_logged
 from contract_engine.memory._log_transactions import stored_messages
 from contract_engine.memory._tables import messages, sessions
 from contract_engine.memory.config import SessionLimits
@@ -124,7 +124,7 @@ def log_waiting(
     # would not show, and what was sent to both stores is to reach both.
     if not_noted and is_relayed(connection, key):
         relayed += not_noted
-    relay_drained(connection, key, relayed)
+    relay_logged(connection, key, relayed)
     return int(last_seq) + count
 
 

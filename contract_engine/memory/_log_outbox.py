@@ -362,15 +362,15 @@ def renumber(connection: sa.Connection, key: Mapping[str, str]) -> None:
     )
 
 
-def relay_drained(connection: sa.Connection, key: Mapping[str, str], message_ids: Sequence[str]) -> None:
-    """Write rows of the outbox for messages that have just been logged.
+def relay_logged(connection: sa.Connection, key: Mapping[str, str], message_ids: Sequence[str] | None) -> None:
+    """Write rows of the outbox for messages that have just been logged; None: for all of the session.
 
     The caller holds the session's row. What was logged behind these messages before has moved up, and keeps its rows.
     """
-    if message_ids:
-        these = sa.select(*(messages.c[name] for name in NAMES)).where(
-            this_session(messages), messages.c.message_id.in_(message_ids)
-        )
+    if message_ids is None or message_ids:
+        these = sa.select(*(messages.c[name] for name in NAMES)).where(this_session(messages))
+        if message_ids is not None:
+            these = these.where(messages.c.message_id.in_(message_ids))
         connection.execute(sa.insert(outbox).from_select(NAMES, these), key)
         connection.execute(_made_due(these.subquery()), key)
     renumber(connection, key)

@@ -7,6 +7,7 @@ from typing import Any
 
 from contract_engine.memory import _log_archive
 from contract_engine.memory._effects import Flow, transaction
+from contract_engine.memory._log_outbox import is_relayed, relay_logged
 from contract_engine.memory.archive import ArchiveReader, ArchiveWriter, Counts, Header
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.deletions import unless_relayed
@@ -79,11 +80,15 @@ class Archiving:
         existing: object,
         dry_run: bool,
         progress: Progress | None,
+        *,
+        relay: bool,
     ) -> Flow[dict[str, Any]]:
         self._unlogged()
         new_id = None if session_id is None else check_session_id(session_id)
         if existing not in (REFUSE, REPLACE, SKIP):
             raise InvalidInputError("existing", f"expected {REFUSE}, {REPLACE} or {SKIP}")
+        if relay and not (yield from transaction(lambda found: is_relayed(found, {"of_tenant": self._tenant}))):
+            raise InvalidInputError("relay", f"tenant {self._tenant!r} has no phase, and so no legacy store")
         reader = ArchiveReader(lines)
         done: dict[str, Any] = {"sessions": 0, "messages": 0, "summaries": 0, "replaced": [], "skipped": []}
         while not done["sessions"] + len(done["skipped"]) or not reader.is_at_end:
@@ -99,9 +104,8 @@ class Archiving:
                         pass
                     _check_only(reader, is_only=new_id is not None)
             else:
-                is_there = yield from self._import(
-                    name, reader, header, is_replaced=existing == REPLACE, is_only=new_id is not None, progress=told
-                )
+                how = {"is_replaced": existing == REPLACE, "is_only": new_id is not None, "is_relayed": relay}
+                is_there = yield from self._import(name, reader, header, **how, progress=told)
             if is_there and existing == REFUSE:
                 raise SessionExistsError(name)
             if is_there and existing == SKIP:
@@ -124,6 +128,7 @@ class Archiving:
         *,
         is_replaced: bool,
         is_only: bool,
+        is_relayed: bool,
         progress: _log_archive.Progress | None,
     ) -> Flow[bool]:
         """Import one session in one transaction, and answer whether there was one of that id.
@@ -143,6 +148,8 @@ class Archiving:
             if answer is not None and answer[1]:
                 _log_archive.import_rows(connection, self._key(session_id), reader, header, progress)
                 _check_only(reader, is_only=is_only)
+                if is_relayed:
+                    relay_logged(connection, self._key(session_id), None)
             return answer
 
         is_there, is_done = yield from unless_relayed(session_id, body)

@@ -129,6 +129,7 @@ class Retention:
         *,
         session_id: str | None = None,
         existing: str = REFUSE,
+        relay: bool = False,
         dry_run: bool = False,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
@@ -136,13 +137,15 @@ class Retention:
 
         ``lines`` with their line feeds, as a file opened for bytes gives them. ``session_id``: another name, where the
         archive holds one session. ``existing``: ``refuse`` (raises :class:`SessionExistsError`; those before it stay
-        imported), ``replace`` or ``skip``. A dry run checks all lines and asks the log alone. Answers ``sessions``,
-        ``messages``, ``summaries``, ``replaced`` and ``skipped`` (ids). What was cut off, edited or written by a newer
-        format raises :class:`InvalidInputError`, which names the line and not what it says. Times are
-        those of the archive, the last touch too. A writer to the same session waits meanwhile; a relay of one that is
-        to be replaced is waited for as in :meth:`erase`.
+        imported), ``replace`` or ``skip``. ``relay``: have the legacy store of a dual write given all of it, which is
+        for sessions that it has nothing of; else it is history that goes to none. A dry run checks all lines and asks
+        the log alone. Answers ``sessions``, ``messages``, ``summaries``, ``replaced`` and ``skipped`` (ids). What was
+        cut off, edited or written by a newer format raises :class:`InvalidInputError`, which names the line and not
+        what it says. Times are those of the archive, the last touch too. A writer to the same session waits meanwhile;
+        a relay of one that is to be replaced is waited for as in :meth:`erase`.
         """
-        return self._runtime.run(self._flows.import_sessions(lines, session_id, existing, dry_run, progress))
+        flow = self._flows.import_sessions(lines, session_id, existing, dry_run, progress, relay=relay)
+        return self._runtime.run(flow)
 
     def session_ids(self, *, after: str = "", limit: int = 1000) -> list[str]:
         """Return the ids of the sessions behind ``after``, in the order of the database; an empty list ends it."""
@@ -198,11 +201,13 @@ class AsyncRetention:
         *,
         session_id: str | None = None,
         existing: str = REFUSE,
+        relay: bool = False,
         dry_run: bool = False,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
         """See :meth:`Retention.import_sessions`; ``lines`` are read on the event loop, which waits for them."""
-        return await self._runtime.run(self._flows.import_sessions(lines, session_id, existing, dry_run, progress))
+        flow = self._flows.import_sessions(lines, session_id, existing, dry_run, progress, relay=relay)
+        return await self._runtime.run(flow)
 
     async def session_ids(self, *, after: str = "", limit: int = 1000) -> list[str]:
         """See :meth:`Retention.session_ids`."""

@@ -32,6 +32,8 @@ from test_dual_write_retention import (
     test_a_session_that_is_replaced_owes_nothing_of_its_life_before,
     test_an_archive_has_what_is_still_owed_and_not_that_it_is,
     test_an_erased_session_owes_nothing_and_the_report_says_so,
+    test_an_import_for_both_replaces_what_was_owed_and_needs_a_legacy_store,
+    test_what_is_imported_for_both_is_in_both_in_every_phase,
     test_what_is_imported_is_history_and_what_follows_is_relayed,
 )
 from test_retention import (

@@ -224,7 +224,6 @@ def test_an_export_of_all_that_is_stopped_half_way_goes_on(
     for name in names:
         manager.add_messages(name, talk(2))
     command = command_of(blocking, "export", "--all", "--folder", str(tmp_path), "--resume")
-    # With a file of its own for the first ones: what is written is told by the names of files.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert waited_for(lambda: len(list(tmp_path.glob("*.jsonl"))) > 2, 60)
     with psycopg.connect(str(blocking.database_url)) as holder:
