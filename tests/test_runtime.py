@@ -249,6 +249,7 @@ def test_a_fold_of_what_a_drain_has_moved_meanwhile_changes_nothing(
     one.add_messages("s", [user("0"), user("1")])
     other.database_breaker.force_open()
     assert other.append("s", user("waits")).durable is False
+    time.sleep(0.002)  # within one millisecond nobody can tell which of the two came first
     one.circuit_breaker.force_open()
     one.add_messages("s", [user("later"), user("latest")])
     state = one._runtime.run(LogFlows(one.config).read_state("s"))
