@@ -81,6 +81,18 @@ def harmed(colour: str, private: EmbeddedServers, tenant: str, tmp_path: Path) -
 # -- what programs written for the originals do
 
 
+def test_what_a_client_raises_is_not_taken_for_an_end() -> None:
+    """A mock that has run out of answers raises StopIteration; nothing was stored then."""
+    mock = Mock()
+    mock.get.return_value = None
+    mock.setex.side_effect = [True]
+    with patch("redis.from_url", return_value=mock):
+        manager = RedisMemoryManager(ttl=3600)
+        assert manager.store(say("c1", "one"))
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            manager.store(say("c1", "two"))
+
+
 def test_the_mock_of_the_documents_sees_setex() -> None:
     mock = Mock()
     mock.get.return_value = None

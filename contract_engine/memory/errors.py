@@ -6,9 +6,22 @@ of this package still catches what it expects. No message text ever carries mess
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class MemoryServiceError(Exception):
-    """Root of everything this package raises on purpose."""
+    """Root of everything this package raises on purpose. It goes from one process to another as what it is."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Have pickle put it in place as it stands: it would call a class with the text alone."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[MemoryServiceError], args: tuple[Any, ...], state: dict[str, Any]) -> MemoryServiceError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class InvalidInputError(MemoryServiceError, ValueError):

@@ -77,6 +77,8 @@ def run(flow: Flow[T]) -> T:
                     answer = step.function(*step.arguments)
             except MemoryServiceError as exc:
                 step = flow.throw(exc)
+            except StopIteration as exc:  # a client's own: below it would be the end of the flow
+                raise RuntimeError("a store raised StopIteration") from exc
             else:
                 step = flow.send(answer)
     except StopIteration as end:
