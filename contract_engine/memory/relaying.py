@@ -73,6 +73,8 @@ class _Group:
     waiting: list[Claim]
     notes_at: float
     ends_at: float
+    latest: float
+    has_written: bool = False
     done: list[tuple[str, str]] = field(default_factory=list)
     begun: int = 0
     relayed: int = 0
@@ -80,6 +82,11 @@ class _Group:
     is_cut: bool = False
     has_progress: bool = False
     is_apart: bool = False
+
+    @property
+    def stops_at(self) -> float:
+        """When no more is written. A first write has longer: where it takes long to come to it, none ever would be."""
+        return self.ends_at if self.has_written else self.latest
 
     def note(self, claim: Claim, read: ClaimedSession, written: Sequence[Pending]) -> list[tuple[str, str]]:
         """Count what was written of a session; answers the rows of the outbox that are done."""
@@ -127,7 +134,8 @@ class Relay:
         if self.legacy.breaker.turns_away():
             return Round(0, 0, False)
         lease, seconds = new_message_id(), self.settings.lease_seconds
-        ends_at = time.monotonic() + min(seconds / 2, HOLD_SECONDS)
+        latest = time.monotonic() + seconds / 2
+        ends_at = min(latest, time.monotonic() + HOLD_SECONDS)
         claims = yield from self._outbox.claim(lease, sessions=self._sessions, lease_seconds=seconds)
         if not claims:
             return Round(0, 0, False)
@@ -135,7 +143,7 @@ class Relay:
         # that is read; what waited before is logged now, in front of what was logged behind it.
         yield from self._unlogged.drain_known([one.session_id for one in claims])
         found = yield from self._outbox.read_claimed(claims, messages=MESSAGES, most_bytes=BYTES)
-        group = _Group(lease, claims, min(time.monotonic() + GROUP_SECONDS, ends_at), ends_at)
+        group = _Group(lease, claims, min(time.monotonic() + GROUP_SECONDS, ends_at), ends_at, latest)
         # What did not fit in with those before was not read, and is given back.
         while group.waiting and (read := found.get(group.waiting[0].session_id)) is not None:
             several = self._untroubled(group, found)
@@ -179,7 +187,7 @@ class Relay:
     ) -> Flow[None]:
         """Write several sessions in one call; where that fails, all that are left one by one: not all are to blame."""
         started = time.monotonic()
-        if started >= (group.notes_at if group.begun else group.ends_at):
+        if started >= (group.notes_at if group.begun else group.stops_at):
             yield from self._note(group)
             return
         try:
@@ -191,6 +199,7 @@ class Relay:
             group.waiting[: len(claims)] = [one._replace(in_doubt=True) for one in claims]
             group.is_apart, self._together = True, 1
             return
+        group.has_written = True
         self._pace(len(claims), time.monotonic() - started)
         del group.waiting[: len(claims)]
         for claim in claims:
@@ -246,7 +255,7 @@ class Relay:
                 return (), _Failure(exc.reason, in_doubt=True, counts=False)
         while written < len(pending):
             now = time.monotonic()
-            if now >= group.ends_at:
+            if now >= group.stops_at:
                 break
             if now >= group.notes_at and (group.waiting or group.done):
                 yield from self._note(group)
@@ -258,6 +267,7 @@ class Relay:
             except LegacyUnavailableError as exc:
                 is_in_doubt = exc.is_tried or (claim.in_doubt and group.is_apart)
                 return pending[:written], _Failure(exc.reason, in_doubt=is_in_doubt, counts=exc.is_tried)
+            group.has_written = True
             written += len(some)
         return pending[:written], None
 

@@ -182,6 +182,24 @@ def test_a_session_is_held_for_a_second_at_most(blocking: Backend, legacy: ListS
         assert legacy.contents("s") == talk(*range(10))
 
 
+def test_a_round_writes_something_however_long_it_looks_first(blocking: Backend, legacy: ListStore) -> None:
+    """A session in doubt whose history takes longer to read than a session is held."""
+    with open_store(blocking, legacy, relay=RelaySettings(first_delay_seconds=0.01)) as store:
+        store.append("s", say(0))
+        legacy.fails = True
+        assert store.relay_once() == 0
+        legacy.fails = False
+        read = legacy.get_chat_history
+
+        def read_slowly(session_id: str) -> Any:
+            time.sleep(1.1)
+            return read(session_id)
+
+        legacy.get_chat_history = read_slowly  # type: ignore[method-assign]
+        assert store.settle(20)
+    assert legacy.contents("s") == talk(0)
+
+
 def test_what_waits_of_a_session_stays_where_the_session_does(
     blocking: Backend, store: EnhancedSessionStore, legacy: ListStore
 ) -> None:
