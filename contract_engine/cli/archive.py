@@ -62,16 +62,19 @@ def export(
     choice = Choice(redis_url=redis_url, database_url=database_url, tenant=tenant)
     with chosen_manager(choice, display.notices()) as manager, display.progress(display.notices()) as bar:
         names = iter([session]) if session is not None else _all_sessions(manager, dry_run=dry_run)
-        told = _Told(bar)
+        told, skipped = _Told(bar), list[str]()
+        if folder is not None and resume:
+            names = _lacking(names, folder, skipped)
         if dry_run:
-            done = _count(manager, names, folder if resume else None, told)
+            done = _total(_count(manager, names, told))
         elif folder is not None:
-            done = _export_to_folder(manager, names, folder, resume=resume, told=told)
+            done = _total(_export_to_folder(manager, names, folder, told))
         else:
             with new_file(output) as file:
                 done = _total(manager.retention.export_session(name, file.write, progress=told) for name in names)
                 if session is not None and not done["sessions"]:
                     _no_such_session(manager, session)
+        done["skipped"] = len(skipped)
     if session is not None and not done["sessions"] + done["skipped"]:
         _no_such_session(manager, session)
     if as_json:
@@ -172,7 +175,7 @@ def _all_sessions(manager: MemoryManager, *, dry_run: bool) -> Iterator[str]:
 
 
 def _total(answers: Iterator[dict[str, Any] | None]) -> dict[str, int]:
-    total = {"sessions": 0, "messages": 0, "summaries": 0, "skipped": 0}
+    total = {"sessions": 0, "messages": 0, "summaries": 0}
     for answer in answers:
         if answer is not None:  # it may have been erased since it was listed
             total["sessions"] += 1
@@ -181,21 +184,20 @@ def _total(answers: Iterator[dict[str, Any] | None]) -> dict[str, int]:
     return total
 
 
+def _lacking(names: Iterator[str], folder: Path, skipped: list[str]) -> Iterator[str]:
+    """Yield the sessions that have no file in the folder; the others are noted as skipped."""
+    for name in names:
+        if (folder / file_name(name)).exists():
+            skipped.append(name)
+        else:
+            yield name
+
+
 def _count(
-    manager: MemoryManager, names: Iterator[str], kept: Path | None, told: Callable[[str, int, int], None]
-) -> dict[str, int]:
-    """Count what would be exported; sessions that have a file in ``kept`` would be skipped."""
-    skipped = 0
-
-    def answers() -> Iterator[dict[str, Any] | None]:
-        nonlocal skipped
-        for name in names:
-            if kept is not None and (kept / file_name(name)).exists():
-                skipped += 1
-            else:
-                yield manager.retention.export_session(name, _nowhere, progress=told, dry_run=True)
-
-    return _total(answers()) | {"skipped": skipped}
+    manager: MemoryManager, names: Iterator[str], told: Callable[[str, int, int], None]
+) -> Iterator[dict[str, Any] | None]:
+    for name in names:
+        yield manager.retention.export_session(name, _nowhere, progress=told, dry_run=True)
 
 
 def _nowhere(_: bytes) -> None:
@@ -203,24 +205,14 @@ def _nowhere(_: bytes) -> None:
 
 
 def _export_to_folder(
-    manager: MemoryManager, names: Iterator[str], folder: Path, *, resume: bool, told: Callable[[str, int, int], None]
-) -> dict[str, int]:
-    skipped = 0
-
-    def answers() -> Iterator[dict[str, Any] | None]:
-        nonlocal skipped
-        for name in names:
-            path = folder / file_name(name)
-            if resume and path.exists():
-                skipped += 1
-                continue
-            with suppress(_NothingError), new_file(path, "folder") as file:
-                answer = manager.retention.export_session(name, file.write, progress=told)
-                if answer is None:
-                    raise _NothingError
-                yield answer
-
-    return _total(answers()) | {"skipped": skipped}
+    manager: MemoryManager, names: Iterator[str], folder: Path, told: Callable[[str, int, int], None]
+) -> Iterator[dict[str, Any] | None]:
+    for name in names:
+        with suppress(_NothingError), new_file(folder / file_name(name), "folder") as file:
+            answer = manager.retention.export_session(name, file.write, progress=told)
+            if answer is None:
+                raise _NothingError
+            yield answer
 
 
 def _check_places(output: Path | None, folder: Path | None, *, dry_run: bool) -> None:

@@ -43,9 +43,10 @@ _MEANING = {
     Phase.FULL: "the new store is read, the legacy store is a backup that is still written",
 }
 POLL_SECONDS, LOOK_SECONDS = 0.1, 0.5
+"""How often a thread looks for more to relay, and how often the progress is shown."""
+
 JOIN_SECONDS = 5.0
 """How long a relay that ends waits for its threads: a legacy store may never come back from a call."""
-"""How often a thread looks for more to relay, and how often the progress is shown."""
 
 
 @phase_app.command("show")

@@ -104,7 +104,7 @@ class Archiving:
                         pass
                     _check_only(reader, is_only=new_id is not None)
             else:
-                how = {"is_replaced": existing == REPLACE, "is_only": new_id is not None, "is_relayed": relay}
+                how = {"is_replaced": existing == REPLACE, "is_only": new_id is not None, "relay": relay}
                 is_there = yield from self._import(name, reader, header, **how, progress=told)
             if is_there and existing == REFUSE:
                 raise SessionExistsError(name)
@@ -128,7 +128,7 @@ class Archiving:
         *,
         is_replaced: bool,
         is_only: bool,
-        is_relayed: bool,
+        relay: bool,
         progress: _log_archive.Progress | None,
     ) -> Flow[bool]:
         """Import one session in one transaction, and answer whether there was one of that id.
@@ -148,7 +148,7 @@ class Archiving:
             if answer is not None and answer[1]:
                 _log_archive.import_rows(connection, self._key(session_id), reader, header, progress)
                 _check_only(reader, is_only=is_only)
-                if is_relayed:
+                if relay:
                     relay_logged(connection, self._key(session_id), None)
             return answer
 

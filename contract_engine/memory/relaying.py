@@ -25,8 +25,8 @@ SESSIONS, MESSAGES, BYTES = 25, 500, 4 * 1024 * 1024
 relays at work share a backlog by claims."""
 
 HOLD_SECONDS = 1.0
-"""How long sessions are held at most, but for a call to the legacy store that is under way: whoever erases one has to
-wait for its relay."""
+"""How long sessions are held at most, but until a first message is written, and for a call to the legacy store that is
+under way: whoever erases one has to wait for its relay."""
 
 GROUP_SECONDS = 0.15
 """How long sessions wait for those that were claimed with them. Then what is done is noted, and the others are given

@@ -246,7 +246,7 @@ def test_an_export_of_all_that_is_stopped_half_way_goes_on(
         assert (tmp_path / f"{name}.jsonl").read_bytes() == archive.getvalue()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), ENDINGS)
 def test_a_replay_that_is_stopped_half_way_is_started_over(
     blocking: Backend, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
