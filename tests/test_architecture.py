@@ -42,7 +42,7 @@ LAYERS = (
     "_effects",
     "_scripts _tables",
     "_layout _log _log_transactions _log_summaries _log_drain _log_pins _log_recall _log_retention _log_archive"
-    " _log_outbox intake",
+    " _log_outbox _log_phases intake",
     "_log_backfill _legacy_table",
     "_legacy_flows",
     "_runtime _runtime.failures _runtime.places _runtime.redis_steps _runtime.redis_topology"
@@ -225,6 +225,7 @@ def test_only_the_runtime_touches_clients_and_engines() -> None:
         "_log_backfill",
         "_legacy_table",
         "_log_outbox",
+        "_log_phases",
         "_tables",
         "_effects",
         "message_log",
@@ -299,7 +300,7 @@ def test_each_script_is_called_with_the_arguments_its_header_states() -> None:
         "lease": _scripts.lease_call(keys.fold, lease_token=1, lease_ms=1),
         "drained": _scripts.drained_call(keys, count=0, first=b"", last=b""),
         "forget": _scripts.forget_call(keys),
-        "waiting": _scripts.waiting_call(keys, most_messages=1, most_bytes=1),
+        "waiting": _scripts.waiting_call(keys, most_messages=1, most_bytes=1, newest=b""),
         "pin": _scripts.pin_call(keys, epoch=1, revision=1, version=1, ttl=1, summary=b""),
         "drop": _scripts.drop_call(keys),
         "discard": _scripts.discard_call(keys, seen=b""),

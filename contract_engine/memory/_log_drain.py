@@ -11,7 +11,8 @@ import sqlalchemy as sa
 
 from contract_engine.memory._effects import Statement
 from contract_engine.memory._log import NEW_EPOCH, insert, milliseconds, session_id, tenant, this_session
-from contract_engine.memory._log_outbox import is_relayed, relay_logged
+from contract_engine.memory._log_outbox import relay_logged
+from contract_engine.memory._log_phases import is_relayed
 from contract_engine.memory._log_transactions import stored_messages
 from contract_engine.memory._tables import messages, sessions
 from contract_engine.memory.config import SessionLimits
@@ -90,7 +91,8 @@ def log_waiting(
     new = _missing(connection, key, waiting)
     if not new:
         return 0
-    since_ms = None if is_continued and after >= session.watermark else waiting[0].at_ms
+    # Before the first that is missing: those in front of it another drain has logged, and a relay may have read them.
+    since_ms = None if is_continued and after >= session.watermark else new[0].at_ms
     behind = _take_back(connection, key, max(after, session.watermark), since_ms=since_ms)
     # What another drain has logged of these may be among what was taken back: it is missing again now.
     rows = _missing(connection, key, _merged(waiting, behind))

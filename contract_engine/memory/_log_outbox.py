@@ -13,8 +13,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from contract_engine.memory._effects import Statement
-from contract_engine.memory._log import append_many, append_one, insert, tenant, this_session
-from contract_engine.memory._tables import messages, outbox, phases, relays, sessions
+from contract_engine.memory._log import append_many, append_one, insert, this_session
+from contract_engine.memory._tables import messages, outbox, relays, sessions
 
 NAMES = ["tenant", "session_id", "message_id", "seq"]
 
@@ -93,7 +93,7 @@ GIVE_BACK = Statement(
 
 
 def _finish(gone: str) -> sa.TextClause:
-    """Take rows out of the outbox and note it with their sessions.
+    """Take rows out of the outbox and note it with their sessions, whose rows are locked first (see ``renumber``).
 
     Those of ``kept`` go on being leased and in doubt: the one behind what is finished has failed.
     """
@@ -120,8 +120,14 @@ FINISH_MANY = Statement(
         WITH done AS MATERIALIZED (
             SELECT CAST(:of_tenant AS text) AS tenant, *
             FROM unnest(CAST(:sessions AS text[]), CAST(:ids AS text[])) AS done(session_id, message_id)),
+        held AS MATERIALIZED (
+            SELECT relay.tenant, relay.session_id
+            FROM (SELECT DISTINCT tenant, session_id FROM done ORDER BY session_id) AS named
+            CROSS JOIN LATERAL (
+                SELECT tenant, session_id FROM memory_relays
+                WHERE tenant = named.tenant AND session_id = named.session_id FOR UPDATE) AS relay),
         gone AS (
-            DELETE FROM memory_outbox AS item USING done
+            DELETE FROM memory_outbox AS item USING done JOIN held USING (tenant, session_id)
             WHERE item.tenant = done.tenant AND item.session_id = done.session_id
               AND item.message_id = done.message_id
             RETURNING item.tenant, item.session_id)"""),
@@ -131,9 +137,12 @@ FINISH_MANY = Statement(
 FINISH_ONE = Statement(
     "finish_relay",
     lambda: _finish("""
-        WITH gone AS (
+        WITH held AS MATERIALIZED (
+            SELECT FROM memory_relays WHERE tenant = :of_tenant AND session_id = :of_session FOR UPDATE),
+        gone AS (
             DELETE FROM memory_outbox
             WHERE tenant = :of_tenant AND session_id = :of_session AND message_id = ANY(CAST(:ids AS text[]))
+              AND EXISTS (SELECT FROM held)
             RETURNING tenant, session_id)"""),
 )
 
@@ -284,38 +293,6 @@ RETRY = Statement(
         RETURNING session_id"""),
 )
 
-READ_PHASE = Statement(
-    "read_phase",
-    lambda: sa.select(phases.c.phase, phases.c.percentage).where(phases.c.tenant == tenant),
-)
-
-
-def _stored_phase() -> Any:
-    return insert(phases).values(
-        tenant=tenant,
-        phase=sa.bindparam("phase", type_=sa.Text),
-        percentage=sa.bindparam("percentage", type_=sa.Float),
-    )
-
-
-def _begin_phase() -> Any:
-    """Store the phase that a tenant begins with; where it has one, that stays."""
-    stays = _stored_phase().on_conflict_do_update(index_elements=["tenant"], set_={"phase": phases.c.phase})
-    return stays.returning(phases.c.phase, phases.c.percentage)
-
-
-def _set_phase() -> Any:
-    stored = _stored_phase()
-    changed = {"phase": stored.excluded.phase, "percentage": stored.excluded.percentage, "changed_at": sa.func.now()}
-    changes = stored.on_conflict_do_update(index_elements=["tenant"], set_=changed)
-    return changes.returning(phases.c.phase, phases.c.percentage)
-
-
-BEGIN_PHASE = Statement("begin_phase", _begin_phase)
-SET_PHASE = Statement("set_phase", _set_phase)
-END_PHASE = Statement("end_phase", lambda: sa.delete(phases).where(phases.c.tenant == tenant).returning(phases.c.phase))
-
-
 # Put off, so that no relay takes one up before whoever waits has deleted it. One whose row is locked is being claimed
 # or noted right now, and not waited for: with others held, that could be in a ring.
 _KEEP_OFF = sa.text("""
@@ -340,14 +317,12 @@ def held_by_relays(connection: sa.Connection, of_tenant: str, session_ids: Seque
     return {row[0] for row in rows}
 
 
-def is_relayed(connection: sa.Connection, key: Mapping[str, str]) -> bool:
-    """Whether the tenant writes to a legacy store too."""
-    found = connection.execute(sa.select(phases.c.phase).where(phases.c.tenant == tenant), key)
-    return found.first() is not None
-
-
 def renumber(connection: sa.Connection, key: Mapping[str, str]) -> None:
-    """Give the rows of the outbox the numbers that their messages have now; the caller holds the session's row."""
+    """Give the rows of the outbox the numbers that their messages have now; the caller holds the session's row.
+
+    Whoever changes what is in the outbox holds the row of its relay: two of them never wait for each other in a ring.
+    """
+    connection.execute(sa.select(relays.c.pending).where(this_session(relays)).with_for_update(), key)
     connection.execute(
         sa.update(outbox)
         .values(seq=messages.c.seq)
@@ -367,13 +342,13 @@ def relay_logged(connection: sa.Connection, key: Mapping[str, str], message_ids:
 
     The caller holds the session's row. What was logged behind these messages before has moved up, and keeps its rows.
     """
+    renumber(connection, key)
     if message_ids is None or message_ids:
         these = sa.select(*(messages.c[name] for name in NAMES)).where(this_session(messages))
         if message_ids is not None:
             these = these.where(messages.c.message_id.in_(message_ids))
         connection.execute(sa.insert(outbox).from_select(NAMES, these), key)
         connection.execute(_made_due(these.subquery()), key)
-    renumber(connection, key)
 
 
 def recount(connection: sa.Connection, key: Mapping[str, str], lease: str) -> int:
@@ -390,7 +365,7 @@ def recount(connection: sa.Connection, key: Mapping[str, str], lease: str) -> in
         .where(this_session(relays))
         .values(
             pending=pending,
-            due_at=sa.func.clock_timestamp() if pending else None,
+            due_at=sa.func.greatest(relays.c.due_at, sa.func.clock_timestamp()) if pending else None,
             lease=None,
             leased_until=None,
             in_doubt=False,

@@ -233,7 +233,7 @@ class ManagerFlows:
         return (0, None) if unlogged is None else unlogged.backlog()
 
     def drain(self, session_id: object) -> Flow[int]:
-        return (yield from self.waiting().drain(check_session_id(session_id)))
+        return (yield from self.waiting().drain(check_session_id(session_id))).count
 
     def waiting(self) -> Unlogged:
         """Return what keeps messages while the database is away."""

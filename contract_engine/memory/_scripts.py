@@ -271,9 +271,9 @@ def append_unlogged_call(
     )
 
 
-def waiting_call(keys: SessionKeys, *, most_messages: int, most_bytes: int) -> Command:
-    """Read the oldest messages that wait to be logged."""
-    return Command((1, keys.unlogged, most_messages, most_bytes), WAITING)
+def waiting_call(keys: SessionKeys, *, most_messages: int, most_bytes: int, newest: bytes) -> Command:
+    """Read the oldest messages that wait to be logged, while ``newest`` is among them; empty: whatever waits."""
+    return Command((1, keys.unlogged, most_messages, most_bytes, newest), WAITING)
 
 
 def drained_call(keys: SessionKeys, *, count: int, first: bytes, last: bytes) -> Command:

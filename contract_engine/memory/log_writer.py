@@ -16,7 +16,8 @@ from contract_engine.memory._log_backfill import (
     insert_context,
     insert_history,
 )
-from contract_engine.memory._log_outbox import IN_FLIGHT, READ_PHASE
+from contract_engine.memory._log_outbox import IN_FLIGHT
+from contract_engine.memory._log_phases import READ_PHASE
 from contract_engine.memory._runtime import Runtime, breaker_for
 from contract_engine.memory.closing import Closing
 from contract_engine.memory.config import MemoryConfig

@@ -197,6 +197,7 @@ class MemoryManager(ManagerBase, Closing):
     def drain(self, session_id: str) -> int:
         """Log what waits in Redis since PostgreSQL was away, in order and once; answers how many messages.
 
+        What comes to wait meanwhile may go on waiting: processes that do not reach PostgreSQL can be quicker than this.
         Of several that drain a session at once each counts those that it sent to the log, which keeps each once.
         Nobody has to call this: every append and read of the session does it. For sessions nobody touches any more.
         """

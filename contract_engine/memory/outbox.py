@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from contract_engine.memory import _log_outbox
+from contract_engine.memory import _log_outbox, _log_phases
 from contract_engine.memory._effects import Flow, query, query_once, transaction
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.models import Message
@@ -224,22 +224,22 @@ class Outbox:
     def begin_phase(self, setting: PhaseSetting) -> Flow[PhaseSetting]:
         """Store the phase a tenant begins with, unless it has one; answers the one in force."""
         parameters = {**self._of_tenant, "phase": setting.phase.value, "percentage": setting.percentage}
-        rows = yield from query(_log_outbox.BEGIN_PHASE, parameters)
+        rows = yield from query(_log_phases.BEGIN_PHASE, parameters)
         return _setting(rows[0])
 
     def read_phase(self) -> Flow[PhaseSetting | None]:
         """Read the phase in force; None where the tenant has no legacy store."""
-        rows = yield from query(_log_outbox.READ_PHASE, self._of_tenant)
+        rows = yield from query(_log_phases.READ_PHASE, self._of_tenant)
         return _setting(rows[0]) if rows else None
 
     def set_phase(self, setting: PhaseSetting) -> Flow[None]:
         """Change the phase for every process."""
         parameters = {**self._of_tenant, "phase": setting.phase.value, "percentage": setting.percentage}
-        yield from query(_log_outbox.SET_PHASE, parameters)
+        yield from query(_log_phases.SET_PHASE, parameters)
 
     def end_phase(self) -> Flow[bool]:
         """Forget that the tenant has a legacy store; False where it had none."""
-        return bool((yield from query(_log_outbox.END_PHASE, self._of_tenant)))
+        return bool((yield from query(_log_phases.END_PHASE, self._of_tenant)))
 
 
 def _setting(row: Sequence[Any]) -> PhaseSetting:

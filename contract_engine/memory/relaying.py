@@ -11,7 +11,7 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from contract_engine.memory._effects import Flow
-from contract_engine.memory.errors import InvalidInputError, LegacyUnavailableError
+from contract_engine.memory.errors import InvalidInputError, LegacyUnavailableError, MemoryServiceError
 from contract_engine.memory.intake import new_message_id
 from contract_engine.memory.keys import check_limit
 from contract_engine.memory.legacy import WINDOW, Legacy
@@ -27,6 +27,9 @@ relays at work share a backlog by claims."""
 HOLD_SECONDS = 1.0
 """How long sessions are held at most, but until a first message is written, and for a call to the legacy store that is
 under way: whoever erases one has to wait for its relay."""
+
+DRAIN_SECONDS = 0.5
+"""How much of that may go by until what waits in Redis is logged; what it was too short for goes on the next time."""
 
 GROUP_SECONDS = 0.15
 """How long sessions wait for those that were claimed with them. Then what is done is noted, and the others are given
@@ -133,17 +136,29 @@ class Relay:
         """Relay what is due of some sessions. Raises where the database is away."""
         if self.legacy.breaker.turns_away():
             return Round(0, 0, False)
-        lease, seconds = new_message_id(), self.settings.lease_seconds
-        latest = time.monotonic() + seconds / 2
-        ends_at = min(latest, time.monotonic() + HOLD_SECONDS)
+        lease, seconds, started = new_message_id(), self.settings.lease_seconds, time.monotonic()
+        latest = started + seconds / 2
+        ends_at = min(latest, started + HOLD_SECONDS)
         claims = yield from self._outbox.claim(lease, sessions=self._sessions, lease_seconds=seconds)
         if not claims:
             return Round(0, 0, False)
-        # Between the two: whatever waits now comes after what was owed when the sessions were claimed, and no more than
-        # that is read; what waited before is logged now, in front of what was logged behind it.
-        yield from self._unlogged.drain_known([one.session_id for one in claims])
-        found = yield from self._outbox.read_claimed(claims, messages=MESSAGES, most_bytes=BYTES)
-        group = _Group(lease, claims, min(time.monotonic() + GROUP_SECONDS, ends_at), ends_at, latest)
+        try:
+            # Between the two: whatever waits now comes after what was owed when the sessions were claimed, and no more
+            # than that is read; what waited before is logged now, in front of what was logged behind it.
+            drained = yield from self._unlogged.drain_known(
+                [one.session_id for one in claims], min(latest, started + DRAIN_SECONDS)
+            )
+            late = [one for one in claims if one.session_id not in drained]
+            ready = [one for one in claims if one.session_id in drained]
+            found = yield from self._outbox.read_claimed(ready, messages=MESSAGES, most_bytes=BYTES)
+        except MemoryServiceError:
+            # Nothing was written: nobody need wait until the lease is over, and then look whether something was.
+            yield from self._outbox.give_back(lease, claims)
+            raise
+        if late:
+            yield from self._outbox.give_back(lease, late)
+        group = _Group(lease, ready, min(time.monotonic() + GROUP_SECONDS, ends_at), ends_at, latest)
+        group.is_cut = bool(late)
         # What did not fit in with those before was not read, and is given back.
         while group.waiting and (read := found.get(group.waiting[0].session_id)) is not None:
             several = self._untroubled(group, found)
@@ -219,9 +234,10 @@ class Relay:
 
     def _relay_session(self, group: _Group, claim: Claim, read: ClaimedSession) -> Flow[None]:
         started = time.monotonic()
-        group.begun += 1
         written, failure = yield from self._write(group, claim, read.pending)
         done = group.note(claim, read, written)
+        is_late = bool(read.pending) and not done and failure is None
+        group.begun += not is_late
         if failure is not None:
             group.failed += 1
             yield from self._outbox.finish(group.lease, done, kept=[claim.session_id])
@@ -229,7 +245,7 @@ class Relay:
         elif done:
             group.done += done
             self._pace(1, time.monotonic() - started)
-        elif read.pending:  # the time was up before the first of them
+        elif is_late:  # the time was up before the first of them
             group.is_cut = True
             yield from self._outbox.give_back(group.lease, [claim])
         else:

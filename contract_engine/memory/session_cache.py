@@ -78,10 +78,11 @@ class Reading(NamedTuple):
 
 
 class WaitingList(NamedTuple):
-    """The beginning of an unlogged list: how many wait in all, and the oldest of them behind the head."""
+    """An unlogged list: how many wait in all, its head, its newest element, and the oldest ones."""
 
     length: int
     head: bytes
+    newest: bytes
     elements: list[bytes]
 
 
@@ -321,11 +322,17 @@ class SessionCache:
             messages=messages,
         )
 
-    def read_unlogged(self, session_id: str, *, most_messages: int, most_bytes: int) -> Flow[WaitingList | None]:
-        """Read the oldest messages of the unlogged list; None where there is no such key."""
-        call = _scripts.waiting_call(self.keys(session_id), most_messages=most_messages, most_bytes=most_bytes)
+    def read_unlogged(
+        self, session_id: str, *, most_messages: int, most_bytes: int, newest: bytes
+    ) -> Flow[WaitingList | None]:
+        """Read the oldest messages of the unlogged list, none where ``newest`` (empty: any) does not wait any more.
+
+        None where there is no such key.
+        """
+        keys = self.keys(session_id)
+        call = _scripts.waiting_call(keys, most_messages=most_messages, most_bytes=most_bytes, newest=newest)
         (found,) = yield from redis_call(call)
-        return None if found is None else WaitingList(found[0], found[1], found[2:])
+        return None if found is None else WaitingList(found[0], found[1], found[2], found[3:])
 
     def has_unlogged(self, session_id: str) -> Flow[bool]:
         """Whether messages wait to be logged."""

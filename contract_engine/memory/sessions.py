@@ -140,12 +140,12 @@ class Sessions:
             self._untold.note(session_id, placed.seqs[-1])
             loaded = (yield from self._load_log(session_id)) if read else None
             return Appended(placed, outgoing, loaded, is_durable=True, degraded=True)
-        followed = _Followed(None)
+        followed, is_left = _Followed(None), False
         try:
             followed = yield from self._follow(session_id, placed, outgoing, read=read)
             if followed.is_preceded:
                 try:
-                    yield from self.unlogged.drain(session_id)
+                    is_left = yield from self.unlogged.drain_in_front(session_id)
                 except LOG_TROUBLE as exc:
                     # They cannot be told of while those before them still wait; so they wait too, and the log will keep
                     # them once.
@@ -165,7 +165,7 @@ class Sessions:
         if read:
             state = followed.state
             loaded = (yield from self.load(session_id)) if state is None else Loaded(state, "redis", False)
-        return Appended(placed, outgoing, loaded, is_durable=True, degraded=False)
+        return Appended(placed, outgoing, loaded, is_durable=True, degraded=is_left)
 
     def _append_unlogged(
         self,
@@ -260,8 +260,7 @@ class Sessions:
             ticket, is_alone = yield from self.cache.claim(session_id, reading.seen)
             if ticket == WAITING:
                 waits = True
-                yield from unlogged.drain(session_id)
-                return None
+                return (yield from self._load_drained(session_id, unlogged))
             if not is_alone and attempt < PAUSES:
                 yield from pause(FIRST_PAUSE_SECONDS * 2**attempt)
                 return None
@@ -285,14 +284,22 @@ class Sessions:
             yield from unlogged.spawn_drain(session_id)
             return Loaded(state, "redis", True)
         try:
-            yield from unlogged.drain(session_id)
+            return (yield from self._load_drained(session_id, unlogged))
         except LOG_TROUBLE as exc:
             logger.info("session %s: what came before is not known now: %s", session_id, exc)
             return Loaded(state, "redis", True)
-        return None
+
+    def _load_drained(self, session_id: str, unlogged: Unlogged) -> Flow[Loaded | None]:
+        """Log what waits; None: read again, to put the buffer in place. While others go on in Redis the log is read,
+        which has all that was acknowledged before this began.
+        """
+        if not (yield from unlogged.drain(session_id)).is_left:
+            return None
+        observers.fell_back("unlogged")
+        return (yield from self._load_log(session_id))
 
     def _load_log(self, session_id: str, *, waits: bool = False) -> Flow[Loaded]:
-        """Read the session from the log alone, Redis being away; ``waits``: Redis has just said that messages do."""
+        """Read the session from the log alone; ``waits``: Redis has just said that more does there, and is away."""
         state = (yield from self.folding.read_within_caps(session_id)) or empty_session(self._limits)
         if waits or (self.unlogged is not None and self.unlogged.is_begun(session_id)):
             # It lacks what Redis alone has, where this process has appended it, or knows of it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -45,19 +46,50 @@ class _Waiting(NamedTuple):
     """Messages to be logged, and the elements of the list they were read from.
 
     ``after`` is the last message of the log when the first of them was acknowledged, and ``epoch`` the life of the
-    session it belongs to; 0 where that is not known. ``length``: how many elements the list had, with those behind.
+    session it belongs to; 0 where that is not known. ``newest`` is the last element of the list, empty where it was
+    lost. Without elements and entries only what came later than a drain is to go waits there.
     """
 
     epoch: int
     after: int
     entries: list[Entry]
     elements: list[bytes]
-    length: int
+    newest: bytes
 
     def follows(self, before: _Waiting) -> bool:
         """Whether these stood right behind those of ``before`` in one list."""
         is_one_list = self[:2] == before[:2]
         return is_one_list and bool(before.entries) and self.entries[0].seq == before.entries[-1].seq + 1
+
+
+class Drain:
+    """A drain under way: what it has logged of a session, and how far it is to go.
+
+    That is ``newest``, the last element that waited when it began: others, whom the log does not answer, can add to the
+    list faster than it is logged. ``is_left``: something waits all the same. ``count`` messages were logged.
+    """
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        self.newest = b""
+        self.is_left = False
+        self.count = 0
+        self._epoch, self._reached = 0, 0
+        self._before: _Waiting | None = None
+
+    def place(self, epoch: int, found: _Waiting) -> tuple[int, bool]:
+        """Answer the message of the log that these come after, 0 where nobody knows, and whether it waited as well."""
+        # Another drain may have logged the next ones meanwhile: then there is a gap in the numbers.
+        if self._epoch == epoch and self._reached and self._before is not None and found.follows(self._before):
+            return self._reached, True
+        return found.after if found.epoch == epoch else 0, False
+
+    def note(self, epoch: int, found: _Waiting, reached: int, left: int) -> None:
+        """Take note that these are in the log up to the message ``reached``, and how many still wait."""
+        self.count += len(found.entries)
+        self.is_left = left > 0
+        # With none left, what comes to wait now was acknowledged later than all that is logged.
+        self._epoch, self._reached, self._before = epoch, reached if left else 0, found
 
 
 class Unlogged:
@@ -109,70 +141,91 @@ class Unlogged:
         since = list(self._begun.values())
         return len(since), min(since, default=None)
 
-    def drain(self, session_id: str, *, is_bounded: bool = False) -> Flow[int]:
-        """Log what waits, in order, exactly once, and answer how many messages; raises where a server is away.
+    def drain(self, session_id: str) -> Flow[Drain]:
+        """Log what waits by now, in order and exactly once; raises where a server is away: then the rest still waits.
 
-        Then the rest still waits. ``is_bounded``: what comes to wait meanwhile may, too, since others, whom the log
-        does not answer, can add to it faster than it is logged. Not for who has logged something behind it, or is about
-        to: the copy in Redis lacks that for as long as anything waits there.
+        What comes to wait meanwhile may, too.
         """
-        count, life, reached = 0, 0, 0
-        before: _Waiting | None = None
-        to_go: int | None = None
+        drain = Drain(session_id)
         # A process that has appended here need not ask Redis first whether there is something: the log may be away.
-        while (to_go is None or to_go > 0 or not is_bounded) and (
-            self.is_begun(session_id) or (yield from self._waiting(session_id)) is not None
-        ):
-            # The epoch is asked for first and the list read after it: a session erased meanwhile has another epoch
-            # then, and nothing of it is logged.
-            epoch = yield from self._log.begin_session(session_id)
-            was_begun = self._begun.pop(session_id, None)
-            try:
-                found = yield from self._waiting(session_id)
-                if found is None:
-                    # Somebody has logged it, or erased the session: then its name is not to stay behind.
-                    yield from self._log.end_empty_session(session_id, epoch)
-                    break
-                # Another drain may have logged the next ones meanwhile: then there is a gap in the numbers.
-                is_continued = life == epoch and reached > 0 and before is not None and found.follows(before)
-                after = reached if is_continued else found.after if found.epoch == epoch else 0
-                logged = yield from self._log.log_unlogged(
+        if self.is_begun(session_id) or (yield from self._cache.unlogged_among([session_id])):
+            while (yield from self._log_some(drain)):
+                pass
+        return drain
+
+    def _log_some(self, drain: Drain) -> Flow[bool]:
+        """Log the oldest messages that wait; False where no more are to be logged."""
+        session_id = drain.session_id
+        # The epoch is asked for first and the list read after it: a session erased meanwhile has another epoch then,
+        # and nothing of it is logged.
+        epoch = yield from self._log.begin_session(session_id)
+        was_begun = self._begun.pop(session_id, None)
+        try:
+            found = yield from self._waiting(session_id, drain.newest)
+            if found is None:
+                # Somebody has logged it, or erased the session: then its name is not to stay behind.
+                yield from self._log.end_empty_session(session_id, epoch)
+                drain.is_left = False
+                return False
+            if found.entries or found.elements:
+                drain.newest = drain.newest or found.newest
+                after, is_continued = drain.place(epoch, found)
+                reached = yield from self._log.log_unlogged(
                     session_id, epoch, found.entries, after, is_continued=is_continued
                 )
-                if logged is not None:
-                    left = yield from self._cache.drained(session_id, found.elements)
-                    count += len(found.entries)
-                    # With none left, what comes to wait now was acknowledged later than all that is logged.
-                    life, reached, before = epoch, logged if left else 0, found
-                    to_go = (found.length if to_go is None else to_go) - len(found.elements)
-                    if left and was_begun is not None:  # of these, too, some may be of this process
-                        self._begun.setdefault(session_id, was_begun)
-            except (MemoryServiceError, GeneratorExit):  # the other one: the caller was cancelled
-                self._begun[session_id] = time.time() if was_begun is None else was_begun
-                raise
-        if count:
-            if observers.is_active:
-                observers.tell(MessagesDrained(count))
-            logger.info("session %s: %d messages logged that had waited in Redis", session_id, count)
-        return count
+                if reached is None:  # erased meanwhile, and maybe begun anew
+                    drain.is_left = bool((yield from self._cache.unlogged_among([session_id])))
+                    return drain.is_left
+                drain.note(epoch, found, reached, (yield from self._cache.drained(session_id, found.elements)))
+                if observers.is_active:
+                    observers.tell(MessagesDrained(len(found.entries)))
+                logger.info("session %s: %d messages logged that had waited in Redis", session_id, len(found.entries))
+            else:
+                drain.is_left = True
+            if drain.is_left and was_begun is not None:  # of these, too, some may be of this process
+                self._begun.setdefault(session_id, was_begun)
+        except (MemoryServiceError, GeneratorExit):  # the other one: the caller was cancelled
+            self._begun[session_id] = time.time() if was_begun is None else was_begun
+            raise
+        return drain.is_left and bool(found.elements)
 
-    def drain_known(self, session_ids: Sequence[str]) -> Flow[None]:
-        """Log what waits of some sessions; raises where the log is away.
-
-        Where Redis is away nobody can tell whether something waits, and it waits on.
+    def drain_in_front(self, session_id: str) -> Flow[bool]:
+        """Log what waits in front of what the caller has logged; True where others, whom the log does not answer, have
+        gone on in Redis meanwhile. Their copy lacks what the caller has logged, and is not believed any more then.
         """
+        is_left = (yield from self.drain(session_id)).is_left
+        if is_left:
+            yield from self._cache.forget_buffer(session_id)
+        return is_left
+
+    def drain_known(self, session_ids: Sequence[str], until: float) -> Flow[list[str]]:
+        """Log what waits of some sessions, in turns, for as long as there is time; answers those that are done.
+
+        That is a time of the monotonic clock. Raises where the log is away. Where Redis is, nobody can tell whether
+        something waits, and it waits on.
+        """
+        is_known = True
+        waiting: Sequence[str] = session_ids
         try:
-            waiting: Sequence[str] = yield from self._cache.unlogged_among(session_ids)
+            waiting = yield from self._cache.unlogged_among(session_ids)
         except REDIS_TROUBLE:
-            waiting = session_ids  # each for itself: of a Cluster the other servers may answer
+            is_known = False  # each is asked for by itself: of a Cluster the other servers may answer
+        drains = deque(Drain(session_id) for session_id in waiting)
         unknown = 0
-        for session_id in waiting:
+        while drains:
+            drain = drains.popleft()
             try:
-                yield from self.drain(session_id, is_bounded=True)
+                waits = is_known or (yield from self._cache.unlogged_among([drain.session_id]))
+                if waits and (yield from self._log_some(drain)):
+                    drains.append(drain)
             except REDIS_TROUBLE:
                 unknown += 1
+            if time.monotonic() >= until:
+                break
         if unknown:
             logger.info("%d sessions: Redis does not say whether messages wait to be logged", unknown)
+        late = {drain.session_id for drain in drains}
+        return [session_id for session_id in session_ids if session_id not in late]
 
     def drain_own(self, session_id: str) -> Flow[None]:
         """Log what this process has appended here, unless Redis is away: then it waits on."""
@@ -184,9 +237,13 @@ class Unlogged:
         except trouble as exc:
             logger.info("session %s: messages still wait to be logged: %s", session_id, exc)
 
-    def _waiting(self, session_id: str) -> Flow[_Waiting | None]:
-        """Return the oldest messages that wait, None where none do."""
-        found = yield from self._cache.read_unlogged(session_id, most_messages=ROUND, most_bytes=ROUND_BYTES)
+    def _waiting(self, session_id: str, newest: bytes) -> Flow[_Waiting | None]:
+        """Return the oldest messages that wait up to ``newest`` (empty: whatever waits), None where there is none."""
+        found = yield from self._cache.read_unlogged(
+            session_id, most_messages=ROUND, most_bytes=ROUND_BYTES, newest=newest
+        )
+        if found is not None and found.length and not found.elements:
+            return _Waiting(0, 0, [], [], found.newest)
         if found is None or not found.elements:
             if found is not None:
                 logger.warning("session %s: no list of ours under the unlogged key; it is deleted", session_id)
@@ -194,7 +251,7 @@ class Unlogged:
             # Redis may have evicted the list alone. The buffer then says that there was one, and has the end of it.
             reading = yield from self._cache.read(session_id)
             if reading.state is not None and reading.state.is_unlogged:
-                return _Waiting(0, 0, reading.state.entries, [], 0)
+                return _Waiting(0, 0, reading.state.entries, [], b"")
             if found is not None or reading.is_damaged:
                 # Whatever lies there holds no message, and would keep everybody from rebuilding for ever.
                 yield from self._cache.drained(session_id, ())
@@ -220,7 +277,7 @@ class Unlogged:
             cut = next(at for at, entry in enumerate(entries) if entry.at_ms == entries[-1].at_ms)
             if cut:
                 entries, elements = entries[:cut], elements[:cut]
-        return _Waiting(*parse_unlogged_head(found.head), entries, elements, found.length)
+        return _Waiting(*parse_unlogged_head(found.head), entries, elements, found.newest)
 
     def spawn_drain(self, session_id: str) -> Flow[None]:
         """Drain in the background, at most once in a while and by one process at a time."""
