@@ -248,3 +248,12 @@ def waited_for(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def blocked_by(holder: psycopg.Connection[Any]) -> list[int]:
+    """Return the processes of PostgreSQL that wait for what this connection has locked."""
+    with psycopg.connect(holder.info.dsn, password=holder.info.password, autocommit=True) as watcher:
+        found = watcher.execute(
+            "SELECT pid FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))", (holder.info.backend_pid,)
+        )
+        return [row[0] for row in found]

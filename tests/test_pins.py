@@ -25,7 +25,7 @@ from memory_contract import (
     say,
     talk,
 )
-from server_faults import waited_for
+from server_faults import blocked_by, waited_for
 
 from contract_engine.memory import InvalidInputError, MemoryManager
 from contract_engine.memory.config import SessionLimits
@@ -285,22 +285,20 @@ def test_a_pin_that_waits_for_a_fold_knows_the_summary_of_that_fold(
     )
     moved = (
         "UPDATE memory_sessions SET summary_version = summary_version + 1, revision = revision + 1"
-        " WHERE tenant = %s AND session_id = 's' RETURNING pg_backend_pid()"
+        " WHERE tenant = %s AND session_id = 's'"
     )
-    waits = "SELECT count(*) FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
     with (
         sync_backend(redis_url, database_url, tenant) as backend,
         ThreadPoolExecutor(1) as pool,
         psycopg.connect(database_url) as fold,
-        psycopg.connect(database_url, autocommit=True) as watcher,
     ):
         manager = backend.open(limits=LIMITS, max_summary_tokens=120)
         tell(manager, 40)
         assert manager.get_context("s")["summary_tokens"] > 90
-        pid = fold.execute(moved, (tenant,)).fetchall()[0]
+        fold.execute(moved, (tenant,))
         fold.execute(new_version, (tenant,))
         pinning = pool.submit(manager.pin, "s", "id5")
-        assert waited_for(lambda: watcher.execute(waits, pid).fetchall() != [(0,)])
+        assert waited_for(lambda: bool(blocked_by(fold)))
         fold.commit()
         assert pinning.result() is True
         context = manager.get_context("s")

@@ -21,7 +21,7 @@ from dual_stores import open_store
 from legacy_stores import ListStore
 from legacy_tables import Older, said
 from memory_contract import Backend, say, talk
-from server_faults import waited_for
+from server_faults import blocked_by, waited_for
 from servers import PrivateServers
 from test_top_on_servers import own_home, servers_in
 
@@ -134,14 +134,7 @@ def test_a_command_that_is_told_to_end_does_so_and_can_be_called_again(
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
             )
-
-            def is_held() -> bool:
-                waiting = watcher.execute(
-                    "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid <> %s", (holder.info.backend_pid,)
-                ).fetchone()
-                return process.poll() is not None or bool(waiting and waiting[0])
-
-            assert waited_for(is_held, 60)
+            assert waited_for(lambda: process.poll() is not None or bool(blocked_by(holder)), 60)
             assert process.poll() is None, process.communicate()
             process.send_signal(number)
             if name == "relay":
@@ -170,15 +163,7 @@ def command_of(backend: Backend, *arguments: str) -> list[str]:
 def stopped(command: list[str], holder: psycopg.Connection[Any], number: signal.Signals) -> tuple[int, str, str]:
     """End a command when it waits for what ``holder`` has locked."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with psycopg.connect(holder.info.dsn, password=holder.info.password, autocommit=True) as watcher:
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
-
-        def is_held() -> bool:
-            return process.poll() is not None or watcher.execute(waiting, (holder.info.backend_pid,)).fetchall() != [
-                (0,)
-            ]
-
-        assert waited_for(is_held, 60)
+    assert waited_for(lambda: process.poll() is not None or bool(blocked_by(holder)), 60)
     assert process.poll() is None, process.communicate()
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -297,12 +282,7 @@ def test_a_migration_that_is_stopped_has_changed_nothing(
             # What it notes at each step.
             holder.execute("LOCK TABLE memory_schema_version IN ACCESS EXCLUSIVE MODE")
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-            def is_held() -> bool:
-                waiting = "SELECT count(*) FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
-                return watcher.execute(waiting, (holder.info.backend_pid,)).fetchall() != [(0,)]
-
-            assert waited_for(lambda: process.poll() is not None or is_held(), 60)
+            assert waited_for(lambda: process.poll() is not None or bool(blocked_by(holder)), 60)
             assert process.poll() is None, process.communicate()
             process.send_signal(number)
             out, err = process.communicate(timeout=60)

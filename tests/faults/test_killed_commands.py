@@ -18,7 +18,7 @@ import pytest
 from dual_stores import open_store
 from legacy_tables import Older, said
 from memory_contract import Backend, logged, talk
-from server_faults import waited_for
+from server_faults import blocked_by, waited_for
 
 pytest_plugins = ("memory_fixtures",)
 
@@ -42,7 +42,7 @@ class Killed:
             holder.execute(lock.encode(), parameters)
             process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             try:
-                is_held = waited_for(lambda: process.poll() is not None or self._waits_for(holder), PATIENCE)
+                is_held = waited_for(lambda: process.poll() is not None or bool(blocked_by(holder)), PATIENCE)
                 assert is_held, "nobody waits for the lock"
                 assert process.poll() is None, process.communicate()
             finally:
@@ -52,7 +52,7 @@ class Killed:
             assert out == ""
             yield
             # What it has asked for may still wait there, and goes on once the lock is gone.
-            waiting = self._waiting(holder)
+            waiting = blocked_by(holder)
         with psycopg.connect(self._database_url, autocommit=True) as watcher:
             assert waited_for(lambda: not self._alive(watcher, waiting), PATIENCE)
 
@@ -61,16 +61,6 @@ class Killed:
         assert done.returncode == 0, done.stderr
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
-
-    def _waits_for(self, holder: psycopg.Connection) -> bool:
-        return bool(self._waiting(holder))
-
-    def _waiting(self, holder: psycopg.Connection) -> list[int]:
-        with psycopg.connect(self._database_url, autocommit=True) as watcher:
-            found = watcher.execute(
-                "SELECT pid FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))", (holder.info.backend_pid,)
-            )
-            return [row[0] for row in found]
 
     @staticmethod
     def _alive(watcher: psycopg.Connection, pids: list[int]) -> bool:
