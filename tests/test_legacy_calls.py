@@ -126,6 +126,30 @@ def test_what_coroutines_raise_is_carried_to_the_caller_and_the_loop_goes_on(
         assert legacy.contents("s") == talk(1)
 
 
+class Stopping(ListStore):
+    """It raises what an iteration ends with."""
+
+    is_failing = True
+
+    def add_chat_message(self, session_id: str, message: dict[str, Any]) -> None:
+        if self.is_failing:
+            raise StopIteration
+        super().add_chat_message(session_id, message)
+
+
+def test_a_stop_iteration_is_an_error_like_any_other(backend: Backend) -> None:
+    legacy = Stopping()
+    store = open_store(backend, legacy)
+    store.add_chat_message("s", say(1))
+    assert store.relay_once() == 0
+    (waiting,) = store.waiting_sessions()
+    assert waiting.error in ("StopIteration", "RuntimeError")
+    legacy.is_failing = False
+    assert store.settle()
+    assert legacy.contents("s") == talk(1)
+    store.close()
+
+
 def test_a_caller_who_is_interrupted_has_the_coroutine_cancelled(blocking: Backend) -> None:
     legacy = LoopStore()
     legacy.waits = True

@@ -265,6 +265,7 @@ SECRET = RuntimeError(f"key sk-sesame refused for {CANARY}")
         (raising(TimeoutError()), "error: model failed - TimeoutError"),
         (raising(asyncio.CancelledError()), "error: model failed - cancelled"),
         (raising(RecursionError()), "error: model failed - RecursionError"),
+        (raising(StopIteration()), "error: model failed - RuntimeError"),
         ("x" * 2_000_000, "error: storage failed - data[0]"),
         ("\x00\ud800", "success"),
     ],
@@ -458,6 +459,8 @@ class Failing:
     [
         ("retrieve", SECRET, "error: retrieval failed - RuntimeError"),
         ("store", SECRET, "error: storage failed - RuntimeError"),
+        ("retrieve", StopIteration(), "error: retrieval failed - RuntimeError"),
+        ("store", StopIteration(), "error: storage failed - RuntimeError"),
         ("retrieve", None, "error: retrieval failed - no answer within 0.2 s"),
         ("store", None, "error: storage failed - no answer within 0.2 s"),
     ],

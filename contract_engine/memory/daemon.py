@@ -13,6 +13,17 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
+def unstopped(work: Callable[[], T]) -> T:
+    """Run somebody else's function; its StopIteration is a RuntimeError, as a coroutine's is.
+
+    To a flow it would be the end, and asyncio never answers whoever waits for a thread that raised it.
+    """
+    try:
+        return work()
+    except StopIteration as exc:
+        raise RuntimeError("a function that was called raised StopIteration") from exc
+
+
 def start_daemon(work: Callable[[], T], name: str) -> Future[T]:
     """Run ``work`` in a daemon thread; the future has what it returns or raises."""
     future: Future[T] = Future()
@@ -20,7 +31,7 @@ def start_daemon(work: Callable[[], T], name: str) -> Future[T]:
 
     def body() -> None:
         with _Carrier(future):
-            future.set_result(work())
+            future.set_result(unstopped(work))
 
     # In the context of the caller, as ``asyncio.to_thread`` does: traces go on there.
     threading.Thread(target=copy_context().run, args=(body,), name=name, daemon=True).start()

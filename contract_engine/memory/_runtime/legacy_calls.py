@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from contract_engine.memory._effects import LegacyCall
 from contract_engine.memory.circuit_guard import CallGuard
-from contract_engine.memory.daemon import LoopThread
+from contract_engine.memory.daemon import LoopThread, unstopped
 from contract_engine.memory.errors import (
     CircuitOpenError,
     ConfigurationError,
@@ -73,7 +73,7 @@ async def call_legacy_async(effect: LegacyCall) -> Any:
     """Await it where it is a coroutine; else run it beside the event loop."""
     with _Guarded(effect.breaker):
         work = effect.work
-        answer = work() if _is_coroutine(work) else await asyncio.to_thread(work)
+        answer = work() if _is_coroutine(work) else await asyncio.to_thread(unstopped, work)
         return await answer if inspect.isawaitable(answer) else answer
 
 
