@@ -34,12 +34,14 @@ from contract_engine.working_memory.compression import (
     train_dictionary,
 )
 from contract_engine.working_memory.errors import (
+    InflationError,
     MissingDictionaryError,
     UnreadableMemoryError,
     WrapperMissingError,
 )
 from contract_engine.working_memory.layers import run
 from contract_engine.working_memory.records import Record, RecordKey
+from contract_engine.working_memory.versions import Versioned
 
 KEY = RecordKey.under("memory", ConversationMemoryType.WORKING_MEMORY, "c")
 
@@ -223,6 +225,65 @@ def magicless(**settings: int) -> zstandard.ZstdCompressor:
 def deflated(body: bytes) -> bytes:
     deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
     return deflater.compress(body) + deflater.flush()
+
+
+def many_items(count: int, size: int) -> IMemoryInput:
+    data = [IWorkingMemory("x" * size) for _ in range(count)]
+    return IMemoryInput("c", ConversationMemoryType.WORKING_MEMORY, data, limit=None)
+
+
+def test_the_memories_of_a_record_inflate_to_no_more_than_the_limit_in_all() -> None:
+    inner = InMemoryManager()
+    manager = Compressed(inner, max_text_bytes=10_000)
+    manager.store(many_items(10, 1000))
+    assert len(manager.retrieve(many_items(10, 1000))) == 10
+    before = stored(inner)
+    with pytest.raises(InvalidInputError, match="data: 11,000 bytes of text, at most 10,000"):
+        manager.store(many_items(11, 1000))
+    assert stored(inner) == before
+    Compressed(inner).store(many_items(11, 1000))
+    with pytest.raises(InflationError, match="more than 10,000"):
+        manager.retrieve(many_items(11, 1000))
+    assert len(Compressed(inner).retrieve(many_items(11, 1000))) == 11
+
+
+def test_earlier_versions_have_what_is_left_of_the_limit_the_newest_first() -> None:
+    inner = InMemoryManager()
+    manager = Versioned(Compressed(inner, max_text_bytes=3_500))
+    texts = [str(number) * 1000 for number in range(6)]
+    for text in texts:
+        manager.store(of(text))
+    assert [memory.working_memory for memory in manager.retrieve(of())] == texts[-1:]
+    with pytest.raises(InflationError):
+        manager.get_memory_history("c", KEY.memory_type)
+    versions = stored(inner).versions
+    manager.restore_version("c", KEY.memory_type, timestamp=versions[-2].last_update)
+    assert [memory.working_memory for memory in manager.retrieve(of())] == [texts[3]]
+    with pytest.raises(InflationError):
+        manager.restore_version("c", KEY.memory_type, timestamp=versions[0].last_update)
+    found = Versioned(Compressed(inner)).get_memory_history("c", KEY.memory_type)
+    assert [version["content"] for version in found] == texts, "what was left alone is whole"
+
+
+def test_a_damaged_version_keeps_nobody_from_what_is_there_now() -> None:
+    inner = InMemoryManager()
+    manager = Versioned(Compressed(inner))
+    texts = [f"{number} {'y' * 100}" for number in range(3)]
+    for text in texts:
+        manager.store(of(text))
+    record = stored(inner)
+    (item,) = record.versions[0].items
+    assert item.marks
+    damaged = replace(record.versions[0], items=(replace(item, text=item.text[:-8]),))
+    run(inner.layer.write([(KEY, replace(record, versions=(damaged, *record.versions[1:])))]))
+    assert manager.retrieve(of())[0].working_memory == texts[2]
+    manager.store_many([of("another " + "z" * 100), of(texts[0], conversation_id="d")])
+    assert manager.retrieve(of())[0].working_memory == "another " + "z" * 100
+    with pytest.raises(UnreadableMemoryError, match="WORKING_MEMORY:c: its compressed form is damaged"):
+        manager.get_memory_history("c", KEY.memory_type)
+    manager.restore_version("c", KEY.memory_type, timestamp=record.versions[1].last_update)
+    assert manager.retrieve(of())[0].working_memory == texts[1]
+    assert stored(inner).versions[0] == damaged, "it stays as it is, until it is the oldest of too many"
 
 
 BOMB_BYTES = 100_000_000

@@ -211,10 +211,59 @@ def test_a_ciphertext_opens_under_its_own_key_only(elsewhere: str, part: str) ->
             assert [memory.working_memory for memory in manager.retrieve(request)] == [SECRET]
             assert len(manager.get_memory_history(key.conversation_id, key.memory_type)) == 1
             continue
+        if part == "versions":  # what is there now may be read and written all the same
+            assert [memory.working_memory for memory in manager.retrieve(request)] == [SECRET]
+            with pytest.raises(AlteredMemoryError):
+                manager.get_memory_history(key.conversation_id, key.memory_type)
+            when = taken["versions"][0].last_update
+            with pytest.raises(AlteredMemoryError):
+                manager.restore_version(key.conversation_id, key.memory_type, timestamp=when)
+            manager.update(request)
+            continue
         with pytest.raises(AlteredMemoryError):
             manager.retrieve(request)
         with pytest.raises(AlteredMemoryError):
             manager.update(request)
+
+
+def test_an_earlier_version_whose_key_is_not_there_stays_as_it_is() -> None:
+    """Whoever does not have the key reads and writes what is there now; whoever has it finds the version again."""
+    inner, other = InMemoryManager(), InMemoryManager()
+    for text in ("first", "second"):
+        Versioned(Encrypted(other, keys=ring("old", old=OLD), metadata=True)).store(of(text, metadata={"a": 1}))
+    without = Versioned(Encrypted(inner, keys=ring("new", new=NEW), metadata=True))
+    without.store(of("second"))
+    before = stored(other).versions
+    put(inner, replace(stored(inner), versions=before))
+    for text in ("third", "fourth"):
+        without.store(of(text))
+        assert without.retrieve(of())[0].working_memory == text
+        with pytest.raises(MissingKeyError, match="'old'"):
+            without.get_memory_history("c", WORKING)
+    without.update(of("fifth"))
+    with pytest.raises(MissingKeyError):
+        without.restore_version("c", WORKING, timestamp=before[0].last_update)
+    assert stored(inner).versions[: len(before)] == before
+    found = Versioned(Encrypted(inner, keys=ring(), metadata=True)).get_memory_history("c", WORKING)
+    assert [version["content"] for version in found] == ["first", "second", "third", "fourth"]
+    assert found[0]["metadata"] == {"a": 1}
+
+
+def test_a_plain_version_is_refused_where_only_encrypted_ones_are_accepted() -> None:
+    inner = InMemoryManager()
+    for text in ("first", "second"):
+        Versioned(inner).store(of(text))
+    Versioned(Encrypted(inner, keys=ring())).store(of("third"))
+    strict = Versioned(Encrypted(inner, keys=ring(), accept_plain=False))
+    put(inner, replace(stored(inner), versions=(Record((Item("planted", "1"),), {}, "", "2020-01-01T00:00:00"),)))
+    assert strict.retrieve(of())[0].working_memory == "third"
+    with pytest.raises(AlteredMemoryError):
+        strict.get_memory_history("c", WORKING)
+    with pytest.raises(AlteredMemoryError):
+        strict.restore_version("c", WORKING, timestamp="2020-01-01T00:00:00")
+    strict.store(of("fourth"))
+    with pytest.raises(AlteredMemoryError):
+        strict.get_memory_history("c", WORKING)
 
 
 def test_a_record_that_somebody_copies_in_redis_opens_under_its_own_prefix_only(redis_url: str, tenant: str) -> None:

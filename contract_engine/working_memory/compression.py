@@ -19,9 +19,9 @@ from contract_engine.memory.serializer import decode_text, encode_text
 from contract_engine.working_memory.errors import InflationError, MissingDictionaryError, UnreadableMemoryError
 from contract_engine.working_memory.layers import Layer
 from contract_engine.working_memory.manager import AsyncWorkingMemoryManager, WorkingMemoryManager
-from contract_engine.working_memory.records import Item, RecordKey
+from contract_engine.working_memory.records import Item, Record, RecordKey
 from contract_engine.working_memory.settings import check_count
-from contract_engine.working_memory.wrapping import AsyncWrapper, Manager, Sealing, Wrapped, Wrapper
+from contract_engine.working_memory.wrapping import AsyncWrapper, Known, Manager, Room, Sealing, Wrapped, Wrapper
 
 ZSTANDARD = "z"
 DEFLATE = "d"
@@ -38,7 +38,8 @@ LEVEL = 12
 """Of Zstandard. Above it short texts get no smaller to speak of, and long ones take much longer."""
 
 MAX_TEXT_BYTES = 64 * 2**20
-"""No text becomes larger than this when it is inflated, whatever its compressed form says."""
+"""The texts of a record, of its earlier versions too, become no larger than this in all when they are inflated,
+whatever their compressed forms say."""
 
 SHORT_BYTES = 1024
 """Up to here raw deflate is tried too: its fixed code costs nothing, where a frame of Zstandard costs ten bytes."""
@@ -132,20 +133,30 @@ class CompressedLayer(Sealing):
         if len(item.text) < self._min_chars:
             return item
         body = encode_text(item.text)
-        if len(body) > self._max_text_bytes:
-            raise InvalidInputError("working_memory", f"{len(body):,} bytes, at most {self._max_text_bytes:,}")
         method, text = self._codecs[self._mark].compress(body)
         mark = f"{method}:{self._mark}" if self._mark else method
         if len(text) + len(mark) >= len(body):
             return item
         return replace(item, text=text, marks=(*item.marks, mark))
 
+    def sealed(self, key: RecordKey, record: Record, known: Known | None = None) -> Record:
+        """See :class:`Sealing`; what could not be opened again is refused."""
+        if 4 * sum(len(item.text) for item in record.items) > self._max_text_bytes and record.left is None:
+            size = sum(len(encode_text(item.text)) for item in record.items)
+            if size > self._max_text_bytes:
+                raise InvalidInputError("data", f"{size:,} bytes of text, at most {self._max_text_bytes:,}")
+        return super().sealed(key, record, known)
+
     def is_current(self, item: Item) -> bool:
         """See :class:`Sealing`: what an older dictionary has compressed is compressed anew, what is plain not tried."""
         method, _, dictionary_id = item.marks[-1].partition(":") if item.marks else ("", "", "")
         return method not in METHODS or dictionary_id == self._mark
 
-    def open(self, key: RecordKey, item: Item) -> Item:
+    def new_room(self) -> Room:
+        """See :class:`Sealing`."""
+        return Room(self._max_text_bytes)
+
+    def open(self, key: RecordKey, item: Item, room: Room) -> Item:
         """See :class:`Sealing`."""
         method, _, dictionary_id = item.marks[-1].partition(":") if item.marks else ("", "", "")
         if method not in METHODS:
@@ -154,12 +165,13 @@ class CompressedLayer(Sealing):
         if codec is None:
             raise MissingDictionaryError(key, dictionary_id)
         try:
-            body = codec.inflate(method, item.text, max_bytes=self._max_text_bytes)
+            body = codec.inflate(method, item.text, max_bytes=room.left)
             text = None if body is None else decode_text(body)
         except (ValueError, binascii.Error, zlib.error, _zstandard().ZstdError, CorruptDataError) as exc:
             raise UnreadableMemoryError(key, "its compressed form is damaged") from exc
-        if text is None:
+        if body is None or text is None:
             raise InflationError(key, f"inflates to more than {self._max_text_bytes:,} bytes")
+        room.left -= len(body)
         return replace(item, text=text, marks=item.marks[:-1])
 
 
@@ -191,8 +203,9 @@ class Compressed(_Compressed[WorkingMemoryManager], Wrapper):
     """Keeps texts compressed where that makes them smaller; metadata stay as they are.
 
     ``dictionary``: of :func:`train_dictionary`; without one, texts of less than a few hundred characters hardly shrink.
-    It is needed to read what was written with it, so keep it; ``older_dictionaries`` are only read with. A text that
-    would inflate to more than ``max_text_bytes`` is an :class:`InflationError`, and is not inflated.
+    It is needed to read what was written with it, so keep it; ``older_dictionaries`` are only read with. A record that
+    would inflate to more than ``max_text_bytes`` in all is an :class:`InflationError`, and is not inflated; so is an
+    earlier version for which nothing of that is left.
     """
 
 

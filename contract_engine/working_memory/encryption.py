@@ -21,7 +21,7 @@ from contract_engine.working_memory.layers import Call, Flow, Layer, run, run_as
 from contract_engine.working_memory.manager import AsyncWorkingMemoryManager, WorkingMemoryManager
 from contract_engine.working_memory.patterns import check_pattern
 from contract_engine.working_memory.records import Item, Record, RecordKey, Ttl
-from contract_engine.working_memory.wrapping import AsyncWrapper, Manager, Sealing, Wrapped, Wrapper, Wrapping
+from contract_engine.working_memory.wrapping import AsyncWrapper, Manager, Room, Sealing, Wrapped, Wrapper, Wrapping
 
 METHOD = "aes-256-gcm"
 WITH_METADATA = "aes-256-gcm+metadata"
@@ -107,7 +107,7 @@ class EncryptedLayer(Sealing):
         text = self._encrypt(key, self._keys.active, place, content)
         return replace(item, text=text, metadata={}, marks=(*item.marks, mark))
 
-    def open(self, key: RecordKey, item: Item) -> Item:
+    def open(self, key: RecordKey, item: Item, room: Room) -> Item:
         """See :class:`Sealing`."""
         mark = item.marks[-1] if item.marks else ""
         method, _, key_id = mark.partition(":")

@@ -164,6 +164,7 @@ class Front:
             chosen = next((version for version in reversed(versions) if version.last_update == timestamp), None)
             if record is None or chosen is None:
                 raise InvalidInputError("timestamp", f"there is no version of {timestamp!r}; see get_memory_history()")
+            check_marks(chosen, key.name)
             return replace(record, items=chosen.items, metadata=chosen.metadata, last_update=now)
 
         yield from self.layer.change(key, revise)

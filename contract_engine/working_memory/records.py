@@ -68,7 +68,8 @@ class Record(msgspec.Struct, gc=False):
     """Everything under one key. Times are ISO 8601.
 
     ``versions``: earlier contents, oldest first, where a wrapper keeps them; each has no versions of its own.
-    ``ttl_seconds``: how long what is written now is to live, None for ever; not part of what is stored.
+    ``ttl_seconds``: how long what is written now is to live, None for ever; not part of what is stored. Nor is
+    ``left``: the layer that cannot undo what was done to an earlier version, and leaves it as it found it; and why.
     """
 
     items: tuple[Item, ...]
@@ -77,3 +78,4 @@ class Record(msgspec.Struct, gc=False):
     last_update: str
     versions: tuple[Record, ...] = ()
     ttl_seconds: float | Ttl | None = Ttl.OF_THE_STORE
+    left: tuple[object, Exception] | None = None

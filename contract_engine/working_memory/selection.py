@@ -46,7 +46,9 @@ def ranked(memories: Sequence[IWorkingMemory], query: str) -> list[IWorkingMemor
 
 
 def check_marks(record: Record, name: str) -> None:
-    """Raise :class:`WrapperMissingError` where a text is not what its author wrote."""
+    """Raise :class:`WrapperMissingError` where a text is not what its author wrote, or why a version is not."""
+    if record.left is not None:
+        raise record.left[1]
     for item in record.items:
         if item.marks:
             raise WrapperMissingError(item.marks[-1], name)

@@ -8,11 +8,14 @@ from typing import Any, Generic, TypeVar
 
 from msgspec.structs import replace
 
-from contract_engine.memory.errors import ConfigurationError, InvalidInputError
+from contract_engine.memory.errors import ConfigurationError, CorruptDataError, InvalidInputError
+from contract_engine.working_memory.errors import UnreadableMemoryError
 from contract_engine.working_memory.layers import Flow, Layer
 from contract_engine.working_memory.manager import AsyncWorkingMemoryManager, WorkingMemoryManager
 from contract_engine.working_memory.records import Item, Record, RecordKey
 from contract_engine.working_memory.stores import AsyncStore, Store
+
+_NO_LIMIT = 2**62
 
 Revise = Callable[[Record | None], Record | None]
 Manager = TypeVar("Manager", bound=WorkingMemoryManager | AsyncWorkingMemoryManager)
@@ -47,15 +50,26 @@ class Wrapping:
 
 
 class Sealing(Wrapping, ABC):
-    """A layer below which items have another form; earlier versions of a record are treated as the record itself is."""
+    """A layer below which items have another form; earlier versions of a record are treated as the record itself is.
+
+    But for a version that cannot be opened: whoever reads the record as it is now need not know, and whoever asks for
+    that version is told.
+    """
 
     @abstractmethod
     def seal(self, key: RecordKey, item: Item) -> Item:
         """Return the item as it is to be below, with a mark of what was done."""
 
     @abstractmethod
-    def open(self, key: RecordKey, item: Item) -> Item:
-        """Return the item of :meth:`seal`; one whose last mark is not ours as it is."""
+    def open(self, key: RecordKey, item: Item, room: Room) -> Item:
+        """Return the item of :meth:`seal`; one whose last mark is not ours as it is.
+
+        ``room`` is that of all items of a record and of its versions.
+        """
+
+    def new_room(self) -> Room:
+        """Return how much may be made of what a record and its versions hold."""
+        return Room(_NO_LIMIT)
 
     def seal_metadata(self, key: RecordKey, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the metadata of a record as they are to be below."""
@@ -76,7 +90,7 @@ class Sealing(Wrapping, ABC):
 
     def change(self, key: RecordKey, revise: Revise) -> Flow[Record | None]:
         """See :class:`Layer`."""
-        known = _Known()
+        known = Known()
 
         def below(sealed: Record | None) -> Record | None:
             opened = sealed and self.opened(key, sealed, known)
@@ -92,8 +106,10 @@ class Sealing(Wrapping, ABC):
         """Tell whether a sealed item that stays as it is may stay in the form it has."""
         return True
 
-    def sealed(self, key: RecordKey, record: Record, known: _Known | None = None) -> Record:
+    def sealed(self, key: RecordKey, record: Record, known: Known | None = None) -> Record:
         """Return a record as it is to be below."""
+        if record.left is not None:  # this layer or one below could not open it
+            return replace(record, left=None) if record.left[0] is self else record
         return replace(
             record,
             items=tuple(self._sealed_item(key, item, known) for item in record.items),
@@ -101,16 +117,32 @@ class Sealing(Wrapping, ABC):
             versions=tuple(self.sealed(key, version, known) for version in record.versions),
         )
 
-    def opened(self, key: RecordKey, record: Record, known: _Known | None = None) -> Record:
+    def opened(self, key: RecordKey, record: Record, known: Known | None = None) -> Record:
         """Return the record of :meth:`sealed`."""
+        room = self.new_room()
+        present = self._opened(key, record, known, room)
+        if not record.versions:
+            return present
+        # The newest first: where there is no room for all, these are asked for most.
+        versions = [self._opened_version(key, version, known, room) for version in reversed(record.versions)]
+        return replace(present, versions=tuple(reversed(versions)))
+
+    def _opened(self, key: RecordKey, record: Record, known: Known | None, room: Room) -> Record:
         return replace(
             record,
-            items=tuple(self._opened_item(key, item, known) for item in record.items),
+            items=tuple(self._opened_item(key, item, known, room) for item in record.items),
             metadata=self.open_metadata(key, record.metadata),
-            versions=tuple(self.opened(key, version, known) for version in record.versions),
         )
 
-    def _sealed_item(self, key: RecordKey, item: Item, known: _Known | None) -> Item:
+    def _opened_version(self, key: RecordKey, version: Record, known: Known | None, room: Room) -> Record:
+        if version.left is not None:
+            return version
+        try:
+            return self._opened(key, version, known, room)
+        except (UnreadableMemoryError, CorruptDataError) as exc:
+            return replace(version, left=(self, exc.with_traceback(None)))
+
+    def _sealed_item(self, key: RecordKey, item: Item, known: Known | None) -> Item:
         sealed = None if known is None else known.sealed(item)
         if sealed is None or not self.is_current(sealed):
             sealed = self.seal(key, item)
@@ -118,16 +150,25 @@ class Sealing(Wrapping, ABC):
                 known.note(sealed, item)
         return sealed
 
-    def _opened_item(self, key: RecordKey, item: Item, known: _Known | None) -> Item:
+    def _opened_item(self, key: RecordKey, item: Item, known: Known | None, room: Room) -> Item:
         opened = None if known is None else known.opened(item)
         if opened is None:
-            opened = self.open(key, item)
+            opened = self.open(key, item, room)
             if known is not None:
                 known.note(item, opened)
         return opened
 
 
-class _Known:
+class Room:
+    """How many bytes may still be made of one record."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+
+class Known:
     """Both forms of items, for as long as a change is tried: what stays is neither opened nor sealed again."""
 
     def __init__(self) -> None:
