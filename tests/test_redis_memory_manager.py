@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
@@ -40,8 +41,10 @@ from contract_engine.working_memory import (
     AsyncRedisWorkingMemoryManager,
     RedisMemoryManager,
     RedisWorkingMemoryManager,
+    WorkingMemoryAgent,
     WorkingMemoryManager,
 )
+from contract_engine.working_memory.compression import Compressed
 from contract_engine.working_memory.redis_store import EXCHANGE, RedisStore
 
 DEAD_URL = "redis://someone:sesame@127.0.0.1:1/0"
@@ -162,7 +165,9 @@ def test_the_url_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert database(RedisWorkingMemoryManager("redis://here/2")) == ("here", None, 2)
 
 
-@pytest.mark.parametrize("url", ["", "http://x:sesame@y", "redis://x:sesame@y:port", 5, "redis://x?nonsense=sesame"])
+@pytest.mark.parametrize(
+    "url", ["", "http://x:sesame@y", "redis://x:sesame@y:port", 5, "redis://x?nonsense=sesame", "redis://x?retry=1"]
+)
 def test_a_bad_url_is_refused_without_its_password(url: Any) -> None:
     for kind in (RedisWorkingMemoryManager, AsyncRedisWorkingMemoryManager):
         with pytest.raises(ConfigurationError) as caught:
@@ -185,7 +190,8 @@ def test_a_batch_is_one_round_trip_and_no_call_looks_for_keys(harmed: MemoryBack
     assert manager.cleanup(f"{harmed.prefix}:*:c*") == 1000
     after = faults.calls()
     grown = {name: count - before.get(name, 0) for name, count in after.items() if count != before.get(name, 0)}
-    assert grown["exec"] == grown["mset"] == grown["eval"] == grown["mget"] == grown["setex"] == grown["get"] == 1
+    assert grown["mset"] == grown["eval"] == grown["mget"] == grown["exists"] == grown["setex"] == grown["get"] == 1
+    assert grown["exec"] == 2
     assert "keys" not in grown
     assert grown["scan"] >= 2
 
@@ -321,8 +327,28 @@ def test_a_key_of_another_type_is_no_record(backend: MemoryBackend, raw: redis.R
     for call in (manager.retrieve, manager.update):
         with pytest.raises(CorruptDataError):
             call(say("c1", "x"))
+    manager.store(say("c2", "y"))
+    with pytest.raises(CorruptDataError, match="another type"):
+        manager.retrieve_many([ask("c2"), ask("c1"), ask("c3")])
     manager.store(say("c1", "x"))
     assert texts_of(manager.retrieve(ask("c1"))) == ["x"]
+    twice = manager.retrieve_many([ask("c2"), ask("c1"), ask("c3"), ask("c1")])
+    assert [texts_of(found) for found in twice] == [["y"], ["x"], [], ["x"]]
+
+
+def test_a_client_that_decodes_is_told_of_what_it_cannot(redis_url: str, tenant: str) -> None:
+    with RedisWorkingMemoryManager(redis_url, prefix=tenant) as theirs:
+        theirs.store(say("c1", "plain"))
+        Compressed(theirs).store(say("c2", "long " * 100))
+        manager = RedisWorkingMemoryManager(redis_url, prefix=tenant)
+        manager.redis_client = redis.Redis.from_url(redis_url, decode_responses=True)
+        assert texts_of(manager.retrieve(ask("c1"))) == ["plain"]
+        for call in (manager.retrieve, lambda one: manager.retrieve_many([one, ask("c1")]), Compressed(manager).update):
+            with pytest.raises(ConfigurationError, match="decode_responses=False"):
+                call(say("c2", "x"))
+        assert texts_of(manager.retrieve(ask("c1"))) == ["plain"]
+        manager.redis_client.close()
+        assert theirs.cleanup(f"{tenant}:*", everything=True) == 2
 
 
 def test_a_wrong_password_is_a_misconfiguration(private: EmbeddedServers, colour: str, tmp_path: Path) -> None:
@@ -476,6 +502,50 @@ def test_a_line_is_formed_anew_on_another_loop(redis_url: str, tenant: str) -> N
 
     asyncio.run(main())
     asyncio.run(main())
+
+
+def test_a_second_loop_has_connections_of_its_own(redis_url: str, tenant: str) -> None:
+    """As in programs that call ``asyncio.run`` for each turn, and close nothing between."""
+    manager = AsyncRedisWorkingMemoryManager(redis_url, prefix=tenant, pool_size=3)
+
+    async def turn(number: int) -> list[str]:
+        names = [f"{number}-{worker}" for worker in range(12)]
+        await asyncio.gather(*[manager.store(say(name, name)) for name in names])
+        return [texts_of(await manager.retrieve(ask(name)))[0] for name in names]
+
+    with redis.Redis.from_url(redis_url) as raw:
+        before = len(raw.client_list())
+        for number in range(4):
+            assert asyncio.run(turn(number)) == [f"{number}-{worker}" for worker in range(12)]
+            gc.collect()
+            assert len(raw.client_list()) <= before + 3, "those of the loop before are closed"
+        asyncio.run(manager.aclose())
+        assert waited_for(lambda: len(raw.client_list()) == before)
+
+
+def test_two_loops_at_once_are_refused(redis_url: str, tenant: str) -> None:
+    manager = AsyncRedisWorkingMemoryManager(redis_url, prefix=tenant)
+    first = asyncio.new_event_loop()
+    try:
+        first.run_until_complete(manager.store(say("c1", "x")))
+        with pytest.raises(ConfigurationError, match="one manager per loop"):
+            asyncio.run(manager.retrieve(ask("c1")))
+        assert texts_of(first.run_until_complete(manager.retrieve(ask("c1")))) == ["x"]
+        first.run_until_complete(manager.aclose())
+    finally:
+        first.close()
+
+
+def test_an_agent_may_be_run_turn_by_turn(redis_url: str, tenant: str) -> None:
+    class Echo:
+        def chat(self, request: Any) -> str:
+            return "noted"
+
+    manager = AsyncRedisWorkingMemoryManager(redis_url, prefix=tenant)
+    agent = WorkingMemoryAgent(Echo(), manager)
+    for _ in range(4):
+        assert asyncio.run(agent.process("said", "c1")) == "success"
+    asyncio.run(manager.aclose())
 
 
 def test_no_connection_in_time_is_said_to_tasks_too(redis_url: str) -> None:

@@ -36,6 +36,14 @@ def matcher(pattern: str) -> Callable[[str], object]:
     return re.compile(f"{first}{found}.*{last}", re.DOTALL).fullmatch
 
 
+def widened(pattern: str) -> str:
+    """Return a pattern for who matches bytes, and no fewer names: ``?`` and a set are one byte there, and one character
+    here. What it brings is to be matched again.
+    """
+    wide = _PIECE.sub(lambda piece: piece[0] if piece["escaped"] or piece["plain"] else "*", pattern)
+    return re.sub(r"\\.|\*+", lambda found: "*" if found[0][0] == "*" else found[0], wide, flags=re.DOTALL)
+
+
 def literal_head(pattern: str) -> str:
     """Return what every matching name begins with."""
     return re.split(r"[*?\[\\]", pattern, maxsplit=1)[0]

@@ -33,6 +33,10 @@ TIMEOUT_SECONDS = 0.5
 POOL_SIZE = 20
 
 
+OBJECTS = ("retry", "retry_on_error", "credential_provider")
+"""Options of redis-py that are no texts, though it takes them from a URL."""
+
+
 def default_url() -> str:
     """Return ``REDIS_URL``, else database 1 of this machine."""
     return os.environ.get("REDIS_URL") or DEFAULT_URL
@@ -61,10 +65,13 @@ def _client(module: Any, pool: Any, url: object, *, timeout_seconds: float, pool
         client = module.from_url(url, **options)
         if isinstance(client, module.Redis):
             client.connection_pool.make_connection()  # opens nothing, and finds options that redis-py does not know
-    except (ValueError, TypeError):  # neither their words nor their trace may carry a password on
+    except (ValueError, TypeError, AttributeError):  # neither their words nor their trace may carry a password on
         problem = "not a redis://, rediss:// or unix:// URL with options that redis-py knows"
         raise ConfigurationError("storage_url", problem) from None
     if isinstance(client, module.Redis):
+        taken = [name for name in OBJECTS if client.connection_pool.connection_kwargs.get(name) != options.get(name)]
+        if taken:
+            raise ConfigurationError("storage_url", f"{taken[0]} cannot be told in a URL")
         found = client.connection_pool  # what redis-py makes of a URL raises at once when all connections are in use
         client.connection_pool = pool(
             max_connections=found.max_connections,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from queue import Empty
 from typing import Any
 
@@ -11,6 +12,7 @@ import redis.asyncio
 from redis import exceptions as redis_exc
 
 from contract_engine.memory._runtime.places import Places
+from contract_engine.memory.errors import ConfigurationError
 
 NO_CONNECTION = "No connection available."
 """What both pools say where no connection became free in time, as those of redis-py do."""
@@ -81,7 +83,13 @@ class AsyncQueueingConnectionPool(redis.asyncio.ConnectionPool):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def get_connection(self, *_: Any, **__: Any) -> Any:
-        """Return a connection that is open."""
+        """Return a connection that is open.
+
+        Those of a loop that is closed are given up. While one is not, use from another is a
+        :class:`ConfigurationError`.
+        """
+        if (loop := asyncio.get_running_loop()) is not self._loop:
+            self._adopt(loop)
         if self._places.locked():
             await self._wait_for_place()
         else:
@@ -110,14 +118,41 @@ class AsyncQueueingConnectionPool(redis.asyncio.ConnectionPool):
                 self._in_use_connections.discard(connection)
                 self._places.release()
 
-    async def _wait_for_place(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._loop not in (None, loop):
-            # A line belongs to a loop: nobody waits in that of a former one any more.
-            self._places = asyncio.Semaphore(self.max_connections - len(self._in_use_connections))
+    def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            raise ConfigurationError("event loop", "this manager is in use on another one; make one manager per loop")
+        self._give_all_up()
+        # A line belongs to a loop: nobody waits in that of a former one any more.
+        self._places = asyncio.Semaphore(self.max_connections)
         self._loop = loop
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close all connections."""
+        if self._loop is not None and self._loop.is_closed():
+            self._give_all_up()
+        await super().disconnect(inuse_connections)
+
+    def _give_all_up(self) -> None:
+        for connection in (*self._available_connections, *self._in_use_connections):
+            _give_up(connection)
+        self._available_connections.clear()
+        self._in_use_connections.clear()
+
+    async def _wait_for_place(self) -> None:
         try:
             async with asyncio.timeout(self.timeout):
                 await self._places.acquire()
         except TimeoutError as exc:
             raise redis_exc.ConnectionError(NO_CONNECTION) from exc
+
+
+def _give_up(connection: Any) -> None:
+    """Close a connection whose loop is closed, which can neither wait for that nor be told of it."""
+    writer, connection._writer, connection._reader = connection._writer, None, None
+    if writer is None:
+        return
+    with suppress(RuntimeError):  # the loop is closed
+        writer.transport.abort()
+    # What the loop would have called: without it the socket stays open until the collector finds it, and complains.
+    if (end := getattr(writer.transport, "_call_connection_lost", None)) is not None:
+        end(None)

@@ -11,7 +11,14 @@ from typing import Any, Protocol
 from redis import exceptions as redis_exc
 
 from contract_engine.memory._runtime.failures import redis_failure
-from contract_engine.memory.errors import MemoryServiceError, PoolExhaustedError, RedisUnavailableError
+from contract_engine.memory.errors import (
+    ConfigurationError,
+    CorruptDataError,
+    MemoryServiceError,
+    PoolExhaustedError,
+    RedisUnavailableError,
+)
+from contract_engine.working_memory.patterns import matcher, widened
 from contract_engine.working_memory.records import Ttl
 from contract_engine.working_memory.redis_pool import NO_CONNECTION
 from contract_engine.working_memory.stores import SCAN_BATCH, Batch, Entry, HasTtl, TimeToLive, seconds_to_live
@@ -57,10 +64,10 @@ class RedisStore:
         self._owner = owner
 
     def get(self, names: Sequence[str]) -> list[bytes | None]:
-        """Answer what is kept under the names: GET of one, MGET of many."""
+        """Answer what is kept under the names: GET of one, for many MGET and how many of these keys there are."""
         if len(names) == 1:
             return [_body(self._do("get", names[0]))]
-        return [_body(found) for found in self._do("mget", names)]
+        return bodies(*self._transact(get_commands(names)))
 
     def put(self, entries: Sequence[Entry]) -> None:
         """Keep all of them: SETEX of one, a transaction for many."""
@@ -80,7 +87,7 @@ class RedisStore:
 
     def scan(self, pattern: str, cursor: int | None) -> Batch:
         """Answer some of the names."""
-        return scanned(self._do("scan", cursor or 0, pattern, SCAN_BATCH))
+        return scanned(self._do("scan", cursor or 0, widened(pattern), SCAN_BATCH), pattern)
 
     def facts(self) -> dict[str, Any]:
         """Answer what Redis says of its memory, and how many keys it has."""
@@ -89,17 +96,18 @@ class RedisStore:
     def _do(self, method: str, *arguments: Any) -> Any:
         try:
             return getattr(self._owner.redis_client, method)(*arguments)
-        except redis_exc.RedisError as exc:
+        except FAILURES as exc:
             raise failure(exc) from exc
 
-    def _transact(self, commands: Sequence[tuple[Any, ...]]) -> None:
+    def _transact(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         pipeline = self._owner.redis_client.pipeline(transaction=True)
         for words in commands:
             pipeline.execute_command(*words)
         try:
-            pipeline.execute()
-        except redis_exc.RedisError as exc:
+            answers: list[Any] = pipeline.execute()
+        except FAILURES as exc:
             raise failure(exc) from exc
+        return answers
 
     def _run(self, script: Script, words: tuple[Any, ...]) -> Any:
         client = self._owner.redis_client
@@ -108,7 +116,7 @@ class RedisStore:
                 return client.evalsha(script.sha, *words)
             except redis_exc.NoScriptError:
                 return client.eval(script.source, *words)
-        except redis_exc.RedisError as exc:
+        except FAILURES as exc:
             raise failure(exc) from exc
 
 
@@ -122,7 +130,7 @@ class AsyncRedisStore:
         """:meth:`RedisStore.get`."""
         if len(names) == 1:
             return [_body(await self._do("get", names[0]))]
-        return [_body(found) for found in await self._do("mget", names)]
+        return bodies(*await self._transact(get_commands(names)))
 
     async def put(self, entries: Sequence[Entry]) -> None:
         """:meth:`RedisStore.put`."""
@@ -143,7 +151,7 @@ class AsyncRedisStore:
 
     async def scan(self, pattern: str, cursor: int | None) -> Batch:
         """:meth:`RedisStore.scan`."""
-        return scanned(await self._do("scan", cursor or 0, pattern, SCAN_BATCH))
+        return scanned(await self._do("scan", cursor or 0, widened(pattern), SCAN_BATCH), pattern)
 
     async def facts(self) -> dict[str, Any]:
         """:meth:`RedisStore.facts`."""
@@ -152,17 +160,18 @@ class AsyncRedisStore:
     async def _do(self, method: str, *arguments: Any) -> Any:
         try:
             return await getattr(self._owner.redis_client, method)(*arguments)
-        except redis_exc.RedisError as exc:
+        except FAILURES as exc:
             raise failure(exc) from exc
 
-    async def _transact(self, commands: Sequence[tuple[Any, ...]]) -> None:
+    async def _transact(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         pipeline = self._owner.redis_client.pipeline(transaction=True)
         for words in commands:
             pipeline.execute_command(*words)
         try:
-            await pipeline.execute()
-        except redis_exc.RedisError as exc:
+            answers: list[Any] = await pipeline.execute()
+        except FAILURES as exc:
             raise failure(exc) from exc
+        return answers
 
     async def _run(self, script: Script, words: tuple[Any, ...]) -> Any:
         client = self._owner.redis_client
@@ -171,12 +180,19 @@ class AsyncRedisStore:
                 return await client.evalsha(script.sha, *words)
             except redis_exc.NoScriptError:
                 return await client.eval(script.source, *words)
-        except redis_exc.RedisError as exc:
+        except FAILURES as exc:
             raise failure(exc) from exc
 
 
-def failure(exc: redis_exc.RedisError) -> MemoryServiceError:
+FAILURES = (redis_exc.RedisError, UnicodeDecodeError)
+"""What a client raises; the second one where it makes texts of what it reads."""
+
+
+def failure(exc: redis_exc.RedisError | UnicodeDecodeError) -> MemoryServiceError:
     """Return our error for one of redis-py."""
+    if isinstance(exc, UnicodeDecodeError):
+        problem = "decodes what it reads, and records that wrappers have marked are bytes; give decode_responses=False"
+        return ConfigurationError("redis_client", problem)
     if isinstance(exc, redis_exc.ConnectionError) and str(exc) == NO_CONNECTION:
         return PoolExhaustedError("no free Redis connection")
     error, _ = redis_failure(exc)
@@ -232,16 +248,29 @@ def exchange_words(name: str, old: bytes | None, new: bytes | None, ttl_ms: int)
     return 1, name, old or b"", new or b"", ttl_ms
 
 
-def scanned(answer: tuple[int, list[bytes | str]]) -> Batch:
-    """Return a step of a scan; a name that is no text is none of ours."""
+def get_commands(names: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Return the commands that read many entries, in one transaction."""
+    return [("MGET", *names), ("EXISTS", *names)]
+
+
+def bodies(found: Sequence[bytes | str | None], count: int) -> list[bytes | None]:
+    """Return what is kept under many names: to MGET a key of another type is one that is not there."""
+    if sum(body is not None for body in found) != count:
+        raise CorruptDataError("a key of ours holds another type")
+    return [_body(body) for body in found]
+
+
+def scanned(answer: tuple[int, list[bytes | str]], pattern: str) -> Batch:
+    """Return a step of a scan for a :func:`widened` pattern; a name that is no text is none of ours."""
     cursor, found = answer
+    matches = matcher(pattern)
     names = []
     for name in found:
         try:
             names.append(name if isinstance(name, str) else name.decode())
         except UnicodeDecodeError:
             continue
-    return Batch(names, cursor or None)
+    return Batch([name for name in names if matches(name)], cursor or None)
 
 
 def stated(memory: dict[str, Any], keys: int) -> dict[str, Any]:
