@@ -410,6 +410,52 @@ def test_stats_name_what_is_there(backend: MemoryBackend, manager: WorkingMemory
     assert stats["prefix"] == backend.prefix
 
 
+def test_a_glob_matches_characters_everywhere(backend: MemoryBackend, manager: WorkingMemoryManager) -> None:
+    """Redis matches bytes, of which most characters have several."""
+    every = ("é", "ée", "aé", "日本", "日", "a", "ab", "🦊x")
+    for pattern, gone in {
+        "*:?": {"é", "日", "a"},
+        "*Y:??": {"ée", "aé", "日本", "ab", "🦊x"},
+        "*Y:[é日]*": {"é", "ée", "日", "日本"},
+        "*Y:[^a]": {"é", "日"},
+        "*Y:a?": {"aé", "ab"},
+        "*Y:日*": {"日", "日本"},
+        "*[Y]:?x": {"🦊x"},
+    }.items():
+        manager.store_many([say(name, "x") for name in every])
+        assert manager.cleanup(f"{backend.prefix}:{pattern}", everything=True) == len(gone), pattern
+        assert {name for name in every if not manager.retrieve(ask(name))} == gone, pattern
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Whole(int):
+    pass
+
+
+class Real(float):
+    pass
+
+
+@pytest.mark.parametrize("text", ["short", "long " * 50, "\ud800"], ids=["short", "long", "surrogate"])
+def test_texts_and_numbers_of_classes_of_their_own_come_back_plain(manager: WorkingMemoryManager, text: str) -> None:
+    metadata = {Text("text"): Text("v"), "whole": Whole(3), "real": Real(1.5)}
+    request = IMemoryInput(
+        Text("c1"), WORKING, [IWorkingMemory(Text(text), metadata, Text("id"))], metadata={"all": [Whole(2)]}
+    )
+    for write in (manager.store, lambda one: manager.store_many([one]), manager.update):
+        write(request)
+        (memory,) = manager.retrieve(ask("c1"))
+        assert (memory.working_memory, memory.memory_id) == (text, "id")
+        assert memory.metadata == {"text": "v", "whole": 3, "real": 1.5, "all": [2]}
+        assert [type(value) for value in memory.metadata.values()].count(str) == 1
+        assert type(memory.working_memory) is str
+    manager.store_rich(Text("c1"), RichMemory(Text("more"), Whole(7), [Text("tag")]))
+    assert manager.get_important_memories("c1") == [RichMemory("more", 7, ["tag"])]
+
+
 # -- what others have written
 
 

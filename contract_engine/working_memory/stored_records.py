@@ -76,8 +76,19 @@ class _PackedRecord(msgspec.Struct, array_like=True, gc=False):
     change: str
 
 
-_encoder = msgspec.json.Encoder()
-_packer = msgspec.msgpack.Encoder()
+def _plain(value: Any) -> Any:
+    """Return the text or number that one of a class of its own is; msgspec asks for what it does not know."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_plain)
+_packer = msgspec.msgpack.Encoder(enc_hook=_plain)
 _unpacker = msgspec.msgpack.Decoder(_PackedRecord)
 _decoder = msgspec.json.Decoder(_StoredRecord)
 _PACKED_HEAD = b"\x96"
@@ -142,7 +153,8 @@ def encode_record(record: Record, *, change: str = "") -> bytes:
                 return _packer.encode(_packed(record, change))
         return _encoder.encode(_stored(record, change))
     except UnicodeEncodeError:  # lone surrogates
-        return encode_value(msgspec.to_builtins(_stored(record, change)), field="data", max_bytes=_NO_LIMIT)
+        stored = msgspec.to_builtins(_stored(record, change), enc_hook=_plain)
+        return encode_value(stored, field="data", max_bytes=_NO_LIMIT)
 
 
 def decode_record(body: bytes) -> Record:
