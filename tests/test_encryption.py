@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 import redis
 from msgspec.structs import replace
 
-from contract_engine.memory.errors import ConfigurationError, InvalidInputError
+from contract_engine.memory.errors import ConfigurationError, CorruptDataError, InvalidInputError
 from contract_engine.working_memory import (
     ConversationMemoryType,
     IMemoryInput,
@@ -26,7 +27,7 @@ from contract_engine.working_memory import (
 )
 from contract_engine.working_memory.compression import Compressed
 from contract_engine.working_memory.encryption import SEALED_METADATA, Encrypted, KeyRing
-from contract_engine.working_memory.errors import AlteredMemoryError, MissingKeyError
+from contract_engine.working_memory.errors import AlteredMemoryError, MissingKeyError, NotRenewedError
 from contract_engine.working_memory.layers import run
 from contract_engine.working_memory.records import Item, Record, RecordKey
 from contract_engine.working_memory.redis_memory_manager import RedisWorkingMemoryManager
@@ -421,6 +422,42 @@ def test_reencrypt_adds_no_version_wherever_versions_are_kept(is_outer: bool) ->
     assert [version["metadata"] for version in reader.get_memory_history("c")] == [{"is": "one"}, {"is": "two"}]
     assert '"old' not in repr(stored(inner))
     assert "gcm:old" not in repr(stored(inner))
+
+
+def test_reencrypt_does_the_rest_and_names_what_it_could_not_read() -> None:
+    inner = InMemoryManager()
+    old, new = (Versioned(Encrypted(inner, keys=ring(active))) for active in ("old", "new"))
+    for number in range(6):
+        for text in ("first", "second"):
+            old.store(of(f"{text} {number}", conversation_id=f"c{number}"))
+    keys = [RecordKey.under("memory", WORKING, f"c{number}") for number in range(6)]
+
+    def harm(record: Record) -> Record:
+        return replace(record, items=tuple(replace(item, text=item.text[:-8]) for item in record.items))
+
+    before = {number: stored(inner, keys[number]) for number in (2, 4)}
+    put(inner, harm(before[2]), keys[2])
+    put(inner, replace(before[4], versions=tuple(map(harm, before[4].versions))), keys[4])
+    inner.store_of_records.put([(keys[5].name, b"no record", None)])
+    told: list[int] = []
+    for renewed in (4, 0):
+        with pytest.raises(NotRenewedError) as caught:
+            new.manager.reencrypt("memory:*", everything=True, progress=told.append)  # type: ignore[attr-defined]
+        error = pickle.loads(pickle.dumps(caught.value))
+        assert (error.renewed, len(error.problems)) == (renewed, 3)
+        for number in (2, 4, 5):
+            assert f"WORKING_MEMORY:c{number}" in str(error)
+        assert "second" not in str(error)
+    assert told[-2:] == [4, 0]
+    only_new = Versioned(Encrypted(inner, keys=ring("new", new=NEW)))
+    for number in (0, 1, 3, 4):
+        assert only_new.retrieve(of(conversation_id=f"c{number}"))[0].working_memory == f"second {number}"
+    with pytest.raises(CorruptDataError, match="WORKING_MEMORY:c5: bytes that are not"):
+        only_new.retrieve(of(conversation_id="c5"))
+    put(inner, before[2], keys[2])
+    inner.delete(of(conversation_id="c4"))
+    inner.delete(of(conversation_id="c5"))
+    assert Encrypted(inner, keys=ring()).reencrypt("memory:*", everything=True) == 1
 
 
 def test_reencrypt_refuses_what_would_match_everything() -> None:

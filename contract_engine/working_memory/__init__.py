@@ -10,6 +10,7 @@ from contract_engine.working_memory.errors import (
     InflationError,
     MissingDictionaryError,
     MissingKeyError,
+    NotRenewedError,
     UnreadableMemoryError,
     WrapperMissingError,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "KeyRing",
     "MissingDictionaryError",
     "MissingKeyError",
+    "NotRenewedError",
     "RedisMemoryManager",
     "RedisWorkingMemoryManager",
     "Retrying",

@@ -15,7 +15,12 @@ from msgspec.structs import replace
 
 from contract_engine.memory.errors import ConfigurationError, CorruptDataError, InvalidInputError
 from contract_engine.memory.serializer import decode_text, decode_value, encode_text, encode_value
-from contract_engine.working_memory.errors import AlteredMemoryError, MissingKeyError
+from contract_engine.working_memory.errors import (
+    AlteredMemoryError,
+    MissingKeyError,
+    NotRenewedError,
+    UnreadableMemoryError,
+)
 from contract_engine.working_memory.front import Progress
 from contract_engine.working_memory.layers import Call, Flow, Layer, run, run_async
 from contract_engine.working_memory.manager import AsyncWorkingMemoryManager, WorkingMemoryManager
@@ -152,19 +157,29 @@ class EncryptedLayer(Sealing):
         """See :class:`Sealing`: what an older key has encrypted is encrypted anew with any change of its record."""
         return item.marks[-1:] == (self._mark(),)
 
-    def renew(self, key: RecordKey) -> Flow[bool]:
-        """Encrypt a record with the active key if any of it is not, atomically, and answer whether it was necessary."""
-        renewed = False
+    def renew(self, key: RecordKey) -> Flow[tuple[bool, Exception | None]]:
+        """Encrypt a record with the active key if any of it is not, atomically.
+
+        Answers whether it was necessary, and what is wrong with an earlier version that cannot be read.
+        """
+        renewed, problem = False, None
 
         def anew(below: Record | None) -> Record | None:
-            nonlocal renewed
-            renewed = below is not None and not self._is_renewed(below)
-            if below is None or not renewed:
+            nonlocal renewed, problem
+            renewed, problem = False, None
+            if below is None or self._is_renewed(below):
                 return below
-            return replace(self.sealed(key, self.opened(key, below)), ttl_seconds=Ttl.AS_BEFORE)
+            opened = self.opened(key, below)
+            left = [version.left[1] for version in opened.versions if version.left is not None]
+            problem = left[0] if left else None
+            pairs = zip(below.versions, opened.versions, strict=True)
+            renewed = not self._is_renewed(
+                replace(below, versions=tuple(sealed for sealed, version in pairs if version.left is None))
+            )
+            return replace(self.sealed(key, opened), ttl_seconds=Ttl.AS_BEFORE) if renewed else below
 
         yield from self.below.change(key, anew)
-        return renewed
+        return renewed, problem
 
     def _mark(self) -> str:
         return f"{WITH_METADATA if self._metadata else METHOD}:{self._keys.active}"
@@ -214,16 +229,27 @@ class _Encrypted(Wrapped[Manager]):
     def _reencrypt(self, pattern: str, *, everything: bool, progress: Progress | None) -> Flow[int]:
         check_pattern(pattern, self.prefix, everything=everything)
         renewed, cursor = 0, None
+        problems: list[Any] = []
         while True:
             names, cursor = yield Call(self.store_of_records.scan, (pattern, cursor))
             for name in names:
                 key = RecordKey.of(name, prefix=self.prefix)
-                if key is not None:
-                    renewed += yield from self._encrypted.renew(key)
+                if key is None:
+                    continue
+                try:
+                    is_renewed, problem = yield from self._encrypted.renew(key)
+                except (UnreadableMemoryError, CorruptDataError) as exc:
+                    is_renewed, problem = False, exc.with_traceback(None)
+                renewed += is_renewed
+                if problem is not None:
+                    problems.append(problem)
             if progress is not None:
                 progress(renewed)
             if cursor is None:
-                return renewed
+                break
+        if problems:
+            raise NotRenewedError(renewed, problems)
+        return renewed
 
 
 class Encrypted(_Encrypted[WorkingMemoryManager], Wrapper):
@@ -241,6 +267,7 @@ class Encrypted(_Encrypted[WorkingMemoryManager], Wrapper):
 
         Each by itself and atomically, beside what others do; what is encrypted with it already is left alone. Times,
         also those to live, stay. Broken off, it may be called again. ``progress`` is told how many are done so far.
+        Where some of it cannot be read, that stays as it is, the rest is done, and :class:`NotRenewedError` names it.
         """
         return run(self._reencrypt(pattern, everything=everything, progress=progress))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from contract_engine.memory.errors import MemoryServiceError
 from contract_engine.working_memory.records import RecordKey
 
@@ -43,6 +45,20 @@ class MissingKeyError(UnreadableMemoryError):
 
 class AlteredMemoryError(UnreadableMemoryError):
     """A memory was altered or moved outside of these managers, or its key is another one of the same name."""
+
+
+class NotRenewedError(MemoryServiceError):
+    """Some records could not be encrypted anew, and are as they were; the others, ``renewed`` of them, are done.
+
+    ``problems``: why, one for each, with the key of the record.
+    """
+
+    def __init__(self, renewed: int, problems: Sequence[MemoryServiceError]) -> None:
+        first = "; ".join(str(problem) for problem in problems[:3])
+        more = f"; and {len(problems) - 3:,} more" if len(problems) > 3 else ""
+        super().__init__(f"{renewed:,} records are encrypted anew, {len(problems):,} could not be read: {first}{more}")
+        self.renewed = renewed
+        self.problems = tuple(problems)
 
 
 class InflationError(UnreadableMemoryError):

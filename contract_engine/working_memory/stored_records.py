@@ -108,7 +108,7 @@ class StoredRecords:
         """Answer the records; :class:`CorruptDataError` where there are bytes that are none."""
         names = [key.name for key in keys]
         bodies = yield Call(self._store.get, (names,))
-        return [None if body is None else decode_record(body) for body in bodies]
+        return [None if body is None else _decoded(key, body) for key, body in zip(keys, bodies, strict=True)]
 
     def write(self, records: Sequence[tuple[RecordKey, Record]]) -> Flow[None]:
         """Put records in place of what is there."""
@@ -122,7 +122,7 @@ class StoredRecords:
             if attempt >= AT_ONCE:
                 yield Pause(min(PAUSE_SECONDS * attempt, MAX_PAUSE_SECONDS) * self._chance())
             (old,) = yield Call(self._store.get, ([name],))
-            before = None if old is None else decode_record(old)
+            before = None if old is None else _decoded(key, old)
             after = revise(before)
             if after is before:
                 return after
@@ -172,6 +172,14 @@ def decode_record(body: bytes) -> Record:
         return _record(msgspec.convert(decode_value(body), _StoredRecord))
     except UNREADABLE as exc:
         raise CorruptDataError("bytes that are not a record") from exc
+
+
+def _decoded(key: RecordKey, body: bytes) -> Record:
+    """Return the record of a key; whoever has to look what is wrong with it is told which one it is."""
+    try:
+        return decode_record(body)
+    except CorruptDataError as exc:
+        raise CorruptDataError(f"{key.memory_type}:{key.conversation_id}: {exc}") from exc
 
 
 def as_json(body: bytes) -> bytes:
