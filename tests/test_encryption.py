@@ -460,6 +460,25 @@ def test_reencrypt_does_the_rest_and_names_what_it_could_not_read() -> None:
     assert Encrypted(inner, keys=ring()).reencrypt("memory:*", everything=True) == 1
 
 
+def test_encrypted_metadata_need_the_same_of_an_encryption_within() -> None:
+    """It would take what is encrypted already for what it has encrypted itself."""
+    one, other = ring("old", old=OLD), ring("new", new=NEW)
+    with pytest.raises(ConfigurationError, match="metadata=True to that one"):
+        Encrypted(Versioned(Encrypted(InMemoryManager(), keys=one)), keys=other, metadata=True)
+    for inner, outer in ((True, True), (True, False), (False, False)):
+        manager = Encrypted(Encrypted(InMemoryManager(), keys=one, metadata=inner), keys=other, metadata=outer)
+        manager.store(of(SECRET, metadata={"a": 1}, item={"b": 2}))
+        (memory,) = manager.retrieve(of())
+        assert (memory.working_memory, memory.metadata) == (SECRET, {"a": 1, "b": 2})
+
+
+@pytest.mark.parametrize("value", ["a:é", ",", "a", "a:!", ":", "é:AAAA"])
+def test_keys_of_the_environment_that_are_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKING_MEMORY_KEYS", value)
+    with pytest.raises(ConfigurationError):
+        KeyRing.from_env()
+
+
 def test_reencrypt_refuses_what_would_match_everything() -> None:
     with pytest.raises(InvalidInputError, match="pattern"):
         Encrypted(InMemoryManager(), keys=ring()).reencrypt("*")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import subprocess
 import sys
@@ -36,13 +37,22 @@ from contract_engine.working_memory import (
     AsyncEncrypted,
     AsyncInMemoryManager,
     AsyncRedisWorkingMemoryManager,
+    Audited,
+    Compressed,
+    Encrypted,
     IMemoryInput,
     InMemoryManager,
     IWorkingMemory,
+    KeyRing,
     RedisWorkingMemoryManager,
     Retrying,
     RichMemory,
+    SQLMemoryManager,
+    TTLStrategy,
+    Versioned,
     WorkingMemoryManager,
+    acting_as,
+    train_dictionary,
 )
 from contract_engine.working_memory.expiring_entries import ExpiringEntries
 from contract_engine.working_memory.layers import run
@@ -323,3 +333,65 @@ except StoreUnavailableError:
         env=dict(os.environ), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.stdout == "well\n", done.stderr
+
+
+class Nonsense:
+    """Is nothing that anybody asks for."""
+
+
+REQUIRED: dict[type, dict[str, Any]] = {
+    Compressed: {},
+    Encrypted: {"keys": KEYS},
+    Versioned: {},
+    Retrying: {},
+    Audited: {},
+    TTLStrategy: {"strategies": {"guest": 60}},
+}
+MANAGERS = (InMemoryManager, RedisWorkingMemoryManager, SQLMemoryManager)
+SETTINGS = [
+    (kind, name)
+    for kind in (*MANAGERS, *REQUIRED)
+    for name, parameter in inspect.signature(kind).parameters.items()
+    if parameter.annotation != "bool"  # whatever is true or not
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), SETTINGS, ids=lambda value: getattr(value, "__name__", value))
+def test_a_setting_of_a_wrong_type_is_refused_by_its_name(kind: type, name: str) -> None:
+    given_first = [] if kind in MANAGERS or name == "manager" else [InMemoryManager()]
+    settings = REQUIRED.get(kind, {}) | {name: Nonsense()}
+    if kind is SQLMemoryManager and name != "url":
+        settings["url"] = "sqlite://"
+    with pytest.raises((ConfigurationError, InvalidInputError)) as caught:
+        kind(*given_first, **settings)
+    assert str(caught.value).startswith(name)
+
+
+@pytest.mark.parametrize("texts", [None, 5, "text", b"text", [123], ["a", None]], ids=repr)
+def test_a_dictionary_is_trained_on_texts(texts: Any) -> None:
+    with pytest.raises(InvalidInputError, match="texts"):
+        train_dictionary(texts)
+
+
+@pytest.mark.parametrize("keys", [[], None, "a:b", ["a"]], ids=repr)
+def test_a_ring_has_keys_by_id(keys: Any) -> None:
+    with pytest.raises(ConfigurationError, match="keys"):
+        KeyRing(keys, active="a")
+
+
+@pytest.mark.parametrize("active", [None, 5, ["a"], {"a": 1}, ""], ids=repr)
+def test_one_key_of_a_ring_is_active(active: Any) -> None:
+    with pytest.raises(ConfigurationError, match="active"):
+        KeyRing({"a": bytes(32)}, active=active)
+
+
+@pytest.mark.parametrize("max_bytes", ["5", None, True, 2.5, 10], ids=repr)
+def test_a_dictionary_has_a_size(max_bytes: Any) -> None:
+    with pytest.raises(InvalidInputError, match="max_bytes"):
+        train_dictionary(["a text"], max_bytes=max_bytes)
+
+
+def test_who_acts_has_a_name() -> None:
+    who: Any = 5
+    with pytest.raises(ConfigurationError, match="actor"), acting_as(who):
+        pass

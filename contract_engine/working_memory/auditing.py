@@ -15,6 +15,7 @@ from contract_engine.memory.hooks import tell_all
 from contract_engine.working_memory.layers import Flow, Layer
 from contract_engine.working_memory.manager import AsyncWorkingMemoryManager, WorkingMemoryManager
 from contract_engine.working_memory.records import Record, RecordKey
+from contract_engine.working_memory.settings import check_function
 from contract_engine.working_memory.wrapping import AsyncWrapper, Manager, Revise, Wrapped, Wrapper, Wrapping
 
 logger = logging.getLogger(__name__)
@@ -46,11 +47,17 @@ Sink = Callable[[AuditEvent], object]
 @contextmanager
 def acting_as(actor: str) -> Iterator[None]:
     """Name who acts, for all that is audited within, in this thread or task."""
-    token = _actor.set(actor)
+    token = _actor.set(_checked_actor(actor))
     try:
         yield
     finally:
         _actor.reset(token)
+
+
+def _checked_actor(actor: object) -> str:
+    if not isinstance(actor, str):
+        raise ConfigurationError("actor", f"expected a text, got {type(actor).__name__}")
+    return actor
 
 
 def log_event(event: AuditEvent) -> None:
@@ -79,11 +86,9 @@ class AuditedLayer(Wrapping):
         clock: Callable[[], float],
     ) -> None:
         super().__init__(below)
-        if not callable(sink):
-            raise ConfigurationError("sink", f"expected a callable, got {type(sink).__name__}")
-        self._sink = sink
-        self._own_actor = actor
-        self._clock = clock
+        self._sink = check_function("sink", sink)
+        self._own_actor = None if actor is None else _checked_actor(actor)
+        self._clock = check_function("clock", clock)
         self._has_failed = False
 
     def read(self, keys: Sequence[RecordKey]) -> Flow[list[Record | None]]:

@@ -125,6 +125,9 @@ class CompressedLayer(Sealing):
         check_count("level", level, least=1, most=22)
         current = None if dictionary is None else Dictionary.of(dictionary)
         self._mark = current.id if current else ""
+        given: object = older_dictionaries
+        if isinstance(given, bytes | str) or not isinstance(given, Sequence):
+            raise ConfigurationError("older_dictionaries", "expected a list of dictionaries")
         known = [None, current, *map(Dictionary.of, older_dictionaries)]
         self._codecs = {each.id if each else "": Codec(each, level) for each in known}
 
@@ -219,11 +222,18 @@ def train_dictionary(texts: Iterable[str], *, max_bytes: int = 65_536) -> bytes:
     A few hundred texts are enough, a few thousand are better; they can be read in it, so keep it as they are kept. Two
     ways are tried on texts that were set aside: what the trainer of Zstandard picks, and simply the newest texts.
     """
-    bodies = [encode_text(text) for text in texts if text]
+    source: object = texts
+    if isinstance(source, bytes | str) or not isinstance(source, Iterable):
+        raise InvalidInputError("texts", f"expected texts, got {type(source).__name__}")
+    given = list(source)
+    if not all(isinstance(text, str) for text in given):
+        raise InvalidInputError("texts", "expected texts, and there is something else among them")
+    bodies = [encode_text(text) for text in given if text]
     if not bodies:
         raise InvalidInputError("texts", "expected at least one text that is not empty")
-    if max_bytes < 1024:
-        raise InvalidInputError("max_bytes", "expected at least 1,024")
+    most: object = max_bytes
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1024:
+        raise InvalidInputError("max_bytes", f"expected a whole number from 1,024, got {most!r}")
     aside = bodies[::5]
     learnt = [body for number, body in enumerate(bodies) if number % 5] or bodies
     sizes = {}

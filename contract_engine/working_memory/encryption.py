@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
 import re
@@ -49,9 +48,12 @@ class KeyRing:
     """
 
     def __init__(self, keys: Mapping[str, bytes], *, active: str) -> None:
+        if not isinstance(keys, Mapping):
+            raise ConfigurationError("keys", f"expected a mapping from ids to keys, got {type(keys).__name__}")
         for key_id, secret in keys.items():
             _check_key(key_id, secret)
-        if active not in keys:
+        name: object = active
+        if not isinstance(name, str) or name not in keys:
             raise ConfigurationError("active", f"no key of the id {active!r} is in the ring")
         self.active = active
         self._keys = dict(keys)
@@ -77,7 +79,7 @@ class KeyRing:
                 raise ConfigurationError(variable, f"key {key_id!r} stands in it twice")
             try:
                 keys[key_id] = base64.b64decode(secret, validate=True)
-            except binascii.Error as exc:
+            except ValueError as exc:
                 raise ConfigurationError(variable, f"key {key_id!r} is not base64") from exc
         return cls(keys, active=next(iter(keys)))
 
@@ -87,7 +89,10 @@ class KeyRing:
 
 
 class EncryptedLayer(Sealing):
-    """Encrypts items, each bound to its key, its memory id and what was done to it before."""
+    """Encrypts items, each bound to its key, its memory id and what was done to it before.
+
+    ``hides_metadata``: it encrypts metadata too.
+    """
 
     def __init__(self, below: Layer, *, keys: KeyRing, metadata: bool, accept_plain: bool) -> None:
         super().__init__(below)
@@ -97,7 +102,7 @@ class EncryptedLayer(Sealing):
             _check_below(below)
         _primitives()  # what is missing is told now, not at the first memory
         self._keys = keys
-        self._metadata = metadata
+        self.hides_metadata = metadata
         self._accept_plain = accept_plain
         self._cipher = lru_cache(maxsize=256)(self._make_cipher)
 
@@ -105,7 +110,7 @@ class EncryptedLayer(Sealing):
         """See :class:`Sealing`."""
         mark = self._mark()
         place = (item.memory_id, mark, *item.marks)
-        if not self._metadata:
+        if not self.hides_metadata:
             text = self._encrypt(key, self._keys.active, place, encode_text(item.text))
             return replace(item, text=text, marks=(*item.marks, mark))
         content = encode_value([item.text, dict(item.metadata)], field="data", max_bytes=_NO_LIMIT)
@@ -120,7 +125,7 @@ class EncryptedLayer(Sealing):
             if self._accept_plain:
                 return item
             raise AlteredMemoryError(key, "not encrypted, and only encrypted memories are accepted")
-        if self._metadata and method == METHOD and not self._accept_plain:
+        if self.hides_metadata and method == METHOD and not self._accept_plain:
             raise AlteredMemoryError(key, "its metadata are not encrypted, and only encrypted ones are accepted")
         below = item.marks[:-1]
         content = self._decrypt(key, key_id, (item.memory_id, mark, *below), item.text)
@@ -131,7 +136,7 @@ class EncryptedLayer(Sealing):
 
     def seal_metadata(self, key: RecordKey, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
         """See :class:`Sealing`."""
-        if not self._metadata:
+        if not self.hides_metadata:
             if SEALED_METADATA in metadata:
                 raise InvalidInputError("metadata", f"the name {SEALED_METADATA!r} is taken")
             return metadata
@@ -143,7 +148,7 @@ class EncryptedLayer(Sealing):
     def open_metadata(self, key: RecordKey, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
         """See :class:`Sealing`."""
         if SEALED_METADATA not in metadata:
-            if self._accept_plain or not self._metadata:
+            if self._accept_plain or not self.hides_metadata:
                 return metadata
             raise AlteredMemoryError(key, "its metadata are not encrypted, and only encrypted ones are accepted")
         match metadata[SEALED_METADATA]:
@@ -182,13 +187,13 @@ class EncryptedLayer(Sealing):
         return renewed, problem
 
     def _mark(self) -> str:
-        return f"{WITH_METADATA if self._metadata else METHOD}:{self._keys.active}"
+        return f"{WITH_METADATA if self.hides_metadata else METHOD}:{self._keys.active}"
 
     def _is_renewed(self, record: Record) -> bool:
         if not all(map(self.is_current, record.items)):
             return False
         sealed = record.metadata.get(SEALED_METADATA)
-        if self._metadata != (isinstance(sealed, list) and sealed[:1] == [self._keys.active]):
+        if self.hides_metadata != (isinstance(sealed, list) and sealed[:1] == [self._keys.active]):
             return False
         return all(map(self._is_renewed, record.versions))
 
@@ -283,6 +288,9 @@ class AsyncEncrypted(_Encrypted[AsyncWorkingMemoryManager], AsyncWrapper):
 def _check_below(layer: Layer) -> None:
     """Refuse a layer that would have to read what is encrypted above it."""
     while isinstance(layer, Wrapping):
+        if isinstance(layer, EncryptedLayer) and not layer.hides_metadata:
+            problem = "another Encrypted is within that leaves them as they are, and would take these for its own"
+            raise ConfigurationError("metadata", f"{problem}: give metadata=True to that one")
         if layer.reads_metadata:
             problem = "would hide metadata from a TTLStrategy: wrap Encrypted in TTLStrategy, not the other way round"
             raise ConfigurationError("metadata", problem)

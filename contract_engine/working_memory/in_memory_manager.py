@@ -22,6 +22,7 @@ from contract_engine.working_memory.manager import (
 )
 from contract_engine.working_memory.patterns import matcher
 from contract_engine.working_memory.records import Ttl
+from contract_engine.working_memory.settings import check_function
 from contract_engine.working_memory.stored_records import as_json
 from contract_engine.working_memory.stores import (
     SCAN_BATCH,
@@ -153,7 +154,9 @@ class _InMemory(Shell):
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._set(ttl=ttl, prefix=prefix, max_bytes=max_bytes, wall_clock=wall_clock)
-        self._entries = InMemoryStore(self, max_entries=_check_max_entries(max_entries), clock=clock)
+        self._entries = InMemoryStore(
+            self, max_entries=_check_max_entries(max_entries), clock=check_function("clock", clock)
+        )
 
     @property
     def storage(self) -> StoredEntries:

@@ -16,6 +16,7 @@ from contract_engine.working_memory.front import Front, Progress
 from contract_engine.working_memory.intake import MAX_BYTES, check_max_bytes, check_prefix
 from contract_engine.working_memory.layers import Layer, run, run_async
 from contract_engine.working_memory.models import ConversationMemoryType, IMemoryInput, IWorkingMemory, RichMemory
+from contract_engine.working_memory.settings import check_function
 from contract_engine.working_memory.stored_records import StoredRecords
 from contract_engine.working_memory.stores import AsyncStore, Store, check_ttl
 
@@ -42,7 +43,7 @@ class Shell(ABC):
         self.ttl = check_ttl(ttl)
         self.prefix = check_prefix(prefix)
         self.max_bytes = check_max_bytes(max_bytes)
-        self.wall_clock = wall_clock
+        self.wall_clock = check_function("wall_clock", wall_clock)
 
     @property
     @abstractmethod

@@ -19,7 +19,7 @@ from contract_engine.working_memory.errors import UnreadableMemoryError
 from contract_engine.working_memory.layers import Flow, Layer, Pause
 from contract_engine.working_memory.manager import AsyncWorkingMemoryManager, WorkingMemoryManager
 from contract_engine.working_memory.records import Record, RecordKey
-from contract_engine.working_memory.settings import check_count, check_seconds
+from contract_engine.working_memory.settings import check_count, check_function, check_seconds
 from contract_engine.working_memory.wrapping import (
     AsyncWrapper,
     Manager,
@@ -61,8 +61,8 @@ class RetryingLayer(Wrapping):
         self._base_seconds = check_seconds("base_seconds", base_seconds)
         self._cap_seconds = check_seconds("cap_seconds", cap_seconds)
         self._deadline_seconds = check_seconds("deadline_seconds", deadline_seconds)
-        self._uniform = uniform
-        self._clock = clock
+        self._uniform = check_function("uniform", uniform)
+        self._clock = check_function("clock", clock)
 
     def read(self, keys: Sequence[RecordKey]) -> Flow[list[Record | None]]:
         """See :class:`Layer`."""

@@ -141,10 +141,10 @@ def seconds_to_live(ttl: TimeToLive, owner: HasTtl) -> float | None:
     return check_ttl(owner.ttl if ttl is Ttl.OF_THE_STORE else ttl)
 
 
-def check_ttl(ttl: object) -> float | None:
+def check_ttl(ttl: object, field: str = "ttl") -> float | None:
     """Return a time to live if it is None or a number of seconds above 0 and below thirty years."""
     if ttl is None or (type(ttl) is int and 0 < ttl < 10**9):
         return ttl
     if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 < ttl < 10**9 or math.isnan(ttl):
-        raise InvalidInputError("ttl", f"expected a number of seconds above 0, or None for ever, got {ttl!r}")
+        raise InvalidInputError(field, f"expected a number of seconds above 0, or None for ever, got {ttl!r}")
     return ttl

@@ -32,7 +32,7 @@ class TtlStrategyLayer(Wrapping):
         super().__init__(below)
         self._strategies = _checked(strategies)
         self._field = _checked_field(field)
-        self._default = default if isinstance(default, Ttl) else check_ttl(default)
+        self._default = default if isinstance(default, Ttl) else check_ttl(default, "default")
 
     def write(self, records: Sequence[tuple[RecordKey, Record]]) -> Flow[None]:
         """See :class:`Layer`."""
@@ -88,7 +88,7 @@ class AsyncTTLStrategy(_TTLStrategy[AsyncWorkingMemoryManager], AsyncWrapper):
 def _checked(strategies: object) -> dict[str | None, float | None]:
     if not isinstance(strategies, Mapping) or not all(isinstance(name, str) for name in strategies):
         raise ConfigurationError("strategies", "expected a mapping from texts to seconds")
-    return {name: check_ttl(seconds) for name, seconds in strategies.items()}
+    return {name: check_ttl(seconds, f"strategies[{name!r}]") for name, seconds in strategies.items()}
 
 
 def _checked_field(field: object) -> str:
