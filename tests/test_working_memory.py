@@ -321,6 +321,19 @@ def test_a_plain_memory_is_no_important_one(manager: WorkingMemoryManager) -> No
     assert texts_of(manager.retrieve(ask("c1"))) == ["plain", "rich"]
 
 
+def test_what_only_looks_like_a_rich_memory_is_none(manager: WorkingMemoryManager) -> None:
+    odd: tuple[dict[str, Any], ...] = (
+        {"importance": 99, "tags": []},
+        {"importance": 0, "tags": []},
+        {"importance": True, "tags": []},
+        {"importance": 8, "tags": [5]},
+        {"importance": 8},
+    )
+    for metadata in odd:
+        manager.store(IMemoryInput("c1", WORKING, [IWorkingMemory("x", metadata)]))
+        assert manager.get_important_memories("c1", 1) == []
+
+
 def test_a_bad_rich_memory_is_refused(manager: WorkingMemoryManager) -> None:
     bad: list[Any] = [
         *(RichMemory("x", importance) for importance in (0, 11, True)),

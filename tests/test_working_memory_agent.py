@@ -24,6 +24,7 @@ from contract_engine.working_memory import (
     IMemoryInput,
     InMemoryManager,
     IWorkingMemory,
+    RichMemory,
     TTLStrategy,
     WorkingMemoryAgent,
 )
@@ -424,6 +425,17 @@ async def test_cancelling_a_turn_cancels_the_model_and_lets_the_next_one_in(conv
     await asyncio.wait_for(cancelled.wait(), 30)
     agent.llm_client = AsyncNotingModel()
     assert await agent.process("again", conversation) == "success"
+
+
+async def test_a_rich_memory_stays_one_and_leaves_the_record_alone(conversation: str) -> None:
+    manager = InMemoryManager()
+    manager.store_rich(conversation, RichMemory("wants a window", 9, ["seat"], {"source": "chat"}))
+    agent = WorkingMemoryAgent(NotingModel(), manager)
+    assert await agent.process(IAgentInput("said", {"user_type": "guest"}), conversation) == "success"
+    (memory,) = manager.get_important_memories(conversation)
+    assert (memory.importance, memory.tags) == (9, ["seat"])
+    record = next(iter(manager.storage.values()))
+    assert set(record["metadata"]) == {"source", "user_type"}
 
 
 class Failing:

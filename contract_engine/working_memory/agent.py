@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from contract_engine.memory.daemon import in_daemon
 from contract_engine.memory.errors import ConfigurationError, InvalidInputError, MemoryServiceError
+from contract_engine.working_memory.intake import RICH_FIELDS
 from contract_engine.working_memory.interfaces import IAsyncMemoryManager, IMemoryManager
 from contract_engine.working_memory.models import ConversationMemoryType, IMemoryInput, IWorkingMemory
 
@@ -72,10 +73,13 @@ class _Outcome(NamedTuple):
 
 
 class _Present(NamedTuple):
-    """The memory as it is: the text, and the metadata of the record, which all of its memories have."""
+    """The memory as it is: the text, the metadata of the record, which all of its memories have, and of a rich memory
+    its own.
+    """
 
     text: str
     metadata: dict[str, Any]
+    own: dict[str, Any]
 
 
 class WorkingMemoryAgent:
@@ -162,7 +166,8 @@ class WorkingMemoryAgent:
             logger.warning("no memory_manager provided; the memory of conversation %r is not kept", conversation_id)
             return SUCCESS
         record = _memory_of(conversation_id)
-        record.data, record.metadata = [IWorkingMemory(working_memory=memory)], present.metadata | metadata
+        record.data = [IWorkingMemory(memory, present.own)]
+        record.metadata = present.metadata | metadata
         ended = self._storing[conversation_id] = threading.Event()
         ended.set()  # until it is begun
         _, problem = await _tried(self.memory_manager.store, record, seconds=self._store_timeout_seconds, ended=ended)
@@ -183,7 +188,7 @@ class WorkingMemoryAgent:
 
     async def _present_memory(self, conversation_id: str) -> _Outcome:
         if self.memory_manager is None:
-            return _Outcome(_Present("", {}), None)
+            return _Outcome(_Present("", {}, {}), None)
         record = _memory_of(conversation_id)
         record.limit = None
         return await _tried(self.memory_manager.retrieve, record, seconds=self._store_timeout_seconds, read=_present)
@@ -282,7 +287,8 @@ def _present(memories: Sequence[IWorkingMemory] | None) -> _Present:
         for name, value in (metadata[0] if metadata else {}).items()
         if all(name in each and each[name] == value for each in metadata[1:])
     }
-    return _Present("\n\n".join(memory.working_memory for memory in found), common)
+    own = {name: common.pop(name) for name in RICH_FIELDS if name in common}
+    return _Present("\n\n".join(memory.working_memory for memory in found), common, own)
 
 
 def _memory_of(conversation_id: str) -> IMemoryInput:

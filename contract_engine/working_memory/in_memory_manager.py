@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -45,6 +47,16 @@ class InMemoryStore:
         self._max_entries = max_entries
         self._entries = ExpiringEntries(max_entries=max_entries, clock=clock)
         self._lock = threading.Lock()
+        with _forking:
+            _alive.add(self)
+
+    def hold(self) -> None:
+        """Keep everybody else from the entries, while the process is copied."""
+        self._lock.acquire()
+
+    def let_go(self) -> None:
+        """Let others at the entries again."""
+        self._lock.release()
 
     def get(self, names: Sequence[str]) -> list[bytes | None]:
         """Answer what is kept under the names."""
@@ -115,6 +127,29 @@ class InMemoryStore:
             return len(self._entries)
 
 
+_alive: weakref.WeakSet[InMemoryStore] = weakref.WeakSet()
+_forking = threading.Lock()
+_held: list[InMemoryStore] = []
+
+
+def _before_fork() -> None:
+    """Have no other thread in the middle of a change: in the child it would never end, and never give the lock back."""
+    _forking.acquire()
+    _held.extend(_alive)
+    for store in _held:
+        store.hold()
+
+
+def _after_fork() -> None:
+    for store in _held:
+        store.let_go()
+    _held.clear()
+    _forking.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+
+
 async def _at_once(method: Callable[..., Any], *arguments: Any) -> Any:
     """Call what waits for nothing where it stands."""
     return method(*arguments)
@@ -178,7 +213,8 @@ class InMemoryManager(_InMemory, WorkingMemoryManager):
     """Working memory in this process, for development, tests and programs of one process.
 
     ``ttl``: the seconds a record lives after it was last written, None for ever. ``max_entries``: how many records
-    there may be; the one used least recently makes way for a new one. Safe to share between threads.
+    there may be; the one used least recently makes way for a new one, and what expired less than a second ago still
+    counts. Safe to share between threads, and there in a child of a fork as it was.
     """
 
     @cached_property

@@ -25,7 +25,7 @@ MAX_BYTES = 1024 * 1024
 MAX_BATCH = 100_000
 """How many records one call may store or retrieve."""
 
-_RICH = ("importance", "tags")
+RICH_FIELDS = ("importance", "tags")
 _NOTHING: dict[str, Any] = {}
 
 
@@ -136,7 +136,7 @@ def rich_item(memory: RichMemory, name: str, *, max_bytes: int) -> Item:
     size = metadata_size(memory.metadata, "metadata", max_bytes=max_bytes)
     size += metadata_size({"tags": memory.tags}, "tags", max_bytes=max_bytes)
     metadata = dict(memory.metadata or {})
-    if taken := [field for field in _RICH if field in metadata]:
+    if taken := [field for field in RICH_FIELDS if field in metadata]:
         raise InvalidInputError(f"metadata.{taken[0]}", "has a field of its own")
     size += text_size(memory.content, "content", max_bytes=max_bytes)
     if size > max_bytes:
@@ -148,7 +148,9 @@ def rich_memory(item: Item) -> RichMemory | None:
     """Return a rich memory as it was stored, None where the item is none."""
     metadata: dict[str, Any] = dict(item.metadata)
     importance, tags = metadata.pop("importance", None), metadata.pop("tags", None)
-    if isinstance(importance, bool) or not isinstance(importance, int) or not isinstance(tags, list):
+    if isinstance(importance, bool) or not isinstance(importance, int) or not 1 <= importance <= 10:
+        return None
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         return None
     return RichMemory(item.text, importance, tags, metadata)
 

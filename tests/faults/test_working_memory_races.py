@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from server_faults import waited_for
 from working_memory_contract import (
     COMBINATIONS,
     MEMORY,
@@ -22,7 +26,7 @@ from working_memory_contract import (
 )
 
 from contract_engine.memory import MemoryServiceError
-from contract_engine.working_memory import IMemoryInput, RichMemory, WorkingMemoryManager
+from contract_engine.working_memory import IMemoryInput, InMemoryManager, RichMemory, WorkingMemoryManager
 
 
 @pytest.fixture(params=COMBINATIONS, ids="-".join)
@@ -108,3 +112,42 @@ def test_rich_memories_of_eight_threads_or_64_tasks_are_all_there(
     found = manager.retrieve(ask("c1", limit=None))
     assert sorted(texts_of(found)) == sorted(f"fact {number}" for number in range(count))
     assert len({one.memory_id for one in found}) == count
+
+
+def test_a_child_forked_in_the_middle_of_a_write_goes_on() -> None:
+    """Another thread is at the entries: in the child it would hold their lock for ever."""
+    is_inside, goes_on = threading.Event(), threading.Event()
+
+    def clock() -> float:
+        if threading.current_thread() is not threading.main_thread():
+            is_inside.set()
+            goes_on.wait(30)
+        return time.monotonic()
+
+    manager = InMemoryManager(clock=clock)
+    manager.store(say("c1", "before"))
+    thread = threading.Thread(target=manager.store, args=(say("c2", "meanwhile"),))
+    thread.start()
+    assert is_inside.wait(10)
+    threading.Timer(0.3, goes_on.set).start()
+    child = os.fork()
+    if child == 0:
+        found = [texts_of(manager.retrieve(ask(name))) for name in ("c1", "c2")]
+        manager.store(say("c3", "in the child"))
+        os._exit(found != [["before"], ["meanwhile"]])
+    thread.join()
+    ended: list[int] = []
+
+    def is_over() -> bool:
+        ended[:] = os.waitpid(child, os.WNOHANG)
+        return ended[0] == child
+
+    try:
+        assert waited_for(is_over), "the child hangs"
+    finally:
+        if ended[0] != child:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    assert ended[1] == 0
+    assert texts_of(manager.retrieve(ask("c2"))) == ["meanwhile"]
+    assert manager.retrieve(ask("c3")) == []
