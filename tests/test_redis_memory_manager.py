@@ -41,6 +41,7 @@ from contract_engine.working_memory import (
     AsyncRedisWorkingMemoryManager,
     RedisMemoryManager,
     RedisWorkingMemoryManager,
+    RichMemory,
     WorkingMemoryAgent,
     WorkingMemoryManager,
 )
@@ -598,3 +599,29 @@ def test_two_managers_change_one_record_without_loss(backend: MemoryBackend) -> 
     for thread in threads:
         thread.join()
     assert texts_of(managers[0].retrieve(ask("c1", limit=None))) == ["10"] * 8
+
+
+def test_what_a_full_redis_evicts_is_gone_and_nothing_else_is_wrong(
+    harmed: MemoryBackend, private: EmbeddedServers
+) -> None:
+    harmed.stack = STACKS["sealed"]
+    manager = harmed.open()
+    text = "x" * 2_000
+    with redis.Redis.from_url(private.redis_url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.config_set("maxmemory", int(client.info("memory")["used_memory"]) + 1_000_000)
+        requests = [say(f"c{number}", f"{number} {text}{number * 'y'}") for number in range(1000)]
+        for start in range(0, 1000, 50):
+            manager.store_many(requests[start : start + 50])
+            manager.store_rich("growing", RichMemory(f"{start} {text}"))
+        assert int(client.info("stats")["evicted_keys"]) > 100
+        found = manager.retrieve_many(requests)
+        alone = [manager.retrieve(request) for request in requests]
+    left = 0
+    for request, one, again in zip(requests, found, alone, strict=True):
+        assert request.data is not None
+        assert texts_of(one) in ([], [request.data[0].working_memory])
+        assert texts_of(again) in ([], texts_of(one))
+        left += bool(one)
+    assert 0 < left < 1000
+    assert all(memory.working_memory.endswith(text) for memory in manager.retrieve(ask("growing", limit=None)))

@@ -279,3 +279,38 @@ def test_a_wrapper_and_its_twin_offer_the_same(name: str) -> None:
         method for method in blocking if not method.startswith("_")
     }
     assert {blocking[method] for method in own} == {asynchronous[method] for method in own}
+
+
+PAIRS = [(inner, outer) for inner in NAMES for outer in NAMES]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_any_two_wrappers_go_together_and_each_with_itself(
+    redis_url: str, tenant: str, tmp_path: Path, pair: tuple[str, str]
+) -> None:
+    data = [
+        IWorkingMemory("long " * 100, {"a": [1, None]}),
+        IWorkingMemory("", {}),
+        IWorkingMemory("\ud800 \x00 😀", {"user_type": "guest"}),
+    ]
+    request = of(data, metadata={"user_type": "premium", "deep": {"b": 2.5}})
+    for kind in KINDS[:2]:
+        made = MemoryBackend(kind, SYNC, lambda bare: stacked(bare, pair), tenant, redis_url, "", tmp_path)
+        with closing(made) as backend:
+            first, other = backend.open(), backend.open()
+            first.store(request)
+            before = other.retrieve(of())
+            assert [memory.working_memory for memory in before] == [memory.working_memory for memory in data]
+            whole = {"user_type": "premium", "deep": {"b": 2.5}}
+            assert [memory.metadata for memory in before] == [whole | memory.metadata for memory in data]
+            other.update(of([IWorkingMemory("changed " * 50)], memory_id="2"))
+            found = first.retrieve(of())
+            assert [memory.working_memory for memory in found][1] == "changed " * 50
+            assert found[0].created_at == before[0].created_at
+            assert len(first.get_memory_history("c", WORKING)) == ("Versioned" in pair)
+            first.store_many([request, request])
+            assert [memory.working_memory for memory in other.retrieve(of())] == [
+                memory.working_memory for memory in data
+            ]
+            other.delete(of())
+            assert first.retrieve(of()) == []

@@ -1,8 +1,10 @@
-"""Working memory in a PostgreSQL that is killed, stopped, or ends its connections."""
+"""Working memory in a PostgreSQL that is killed, stopped, or ends its connections; and in a file of many processes."""
 
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -25,6 +27,7 @@ from working_memory_contract import (
 
 from contract_engine.embedded import EmbeddedServers
 from contract_engine.memory import DatabaseUnavailableError
+from contract_engine.working_memory import SQLiteMemoryManager
 
 
 @pytest.fixture
@@ -90,3 +93,26 @@ def test_a_connection_that_was_ended_is_opened_again(harmed: tuple[MemoryBackend
     manager.store(say("c1", "text"))
     assert faults.terminate_backends() >= 1
     assert texts_of(manager.retrieve(ask("c1"))) == ["text"]
+
+
+WRITING = """
+import sys
+from contract_engine.working_memory import RichMemory, SQLiteMemoryManager
+path, name = sys.argv[1:]
+with SQLiteMemoryManager(path, timeout_seconds=60) as manager:
+    for number in range(40):
+        manager.store_rich("c", RichMemory(f"{name} {number}"))
+        manager.store_rich(name, RichMemory(str(number)))
+"""
+
+
+def test_processes_that_write_one_file_lose_nothing(tmp_path: Path) -> None:
+    path, names = tmp_path / "memory.db", ("one", "two", "three")
+    writers = [subprocess.Popen([sys.executable, "-W", "error", "-c", WRITING, str(path), name]) for name in names]
+    assert [writer.wait(120) for writer in writers] == [0, 0, 0]
+    with SQLiteMemoryManager(path) as manager:
+        found = [memory.working_memory for memory in manager.retrieve(ask("c", limit=None))]
+        assert len(found) == 120
+        for name in names:
+            assert [text for text in found if text.startswith(f"{name} ")] == [f"{name} {n}" for n in range(40)]
+            assert len(manager.retrieve(ask(name, limit=None))) == 40
