@@ -76,7 +76,8 @@ class TTLStrategy(_TTLStrategy[WorkingMemoryManager], Wrapper):
     """Gives each record the time to live that ``strategies`` have for ``field`` of its metadata.
 
     ``strategies``: seconds by value, None for ever; ``default`` is for all other values, and without one it is the time
-    to live of the manager within. An update goes by the metadata the record then has. Of two such wrappers the outer
+    to live of the manager within. An update goes by the metadata the record then has. Those of its memories do not
+    count; so ``store_rich``, which gives a record none, goes by what it has already. Of two such wrappers the outer
     one decides. Metadata that are encrypted outside of it are a :class:`ConfigurationError`.
     """
 
