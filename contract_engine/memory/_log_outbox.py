@@ -86,7 +86,8 @@ GIVE_BACK = Statement(
     "give_back_relays",
     lambda: sa.text("""
         UPDATE memory_relays
-        SET lease = NULL, leased_until = NULL, in_doubt = session_id = ANY(CAST(:doubtful AS text[]))
+        SET lease = NULL, leased_until = NULL, in_doubt = session_id = ANY(CAST(:doubtful AS text[])),
+            due_at = CASE WHEN CAST(:is_last AS boolean) THEN greatest(due_at, clock_timestamp()) ELSE due_at END
         WHERE tenant = :of_tenant AND session_id = ANY(CAST(:sessions AS text[])) AND lease = :lease
         RETURNING session_id"""),
 )

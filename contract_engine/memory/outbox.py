@@ -156,10 +156,14 @@ class Outbox:
         """Give a lease back and say when to try again; see ``PUT_OFF`` for what else is noted."""
         yield from query_once(_log_outbox.PUT_OFF, {**self._key(session_id), "lease": lease, **how})
 
-    def give_back(self, lease: str, claims: Sequence[Claim]) -> Flow[None]:
-        """Give leases back of sessions to which nothing was done: they are as they were claimed, and due."""
+    def give_back(self, lease: str, claims: Sequence[Claim], *, is_last: bool = False) -> Flow[None]:
+        """Give leases back of sessions to which nothing was done: they are as they were claimed, and due.
+
+        ``is_last``: after all others that are due.
+        """
         parameters = {
             "lease": lease,
+            "is_last": is_last,
             "sessions": [one.session_id for one in claims],
             "doubtful": [one.session_id for one in claims if one.in_doubt],
         }

@@ -155,8 +155,8 @@ class Relay:
             # Nothing was written: nobody need wait until the lease is over, and then look whether something was.
             yield from self._outbox.give_back(lease, claims)
             raise
-        if late:
-            yield from self._outbox.give_back(lease, late)
+        if late:  # to one or the other, messages may come faster than anybody logs them
+            yield from self._outbox.give_back(lease, late, is_last=True)
         group = _Group(lease, ready, min(time.monotonic() + GROUP_SECONDS, ends_at), ends_at, latest)
         group.is_cut = bool(late)
         # What did not fit in with those before was not read, and is given back.

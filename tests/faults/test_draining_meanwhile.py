@@ -350,6 +350,29 @@ def test_a_session_that_is_never_done_keeps_no_other_waiting(blocking: Backend) 
             assert legacy.contents(name) == talk(*range(5))
 
 
+def test_a_session_that_was_given_back_comes_after_those_that_are_due(blocking: Backend) -> None:
+    legacy = ListStore()
+    with ExitStack() as stack:
+        store, other = (stack.enter_context(open_store(blocking, legacy)) for _ in range(2))
+        writer = blocking.open(**WIDE)
+        for name in NAMES[:2]:
+            log_alone(other, name, say(0))
+        writer.database_breaker.force_open()
+        for _ in range(6):
+            writer.add_messages(NAMES[0], [say(number) for number in range(500)])
+        relay: Any = store._flows._relay
+        relay._sessions = 1  # as after rounds that had no time for more
+        slow = Slow(store.memory_manager)
+        for contents_of_second in ([], talk(0)):
+            store.relay_once()
+            assert legacy.contents(NAMES[0]) == []
+            assert legacy.contents(NAMES[1]) == contents_of_second
+        slow.remove()
+        assert waiting(blocking, NAMES[0]) > 0
+        assert store.settle()
+        assert legacy.contents(NAMES[0]) == talk(0)
+
+
 def fail() -> None:
     raise outage_of(DATABASE)
 
