@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ from contract_engine.working_memory import (
     WorkingMemoryManager,
 )
 from contract_engine.working_memory.compression import Compressed
+from contract_engine.working_memory.patterns import matcher, widened
 from contract_engine.working_memory.redis_store import EXCHANGE, RedisStore
 
 DEAD_URL = "redis://someone:sesame@127.0.0.1:1/0"
@@ -625,3 +627,21 @@ def test_what_a_full_redis_evicts_is_gone_and_nothing_else_is_wrong(
         left += bool(one)
     assert 0 < left < 1000
     assert all(memory.working_memory.endswith(text) for memory in manager.retrieve(ask("growing", limit=None)))
+
+
+def test_a_scan_brings_all_that_a_glob_means(raw: redis.Redis, tenant: str) -> None:
+    """Redis is asked for no less, whatever the characters; the rest is left out here."""
+    rng, letters = random.Random(7), "ab*?[]^-\\é日"
+
+    def drawn(most: int) -> str:
+        return "".join(rng.choice(letters) for _ in range(rng.randint(1, most)))
+
+    names = {drawn(5) for _ in range(300)}
+    raw.mset({f"{tenant}:{name}": "x" for name in names})
+    found_any = 0
+    for pattern in {drawn(6) for _ in range(400)}:
+        meant = {name for name in names if matcher(pattern)(name)}
+        found = {key.decode() for key in raw.scan_iter(match=f"{tenant}:{widened(pattern)}", count=1000)}
+        assert {f"{tenant}:{name}" for name in meant} <= found, pattern
+        found_any += bool(meant)
+    assert found_any > 50
