@@ -205,6 +205,28 @@ def test_a_dictionary_is_found_by_what_it_contains_and_old_ones_are_still_read()
     assert rotated.retrieve(of())[0].working_memory == texts[41]
 
 
+@pytest.mark.parametrize("is_short", [True, False])
+def test_one_within_another_leaves_alone_what_is_compressed_already(is_short: bool) -> None:
+    """Whatever dictionaries they have: each undoes what is its own."""
+    texts = memories_of_demo()
+    old, new = train_dictionary(texts[:40]), train_dictionary(texts[40:])
+    text = texts[0][:60] if is_short else " ".join(texts)
+    for within, outside in ((old, new), (None, new), (old, None), (new, new), (None, None)):
+        inner = InMemoryManager()
+        alone = Compressed(inner, dictionary=outside)
+        alone.store(of(text))
+        was_compressed, size = bool(stored(inner).items[0].marks), len(stored(inner).items[0].text)
+        manager = Compressed(Compressed(Compressed(inner, dictionary=within), dictionary=within), dictionary=outside)
+        manager.store(of(text))
+        assert manager.retrieve(of())[0].working_memory == text
+        manager.store_rich("c", RichMemory("and more"))
+        assert [memory.working_memory for memory in manager.retrieve(of())] == [text, "and more"]
+        manager.store(of(text))
+        if was_compressed:
+            assert stored(inner).items[0].marks[1:] == ("n", "n")
+            assert len(stored(inner).items[0].text) == size
+
+
 def test_every_method_has_its_dictionary() -> None:
     texts = memories_of_demo()
     inner = InMemoryManager()

@@ -301,6 +301,37 @@ def test_a_ciphertext_opens_under_the_name_of_its_key_only(part: str) -> None:
         Encrypted(inner, keys=ring("new", **twice), metadata=True).retrieve(of())
 
 
+def test_what_the_same_record_once_had_is_not_told_from_the_newest() -> None:
+    """The page says so: keep those who might do that away from the store."""
+    inner = InMemoryManager()
+    manager = Versioned(Encrypted(inner, keys=ring(), metadata=True, accept_plain=False))
+    for limit, role in (("limit 100", "admin"), ("limit 5", "user")):
+        manager.store(of(limit, "never abroad", "third", metadata={"role": role}))
+    new = stored(inner)
+    (old,) = new.versions
+    forged = {
+        "the record": (old, ["limit 100", "never abroad", "third"], "admin"),
+        "a memory": (
+            replace(new, items=(old.items[0], *new.items[1:])),
+            ["limit 100", "never abroad", "third"],
+            "user",
+        ),
+        "metadata": (replace(new, metadata=old.metadata), ["limit 5", "never abroad", "third"], "admin"),
+        "dropped": (replace(new, items=new.items[:1]), ["limit 5"], "user"),
+        "order": (replace(new, items=new.items[::-1]), ["third", "never abroad", "limit 5"], "user"),
+        "versions": (replace(new, versions=()), ["limit 5", "never abroad", "third"], "user"),
+        "times": (replace(new, created_at="1999", last_update="1999"), ["limit 5", "never abroad", "third"], "user"),
+    }
+    for record, texts, role in forged.values():
+        assert record != new
+        put(inner, record)
+        found = manager.retrieve(of())
+        assert [memory.working_memory for memory in found] == texts
+        assert {memory.metadata["role"] for memory in found} == {role}
+        assert {memory.last_update for memory in found} == {record.last_update}
+        assert len(manager.get_memory_history("c")) == len(record.versions)
+
+
 @pytest.mark.parametrize("sealed", ["text", ["new"], ["new", "AAAA"], [1, 2], {"new": "AAAA"}])
 def test_metadata_that_were_altered_are_refused(sealed: object) -> None:
     inner = InMemoryManager()

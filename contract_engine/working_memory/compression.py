@@ -31,6 +31,9 @@ OLD_DEFLATE = "deflate"
 
 METHODS = frozenset([ZSTANDARD, DEFLATE, OLD_ZSTANDARD, OLD_DEFLATE])
 
+AS_IT_WAS = "n"
+"""What a wrapper outside has compressed already, so that its mark is not taken for one of ours."""
+
 MIN_CHARS = 48
 """Shorter texts are not tried: what there is to win is eaten up by the mark."""
 
@@ -133,6 +136,9 @@ class CompressedLayer(Sealing):
 
     def seal(self, key: RecordKey, item: Item) -> Item:
         """See :class:`Sealing`."""
+        method, _ = _last_mark(item)
+        if method in METHODS or method == AS_IT_WAS:
+            return replace(item, marks=(*item.marks, AS_IT_WAS))
         if len(item.text) < self._min_chars:
             return item
         body = encode_text(item.text)
@@ -152,7 +158,7 @@ class CompressedLayer(Sealing):
 
     def is_current(self, item: Item) -> bool:
         """See :class:`Sealing`: what an older dictionary has compressed is compressed anew, what is plain not tried."""
-        method, _, dictionary_id = item.marks[-1].partition(":") if item.marks else ("", "", "")
+        method, dictionary_id = _last_mark(item)
         return method not in METHODS or dictionary_id == self._mark
 
     def new_room(self) -> Room:
@@ -161,7 +167,9 @@ class CompressedLayer(Sealing):
 
     def open(self, key: RecordKey, item: Item, room: Room) -> Item:
         """See :class:`Sealing`."""
-        method, _, dictionary_id = item.marks[-1].partition(":") if item.marks else ("", "", "")
+        method, dictionary_id = _last_mark(item)
+        if method == AS_IT_WAS:
+            return replace(item, marks=item.marks[:-1])
         if method not in METHODS:
             return item
         codec = self._codecs.get(dictionary_id)
@@ -244,6 +252,12 @@ def train_dictionary(texts: Iterable[str], *, max_bytes: int = 65_536) -> bytes:
             sizes[way] = sum(len(codec.compress(body)[1]) for body in aside)
     best = min(sizes, key=lambda way: sizes[way])
     return best(bodies, max_bytes) or _newest(bodies, max_bytes)
+
+
+def _last_mark(item: Item) -> tuple[str, str]:
+    """Return the method of the last mark, and the dictionary where it is one of compression."""
+    method, _, dictionary_id = item.marks[-1].partition(":") if item.marks else ("", "", "")
+    return method, dictionary_id
 
 
 def _text_of(data: bytes) -> str:

@@ -262,9 +262,10 @@ class Encrypted(_Encrypted[WorkingMemoryManager], Wrapper):
 
     Metadata that are not encrypted are not protected from changes either.
     Conversation ids, memory ids, times and lengths remain to be seen. A ciphertext that was altered or moved to another
-    record or memory is an :class:`AlteredMemoryError`; an older one of the same memory, put back in its place, is not
-    told from the newest. ``accept_plain``: read what was written before there was encryption; turn it off after
-    :meth:`reencrypt`, since until then anybody with the store can put plain memories there.
+    record or memory is an :class:`AlteredMemoryError`. What the same record once had is not told from the newest: who
+    can write to the store can put back all of it, or single memories, versions or metadata, leave some out, and change
+    times. ``accept_plain``: read what was written before there was encryption; turn it off after :meth:`reencrypt`,
+    since until then anybody with the store can put plain memories there.
     """
 
     def reencrypt(self, pattern: str, *, everything: bool = False, progress: Progress | None = None) -> int:
