@@ -301,8 +301,9 @@ def test_a_damaged_version_keeps_nobody_from_what_is_there_now() -> None:
     assert manager.retrieve(of())[0].working_memory == texts[2]
     manager.store_many([of("another " + "z" * 100), of(texts[0], conversation_id="d")])
     assert manager.retrieve(of())[0].working_memory == "another " + "z" * 100
-    with pytest.raises(UnreadableMemoryError, match="WORKING_MEMORY:c: its compressed form is damaged"):
+    with pytest.raises(UnreadableMemoryError, match="WORKING_MEMORY:c: its compressed form is damaged") as caught:
         manager.get_memory_history("c", KEY.memory_type)
+    assert caught.value.readable == tuple(version.last_update for version in stored(inner).versions[1:])
     manager.restore_version("c", KEY.memory_type, timestamp=record.versions[1].last_update)
     assert manager.retrieve(of())[0].working_memory == texts[1]
     assert stored(inner).versions[0] == damaged, "it stays as it is, until it is the oldest of too many"

@@ -250,6 +250,22 @@ def test_an_earlier_version_whose_key_is_not_there_stays_as_it_is() -> None:
     assert found[0]["metadata"] == {"a": 1}
 
 
+def test_present_contents_that_cannot_be_read_are_not_written_over_where_versions_are_kept() -> None:
+    inner = InMemoryManager()
+    manager = Versioned(Encrypted(inner, keys=ring()))
+    manager.store(of("first"))
+    record = stored(inner)
+    put(inner, replace(record, items=(replace(record.items[0], text=record.items[0].text[:-8]),)))
+    before = stored(inner)
+    for write in (manager.store, lambda one: manager.store_many([one]), manager.update):
+        with pytest.raises(AlteredMemoryError, match="WORKING_MEMORY:c"):
+            write(of("second"))
+    assert stored(inner) == before
+    manager.delete(of())
+    manager.store(of("second"))
+    assert manager.retrieve(of())[0].working_memory == "second"
+
+
 def test_a_plain_version_is_refused_where_only_encrypted_ones_are_accepted() -> None:
     inner = InMemoryManager()
     for text in ("first", "second"):

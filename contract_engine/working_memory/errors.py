@@ -17,12 +17,16 @@ class WrapperMissingError(MemoryServiceError):
 
 
 class UnreadableMemoryError(MemoryServiceError):
-    """A memory is there and cannot be given back as it was; nothing was changed."""
+    """A memory is there and cannot be given back as it was; nothing was changed.
+
+    ``readable``: where that is an earlier version, the timestamps of those that can be restored all the same.
+    """
 
     def __init__(self, key: RecordKey, problem: str) -> None:
         super().__init__(f"{key.memory_type}:{key.conversation_id}: {problem}")
         self.key = key
         self.problem = problem
+        self.readable: tuple[str, ...] = ()
 
 
 class MissingDictionaryError(UnreadableMemoryError):

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from contract_engine.memory.errors import InvalidInputError, StoreUnavailableError
 from contract_engine.working_memory import intake
+from contract_engine.working_memory.errors import UnreadableMemoryError
 from contract_engine.working_memory.layers import Call, Flow, Layer
 from contract_engine.working_memory.models import ConversationMemoryType, IMemoryInput, IWorkingMemory, RichMemory
 from contract_engine.working_memory.patterns import check_pattern
@@ -144,8 +145,12 @@ class Front:
         key = intake.key_of(conversation_id, memory_type, self.prefix)
         (record,) = yield from self.layer.read([key])
         versions = record.versions if record else ()
-        for version in versions:
-            check_marks(version, key.name)
+        try:
+            for version in versions:
+                check_marks(version, key.name)
+        except UnreadableMemoryError as exc:
+            exc.readable = tuple(version.last_update for version in versions if version.left is None)
+            raise
         return [
             {
                 "timestamp": version.last_update,

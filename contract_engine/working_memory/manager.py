@@ -141,7 +141,8 @@ class WorkingMemoryManager(Shell):
     ) -> list[dict[str, Any]]:
         """Return the earlier contents of a record, oldest first; none without a wrapper that keeps them.
 
-        Each has ``timestamp``, ``content`` (of the first memory), ``memories`` and ``metadata``.
+        Each has ``timestamp``, ``content`` (of the first memory), ``memories`` and ``metadata``. Where one of them
+        cannot be read its error says which of the others can be restored.
         """
         return run(self._front.history(conversation_id, memory_type))
 

@@ -86,7 +86,8 @@ class Versioned(_Versioned[WorkingMemoryManager], Wrapper):
     They are in the record itself, so they come and go with it: deleting the record deletes them, deleting one memory of
     several leaves it in them. No write is lost between two processes; each is a read and an exchange, also in a batch.
     The ``timestamp`` of a version is when it was written, a microsecond after the one before where that is no later.
-    Two of these wrappers around one manager keep each contents once, as many as the smaller ``keep`` says.
+    A version that cannot be read stays as it is; a record whose present contents cannot be is not written over: delete
+    it first. Two of these wrappers around one manager keep each contents once, as many as the smaller ``keep`` says.
     """
 
 
