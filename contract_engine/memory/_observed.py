@@ -65,8 +65,10 @@ class Observed:
         ending, durations = self._ok if answer else self._ending_of(answer)
         if observers.records:
             durations.add(seconds)
-        if observers.hooks or spans is not None:
-            _tell(OperationEnded(ending, seconds), spans)
+        if spans is not None:
+            observers.end(spans, ending, None)
+        if hooks := observers.hooks:
+            tell_all(hooks, OperationEnded(ending, seconds), observers.failed)
 
     def failed(self, started: float, spans: list[SpanEnd] | None) -> None:
         """Note how long it took, which raised, and tell of it; to be called while the error is on its way."""
@@ -74,8 +76,10 @@ class Observed:
         ending, durations = self._ending(outcome_of(error))
         if observers.records:
             durations.add(seconds)
-        if observers.hooks or spans is not None:
-            _tell(OperationEnded(ending, seconds), spans, error)
+        if spans is not None:
+            observers.end(spans, ending, error)
+        if hooks := observers.hooks:
+            tell_all(hooks, OperationEnded(ending, seconds), observers.failed)
 
     def _ending_of(self, answer: object) -> tuple[Ending, Distribution]:
         """Return how something ended that answered with nothing, or no."""
@@ -99,12 +103,6 @@ class ObservedLegacy(Observed):
     def ended(self, started: float, spans: list[SpanEnd] | None, answer: object) -> None:
         """See :meth:`Observed.ended`."""
         super().ended(started, spans, answer is not False)
-
-
-def _tell(detail: OperationEnded, spans: list[SpanEnd] | None, error: BaseException | None = None) -> None:
-    if spans is not None:
-        observers.end(spans, detail.ending, error)
-    tell_all(observers.hooks, detail, observers.failed)
 
 
 def outcome_of(error: BaseException | None) -> str:

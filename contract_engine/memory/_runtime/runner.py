@@ -121,7 +121,8 @@ class Runtime:
     def _run_observed(self, flow: Flow[T]) -> T:
         """:meth:`run` where somebody listens: in full, since that is to cost next to nothing."""
         operation = observed_flow(flow)
-        whole = observers.begin(operation.operation, operation.backend) if observers.has_spans else None
+        has_spans = observers.has_spans
+        whole = observers.begin(operation.operation, operation.backend) if has_spans else None
         step: Observed | None = None
         is_over = False
         begun = started = perf_counter()
@@ -129,7 +130,7 @@ class Runtime:
             effect = next(flow)
             while True:
                 step, part = observed_effect(effect), None
-                if observers.has_spans and step is not None:
+                if has_spans and step is not None:
                     part = observers.begin(step.operation, step.backend)
                 started = perf_counter()
                 try:
@@ -271,7 +272,8 @@ class AsyncRuntime:
     async def _run_observed(self, flow: Flow[T]) -> T:
         """See :meth:`Runtime._run_observed`."""
         operation = observed_flow(flow)
-        whole = observers.begin(operation.operation, operation.backend) if observers.has_spans else None
+        has_spans = observers.has_spans
+        whole = observers.begin(operation.operation, operation.backend) if has_spans else None
         step: Observed | None = None
         is_over = False
         begun = started = perf_counter()
@@ -279,7 +281,7 @@ class AsyncRuntime:
             effect = next(flow)
             while True:
                 step, part = observed_effect(effect), None
-                if observers.has_spans and step is not None:
+                if has_spans and step is not None:
                     part = observers.begin(step.operation, step.backend)
                 started = perf_counter()
                 try:
