@@ -3,9 +3,10 @@
     python tests/faults/soak.py --seconds 600 --seed 7
 
 Two processes, each with threads on a blocking manager and tasks on an asyncio one, talk to a few dozen sessions whose
-limits are small, so that much is folded. Meanwhile servers and processes are killed, stopped, emptied and starved. In
-the end everything is healed, and what each caller was told is held against the log. The seed fixes the faults, their
-order and their lengths, and what the clients say; how all of it interleaves is up to the machine.
+limits are small, so that much is folded; a few of them through adapters that write to a legacy table too. Meanwhile
+servers and processes are killed, stopped, emptied and starved. In the end everything is healed, and what each caller
+was told is held against the log, and the legacy table with it. The seed fixes the faults, their order and their
+lengths, and what the clients say; how all of it interleaves is up to the machine.
 """
 
 from __future__ import annotations
@@ -35,17 +36,21 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from server_faults import ServerFaults, waited_for
+from soak_client import CLEARED_SESSIONS, DUAL_SESSIONS, Figures, Status
 from soak_faults import KINDS, Happened, Injector, counts_of, plan
 from soak_history import Rows, context_violations, range_violations, violations_of
 from soak_journal import Fold, Journals
-from soak_worker import CLEARED_SESSIONS, Figures, Orders, Status, command
+from soak_worker import RELAY, WITH, WITHOUT, Orders, command
 
 from contract_engine.embedded import EmbeddedServers
 from contract_engine.memory import MemoryConfig, MemoryManager, StoreUnavailableError
+from contract_engine.memory.legacy_store import LegacySwisperStore
+from contract_engine.memory.migration import EnhancedSessionStore
 
 TENANT = "soak"
 SESSIONS = 32
 CLEARED = tuple(f"c{number}" for number in range(CLEARED_SESSIONS))
+DUAL = tuple(f"d{number}" for number in range(DUAL_SESSIONS))
 SHOWN = 40
 """Violations that are printed; ``--json`` has all of them."""
 
@@ -89,11 +94,12 @@ class Worker:
             self.process = subprocess.Popen(
                 command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
             )
-        self._tell(msgspec.json.encode(orders).decode())
+        self.tell(msgspec.json.encode(orders).decode())
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
-    def _tell(self, line: str) -> None:
+    def tell(self, line: str) -> None:
+        """Give it one more order."""
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
@@ -118,7 +124,7 @@ class Worker:
 
     def end(self) -> int:
         """Have it end in order; answers its exit code."""
-        self._tell("end")
+        self.tell("end")
         try:
             return self._bury()
         except subprocess.TimeoutExpired:
@@ -161,6 +167,7 @@ class Report:
     degraded: int = 0
     slowest_call: float = 0.0
     messages: int = 0
+    relayed: int = 0
     folds: int = 0
     recovery_seconds: float = 0.0
     warm: list[dict[str, int]] = field(default_factory=list)
@@ -190,7 +197,9 @@ class Soak:
         self._stack.callback(faults.go_on)
         self._faults = faults
         self._settings = SETTINGS | {"redis_url": redis_server.redis_url, "database_url": database.database_url}
-        self.injector = Injector(faults, self._kill_worker)
+        with LegacySwisperStore(database.database_url) as legacy:
+            legacy.create_table()
+        self.injector = Injector(faults, self._kill_worker, self._cut_off)
         self.workers = [self._start(number, 0) for number in range(2)]
         return self
 
@@ -221,6 +230,19 @@ class Soak:
         self._dead.append(worker)
         self.workers[1] = self._start(1, len(self._dead))
         return f"pid {worker.process.pid}, exit code {worker.process.returncode}"
+
+    def _cut_off(self, server: str) -> Callable[[], int]:
+        """Take PostgreSQL from the first worker, or Redis from the second, while the other has it."""
+        worker = self.workers[0 if server == "postgres" else 1]
+        before = worker.status.rejected
+        worker.tell(f"{WITHOUT} {server}")
+
+        def give_back() -> int:
+            waited_for(lambda: worker.status.rejected > before, WORKER_SECONDS)
+            worker.tell(f"{WITH} {server}")
+            return worker.status.rejected - before
+
+        return give_back
 
     def run(self, watch: Callable[[Soak, float], None]) -> Report:
         """Run to the end and return the account; ``watch`` is called several times a second with the seconds left."""
@@ -329,16 +351,29 @@ class Soak:
         """Read every session with a fresh manager, after one more message: a worker that was killed told nobody."""
         found = []
         closing = {"role": "user", "writer": "end", "n": 1, "content": "That was all."}
-        with MemoryManager(config=MemoryConfig(**self._settings)) as manager:
-            for session in (*(f"s{number}" for number in range(SESSIONS)), *CLEARED):
+        with (
+            MemoryManager(config=MemoryConfig(**self._settings)) as manager,
+            LegacySwisperStore(self._faults.database.database_url) as legacy,
+            EnhancedSessionStore(manager, legacy, relay=RELAY) as adapter,
+        ):
+            for session in (*(f"s{number}" for number in range(SESSIONS)), *CLEARED, *DUAL):
                 try:
-                    receipt = manager.append(session, closing, message_id="end")
+                    writer = adapter if session in DUAL else manager
+                    receipt = writer.append(session, closing, message_id="end")
                     if not receipt.durable or receipt.degraded:
                         found.append(f"{session}: {receipt} after everything was healed")
                 except StoreUnavailableError as exc:
                     found.append(f"{session}: {exc} after everything was healed")
             manager.wait_for_folds(30)
             rows = self._rows()
+            if not adapter.settle(RECOVERY_SECONDS):
+                found.append(f"not relayed after {RECOVERY_SECONDS:.0f} s: {adapter.waiting_sessions()}")
+            self.report.relayed = sum(len(rows[session]) for session in DUAL)
+            found += [
+                f"{session}: the legacy store has another conversation than the log"
+                for session in DUAL
+                if legacy.get_chat_history(session) != [message for _, message in rows[session]]
+            ]
             with psycopg.connect(self._faults.database.database_url) as connection:
                 summaries = connection.execute(
                     "SELECT session_id, version, first_seq, last_seq FROM memory_summaries WHERE tenant = %s"
@@ -409,6 +444,7 @@ def table(report: Report) -> Table:
     found.add_row("erased", f"{report.cleared:,} sessions")
     found.add_row("reads", f"{report.reads:,}; {report.degraded:,} answers were degraded")
     found.add_row("in the log", f"{report.messages:,} messages, {report.folds:,} folds")
+    found.add_row("in both stores", f"{report.relayed:,} messages")
     found.add_row("slowest call", f"{report.slowest_call:.2f} s")
     found.add_row("recovered", f"{report.recovery_seconds:.1f} s after the last fault")
     for warm, final in zip(report.warm, report.final, strict=True):

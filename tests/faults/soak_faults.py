@@ -76,9 +76,19 @@ LASTING = (
     "postgres killed",
     "redis evicting",
     "redis full",
+    "postgres away for one worker",
+    "redis away for one worker",
 )
 WORKER_KILLED = "worker killed"
-WITHIN_AN_OUTAGE = ("", "redis killed, file kept", "redis stopped", "keys deleted", "clients killed", "scripts flushed")
+WITHIN_AN_OUTAGE = (
+    "",
+    "redis killed, file kept",
+    "redis stopped",
+    "redis away for one worker",
+    "keys deleted",
+    "clients killed",
+    "scripts flushed",
+)
 KINDS = (*BRIEF, *LASTING, WORKER_KILLED)
 
 
@@ -95,10 +105,15 @@ def plan(seed: int, *, pace: float = 1.0) -> Iterator[Planned]:
 
 @dataclass
 class Injector:
-    """Carries out a plan on two servers of its own; ``kill_worker`` ends one of the processes under load."""
+    """Carries out a plan on two servers of its own.
+
+    ``kill_worker`` ends one of the processes under load; ``cut_off`` takes a server from one of them alone, and
+    returns what gives it back and answers how many of its calls had to do without.
+    """
 
     faults: ServerFaults
     kill_worker: Callable[[], str]
+    cut_off: Callable[[str], Callable[[], int]]
     sleep: Callable[[float], None] = time.sleep
     happened: list[Happened] = field(default_factory=list)
     withheld: Counter[str] = field(default_factory=Counter)
@@ -122,6 +137,8 @@ class Injector:
             "postgres killed": self._kill_database,
             "redis evicting": lambda fault: self._starve(fault, "volatile-lru"),
             "redis full": lambda fault: self._starve(fault, "noeviction"),
+            "postgres away for one worker": lambda fault: self._cut_off(fault, "postgres"),
+            "redis away for one worker": lambda fault: self._cut_off(fault, "redis"),
         }
         at = time.monotonic()
         do = brief.get(planned.kind)
@@ -208,6 +225,14 @@ class Injector:
     def _kill_database(self, fault: Planned) -> str:
         count = len(self.faults.kill_database())
         return f"{count} processes" + self._meanwhile(fault, self.faults.restart_database)
+
+    def _cut_off(self, fault: Planned, server: str) -> str:
+        give_back = self.cut_off(server)
+        calls: list[int] = []
+        while_away = self._meanwhile(fault, lambda: calls.append(give_back()))
+        if not calls[0]:
+            raise NoFaultError(f"nobody missed {server}")
+        return f"{calls[0]} calls without it{while_away}"
 
     def _meanwhile(self, fault: Planned, end: Callable[[], None]) -> str:
         """Let the outage of PostgreSQL last, with another fault in its middle."""

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from lost_messages import nothing_lost
 from soak import GROWTH, Worker, soak
+from soak_client import Figures, Status
 from soak_faults import KINDS, plan
-from soak_worker import Figures, Orders, Status
+from soak_worker import Orders
 
 SECONDS = 60.0
 TURNS = 2 * len(KINDS)
@@ -40,6 +41,7 @@ def test_a_minute_of_faults_under_load() -> None:
     assert report.folds > 100
     assert report.messages > 1000
     assert report.cleared > 0
+    assert report.relayed > 100
 
 
 def test_a_plan_is_that_of_its_seed_and_has_every_kind() -> None:
@@ -51,7 +53,8 @@ def test_a_plan_is_that_of_its_seed_and_has_every_kind() -> None:
 
 
 def test_a_worker_that_grew_or_hung_is_found(tmp_path: Path) -> None:
-    orders = Orders("w", 1, 1, 0, 0, 1.0, str(tmp_path / "journal"), {"redis_url": "redis://127.0.0.1:1/0"})
+    nowhere = {"redis_url": "redis://127.0.0.1:1/0", "database_url": "postgresql://nobody@127.0.0.1:1/none"}
+    orders = Orders("w", 1, 1, 0, 0, 1.0, str(tmp_path / "journal"), nowhere)
     worker = Worker(orders, tmp_path / "errors")
     assert worker.end() == 0, worker.errors.read_text()
     figures = Figures(rss=10**8, blocks=10**6, sockets=4, files=8, threads=2, tasks=2)
