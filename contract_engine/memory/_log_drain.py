@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from contract_engine.memory._effects import Statement
 from contract_engine.memory._log import NEW_EPOCH, insert, milliseconds, session_id, tenant, this_session
-from contract_engine.memory._log_outbox import relay_logged
+from contract_engine.memory._log_outbox import last_fixed, relay_logged
 from contract_engine.memory._log_phases import is_relayed
 from contract_engine.memory._log_transactions import stored_messages
 from contract_engine.memory._tables import messages, sessions
@@ -91,9 +91,12 @@ def log_waiting(
     new = _missing(connection, key, waiting)
     if not new:
         return 0
+    relayed = _to_relay(connection, key, new)
+    # What has been folded has its place for good, and so has what a relay gave on that could not see these.
+    fixed = max(session.watermark, last_fixed(connection, key) if relayed else 0)
     # Before the first that is missing: those in front of it another drain has logged, and a relay may have read them.
-    since_ms = None if is_continued and after >= session.watermark else new[0].at_ms
-    behind = _take_back(connection, key, max(after, session.watermark), since_ms=since_ms)
+    since_ms = None if is_continued and after >= fixed else new[0].at_ms
+    behind = _take_back(connection, key, max(after, fixed), since_ms=since_ms)
     # What another drain has logged of these may be among what was taken back: it is missing again now.
     rows = _missing(connection, key, _merged(waiting, behind))
     last_seq = session.last_seq - len(behind)
@@ -120,14 +123,17 @@ def log_waiting(
         .values(last_seq=last_seq + len(rows), revision=sessions.c.revision + 1, updated_at=sa.func.now()),
         key,
     )
+    relay_logged(connection, key, relayed)
+    return int(last_seq) + count
+
+
+def _to_relay(connection: sa.Connection, key: Mapping[str, str], new: Sequence[Waiting]) -> list[str]:
+    """Return the ids of those that are to reach the legacy store."""
     relayed = [item.message_id for item in new if item.is_relayed]
     not_noted = [item.message_id for item in new if item.is_relayed is None]
     # That goes by the tenant, as everything did when nothing was noted: to relay too much does no harm that parity
     # would not show, and what was sent to both stores is to reach both.
-    if not_noted and is_relayed(connection, key):
-        relayed += not_noted
-    relay_logged(connection, key, relayed)
-    return int(last_seq) + count
+    return relayed + not_noted if not_noted and is_relayed(connection, key) else relayed
 
 
 def _merged(waiting: Sequence[Waiting], behind: Sequence[Waiting]) -> list[Waiting]:

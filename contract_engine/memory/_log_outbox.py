@@ -318,6 +318,33 @@ def held_by_relays(connection: sa.Connection, of_tenant: str, session_ids: Seque
     return {row[0] for row in rows}
 
 
+def fix(connection: sa.Connection, of_tenant: str, lease: str, session_ids: Sequence[str]) -> None:
+    """Give all messages that claimed sessions have now their place for good.
+
+    Their rows are locked by a statement of its own: it may have to wait for one who is changing places right now, and
+    only the next statement sees what came of it.
+    """
+    mine = (relays.c.tenant == of_tenant, relays.c.lease == lease, relays.c.session_id.in_(session_ids))
+    connection.execute(sa.select(relays.c.session_id).where(*mine).order_by(relays.c.session_id).with_for_update())
+    newest = sa.select(messages.c.message_id).where(
+        messages.c.tenant == relays.c.tenant, messages.c.session_id == relays.c.session_id
+    )
+    last = newest.order_by(messages.c.seq.desc()).limit(1).scalar_subquery()
+    connection.execute(sa.update(relays).where(*mine).values(fixed_id=last))
+
+
+def last_fixed(connection: sa.Connection, key: Mapping[str, str]) -> int:
+    """Return the last message that has its place for good, see :func:`fix`; it stays so until the transaction is over.
+
+    The caller holds the session's row.
+    """
+    fixed = connection.execute(sa.select(relays.c.fixed_id).where(this_session(relays)).with_for_update(), key).scalar()
+    if fixed is None:
+        return 0
+    found = sa.select(messages.c.seq).where(this_session(messages), messages.c.message_id == fixed)
+    return int(connection.execute(found, key).scalar() or 0)
+
+
 def renumber(connection: sa.Connection, key: Mapping[str, str]) -> None:
     """Give the rows of the outbox the numbers that their messages have now; the caller holds the session's row.
 

@@ -133,6 +133,7 @@ relays = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0", comment="failures in a row"),
     sa.Column("parked_at", sa.DateTime(timezone=True), comment="waits for somebody to look at it"),
     sa.Column("error", sa.Text, comment="class of the last failure"),
+    sa.Column("fixed_id", sa.Text, comment="up to here messages keep their places: they were relayed without Redis"),
 )
 sa.Index("memory_relays_due", relays.c.tenant, relays.c.due_at, postgresql_where=relays.c.due_at.is_not(None))
 

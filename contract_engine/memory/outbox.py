@@ -111,6 +111,11 @@ class Outbox:
         parameters = {**self._of_tenant, "lease": lease, "sessions": sessions, "lease_seconds": lease_seconds}
         return [Claim._make(row) for row in (yield from query_once(_log_outbox.CLAIM, parameters))]
 
+    def fix(self, lease: str, session_ids: Sequence[str]) -> Flow[None]:
+        """Let nothing that turns up later go before what these claimed sessions have in the log now."""
+        of_tenant = self._of_tenant["of_tenant"]
+        yield from transaction(lambda connection: _log_outbox.fix(connection, of_tenant, lease, session_ids))
+
     def read_claimed(
         self, claims: Sequence[Claim], *, messages: int, most_bytes: int
     ) -> Flow[dict[str, ClaimedSession]]:

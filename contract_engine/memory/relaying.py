@@ -145,9 +145,11 @@ class Relay:
         try:
             # Between the two: whatever waits now comes after what was owed when the sessions were claimed, and no more
             # than that is read; what waited before is logged now, in front of what was logged behind it.
-            drained = yield from self._unlogged.drain_known(
+            drained, unknown = yield from self._unlogged.drain_known(
                 [one.session_id for one in claims], min(latest, started + DRAIN_SECONDS)
             )
+            if unknown:  # what waits there nobody can put before what is read now
+                yield from self._outbox.fix(lease, unknown)
             late = [one for one in claims if one.session_id not in drained]
             ready = [one for one in claims if one.session_id in drained]
             found = yield from self._outbox.read_claimed(ready, messages=MESSAGES, most_bytes=BYTES)

@@ -198,11 +198,11 @@ class Unlogged:
             yield from self._cache.forget_buffer(session_id)
         return is_left
 
-    def drain_known(self, session_ids: Sequence[str], until: float) -> Flow[list[str]]:
-        """Log what waits of some sessions, in turns, for as long as there is time; answers those that are done.
+    def drain_known(self, session_ids: Sequence[str], until: float) -> Flow[tuple[list[str], list[str]]]:
+        """Log what waits of some sessions, in turns, for as long as there is time, which is one of the monotonic clock.
 
-        That is a time of the monotonic clock. Raises where the log is away. Where Redis is, nobody can tell whether
-        something waits, and it waits on.
+        Answers those that are done; and those of them where Redis does not say whether something waits: it waits on.
+        Raises where the log is away.
         """
         is_known = True
         waiting: Sequence[str] = session_ids
@@ -211,7 +211,7 @@ class Unlogged:
         except REDIS_TROUBLE:
             is_known = False  # each is asked for by itself: of a Cluster the other servers may answer
         drains = deque(Drain(session_id) for session_id in waiting)
-        unknown = 0
+        unknown: list[str] = []
         while drains:
             drain = drains.popleft()
             try:
@@ -219,13 +219,13 @@ class Unlogged:
                 if waits and (yield from self._log_some(drain)):
                     drains.append(drain)
             except REDIS_TROUBLE:
-                unknown += 1
+                unknown.append(drain.session_id)
             if time.monotonic() >= until:
                 break
         if unknown:
-            logger.info("%d sessions: Redis does not say whether messages wait to be logged", unknown)
+            logger.info("%d sessions: Redis does not say whether messages wait to be logged", len(unknown))
         late = {drain.session_id for drain in drains}
-        return [session_id for session_id in session_ids if session_id not in late]
+        return [session_id for session_id in session_ids if session_id not in late], unknown
 
     def drain_own(self, session_id: str) -> Flow[None]:
         """Log what this process has appended here, unless Redis is away: then it waits on."""

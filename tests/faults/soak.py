@@ -19,8 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,7 +38,7 @@ from rich.table import Table
 from server_faults import ServerFaults, waited_for
 from soak_client import CLEARED_SESSIONS, DUAL_SESSIONS, Figures, Status
 from soak_faults import KINDS, Happened, Injector, counts_of, plan
-from soak_history import Rows, context_violations, range_violations, violations_of
+from soak_history import Rows, context_violations, key_of, range_violations, violations_of
 from soak_journal import Fold, Journals
 from soak_worker import RELAY, WITH, WITHOUT, Orders, command
 
@@ -317,7 +317,7 @@ class Soak:
         report.final = [msgspec.to_builtins(worker.status.final) for worker in measured]
         if not measured:
             report.violations.append("no worker lived long enough to be measured")
-        journals.folds = self._folds()
+        journals.folds, journals.relayed = self._folds(), DUAL
         rows = self._rows()
         report.messages = sum(len(found) for found in rows.values())
         report.lost = violations_of(journals, rows)
@@ -369,11 +369,8 @@ class Soak:
             if not adapter.settle(RECOVERY_SECONDS):
                 found.append(f"not relayed after {RECOVERY_SECONDS:.0f} s: {adapter.waiting_sessions()}")
             self.report.relayed = sum(len(rows[session]) for session in DUAL)
-            found += [
-                f"{session}: the legacy store has another conversation than the log"
-                for session in DUAL
-                if legacy.get_chat_history(session) != [message for _, message in rows[session]]
-            ]
+            for session in DUAL:
+                found += difference(session, [one for _, one in rows[session]], legacy.get_chat_history(session))
             with psycopg.connect(self._faults.database.database_url) as connection:
                 summaries = connection.execute(
                     "SELECT session_id, version, first_seq, last_seq FROM memory_summaries WHERE tenant = %s"
@@ -389,6 +386,20 @@ class Soak:
                 for _ in range(2):  # the second time from Redis
                     found += context_violations(session, manager.get_context(session), logged)
         return found
+
+
+def difference(session: str, logged: Sequence[Mapping[str, Any]], there: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return how a conversation of the legacy store differs from the log; nothing where it does not."""
+    if logged == there:
+        return []
+    ours, theirs = ([key_of(one) for one in messages] for messages in (logged, there))
+    first = next((place for place, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), None)
+    where = "" if first is None else f"; first at {first + 1}: {ours[first : first + 4]}, {theirs[first : first + 4]}"
+    return [
+        f"{session}: {len(ours)} messages in the log, {len(theirs)} in the legacy store;"
+        f" missing {list((Counter(ours) - Counter(theirs)).elements())[:5]},"
+        f" too many {list((Counter(theirs) - Counter(ours)).elements())[:5]}{where}"
+    ]
 
 
 def soak(

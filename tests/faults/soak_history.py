@@ -48,6 +48,8 @@ def violations_of(journals: Journals, logged: Rows, *, shown: int = SHOWN) -> li
         by_session[clearing.session].clearings.append(clearing)
     for session, folds in journals.folds.items():
         by_session[session].folds = folds
+    for session in journals.relayed:
+        by_session[session].is_relayed = True
     for session in sorted(set(logged) | set(by_session)):
         wrong = by_session[session].violations(logged.get(session, ()))
         more = [f"and {len(wrong) - shown} more"] if len(wrong) > shown else []
@@ -63,16 +65,17 @@ class _Session:
     reads: list[Read] = field(default_factory=list)
     clearings: list[Clearing] = field(default_factory=list)
     folds: Sequence[Fold] = ()
+    is_relayed: bool = False
 
     def violations(self, rows: Sequence[Row]) -> list[str]:
         if wrong := _number_violations([seq for seq, _ in rows]):
             return wrong  # by place nothing else could be said
-        places = {_key(message): seq for seq, message in rows}
+        places = {key_of(message): seq for seq, message in rows}
         wrong = self._presence_violations(rows)
         for one in self.said:
             wrong += self._call_violations(one, places)
         wrong += _receipt_violations([one for one in self.said if not self._may_be_erased(one.begun)])
-        wrong += _order_violations(self.said, places, self.folds)
+        wrong += _order_violations(self.said, places, self.folds, is_relayed=self.is_relayed)
         return wrong + Shown(self.reads, self.said, self.clearings, places, self.folds).violations()
 
     def _may_be_erased(self, begun: float) -> bool:
@@ -84,13 +87,13 @@ class _Session:
     def _presence_violations(self, rows: Sequence[Row]) -> list[str]:
         pairs = (zip(one.keys, one.digests or repeat(None), strict=False) for one in self.said)
         digests = dict(chain.from_iterable(pairs))
-        counts = Counter(_key(message) for _, message in rows)
+        counts = Counter(key_of(message) for _, message in rows)
         wrong = [f"{name_of(key)} is there {count} times" for key, count in counts.items() if count > 1]
         wrong += [f"{name_of(key)} is there, and nobody said it" for key in counts if key not in digests]
         for _, message in rows:
-            expected = digests.get(_key(message))
+            expected = digests.get(key_of(message))
             if expected is not None and expected != digest(message):
-                wrong.append(f"{name_of(_key(message))} is not what was said")
+                wrong.append(f"{name_of(key_of(message))} is not what was said")
         return wrong
 
     def _call_violations(self, one: Said, places: Mapping[Key, int]) -> list[str]:
@@ -138,8 +141,13 @@ def _receipt_violations(said: Iterable[Said]) -> list[str]:
     return wrong
 
 
-def _order_violations(said: Sequence[Said], places: Mapping[Key, int], folds: Sequence[Fold]) -> list[str]:
-    """Whoever was answered before another call began must stand before it."""
+def _order_violations(
+    said: Sequence[Said], places: Mapping[Key, int], folds: Sequence[Fold], *, is_relayed: bool
+) -> list[str]:
+    """Whoever was answered before another call began must stand before it.
+
+    What ``is_relayed`` may have its place for good as soon as it is logged, where the relay lacks Redis.
+    """
     placed = sorted(((places[one.keys[0]], one) for one in said if one.keys[0] in places), key=lambda pair: pair[0])
     wrong = []
     latest: Said | None = None  # began last, of those that stand before and could see Redis
@@ -156,7 +164,7 @@ def _order_violations(said: Sequence[Said], places: Mapping[Key, int], folds: Se
         if one.answers and one.answers[0].durable and one.is_degraded:
             latest = folded = None  # Redis was away, and readers of the log may have folded what stands before this
         elif one.answers and not one.is_degraded:
-            if is_folded(folds, place, one.answered):
+            if is_relayed or is_folded(folds, place, one.answered):
                 folded = _later(folded, one)
             else:
                 latest = _later(latest, one)
@@ -188,8 +196,8 @@ def context_violations(session: str, context: Mapping[str, Any], rows: Sequence[
 
 def _buffer_violations(kept: Sequence[Mapping[str, Any]], watermark: int, rows: Sequence[Row]) -> list[str]:
     """Name what is wrong with messages that are not those behind the watermark."""
-    logged = {_key(message): (place, message) for place, (_, message) in enumerate(rows, start=1)}
-    keys = [_key(message) for message in kept]
+    logged = {key_of(message): (place, message) for place, (_, message) in enumerate(rows, start=1)}
+    keys = [key_of(message) for message in kept]
     places = [logged[key][0] for key in keys if key in logged]
     first, last = min(places, default=len(rows) + 1), max(places, default=len(rows) + 1)
     missing = {key: place for key, (place, _) in logged.items() if place > watermark and key not in keys}
@@ -224,5 +232,5 @@ def range_violations(session: str, ranges: Sequence[tuple[int, int, int]], last_
     return []
 
 
-def _key(message: Mapping[str, Any]) -> Key:
+def key_of(message: Mapping[str, Any]) -> Key:
     return message["writer"], message["n"]

@@ -109,6 +109,7 @@ class Journals:
     reads: list[Read] = field(default_factory=list)
     clearings: dict[str, Clearing] = field(default_factory=dict)
     folds: dict[str, list[Fold]] = field(default_factory=dict)
+    relayed: Sequence[str] = ()
     violations: list[str] = field(default_factory=list)
 
     def read(self, lines: Iterable[str]) -> None:

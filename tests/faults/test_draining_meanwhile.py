@@ -1,4 +1,4 @@
-"""What waited in Redis is logged while others log the same, relay it, and go on adding to it."""
+"""What waited in Redis, or is imported, is logged while others log the same, relay it, and go on adding to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from crash_matrix import DATABASE, REDIS, Interposition, name_of, outage_of
+from crash_matrix import DATABASE, Interposition, name_of, outage_of
 from dual_stores import contents, log_alone, open_store, plain_url, say, talk
 from legacy_stores import ListStore
 from memory_contract import Backend, logged
@@ -18,6 +18,8 @@ from server_faults import waited_for
 from servers import redis_client
 
 from contract_engine.memory import DatabaseUnavailableError, MemoryManager
+from contract_engine.memory._log_backfill import HistoryRow
+from contract_engine.memory.log_writer import LogWriter
 from contract_engine.memory.migration import RelaySettings
 
 pytest_plugins = ("memory_fixtures",)
@@ -172,27 +174,29 @@ def test_two_drains_put_nothing_before_what_a_relay_has_read(blocking: Backend, 
 
 
 @pytest.mark.parametrize("names", [["s"], ["s", "t"]], ids=["one session", "two"])
-def test_a_drain_and_a_relay_that_takes_note_wait_for_no_ring(blocking: Backend, names: list[str]) -> None:
+def test_an_import_and_a_relay_that_takes_note_wait_for_no_ring(blocking: Backend, names: list[str]) -> None:
     """What is given to the legacy store right now gets another number: both change the outbox, and its session."""
     assert blocking.database_url is not None
     legacy = Told()
     with ExitStack() as stack:
-        writer, other, direct, store = (stack.enter_context(open_store(blocking, legacy)) for _ in range(4))
+        direct, store = (stack.enter_context(open_store(blocking, legacy)) for _ in range(2))
+        config = store.memory_manager.config
         for name in names:
-            writer.append(name, say(0))
-        assert store.settle()
-        writer.memory_manager.database_breaker.force_open()
-        writer.append("s", say(1))
-        for name in names:
-            log_alone(direct, name, say(2))
-        holder = stack.enter_context(psycopg.connect(plain_url(store.memory_manager.config)))
-        watcher = stack.enter_context(psycopg.connect(plain_url(store.memory_manager.config), autocommit=True))
+            log_alone(direct, name, say(1))
+        older = stack.enter_context(LogWriter(config))
+        row = HistoryRow("older", 1, 0, b'{"role":"user","content":"message 0"}')
+        times = {"created_ms": 0, "updated_ms": 0}
+        holder = stack.enter_context(psycopg.connect(plain_url(config)))
+        watcher = stack.enter_context(psycopg.connect(plain_url(config), autocommit=True))
 
         def are_waiting(number: int) -> bool:
             sql = "SELECT count(*) FROM pg_locks WHERE NOT granted"
             return bool(watcher.execute(sql).fetchall()[0][0] >= number)
 
-        drains = threading.Thread(target=other.memory_manager.drain, args=("s",))
+        stored: list[bool] = []
+        imports = threading.Thread(
+            target=lambda: stored.append(older.store("s", [row], after_id=None, is_covered=False, **times))
+        )
         both: list[bool] = []
 
         def let_go() -> None:
@@ -202,23 +206,21 @@ def test_a_drain_and_a_relay_that_takes_note_wait_for_no_ring(blocking: Backend,
         ends = threading.Thread(target=let_go)
 
         def hold(session_id: str) -> None:
-            if session_id == "s" and not both and drains.ident is None:
+            if session_id == "s" and not both and imports.ident is None:
                 sql = "SELECT FROM memory_relays WHERE tenant = %s AND session_id = 's' FOR UPDATE"
                 holder.execute(sql, (blocking.tenant,))
-                drains.start()
+                imports.start()
                 assert waited_for(lambda: are_waiting(1))
                 ends.start()
 
         legacy.after = hold
-        outage = Interposition(store.memory_manager, away=REDIS)  # so that the relay does not drain itself
         assert store.relay_once() == len(names)
-        outage.remove()
-        drains.join()
+        imports.join()
         ends.join()
-        assert both == [True]
+        assert (both, stored) == ([True], [True])
         assert store.settle()
-        assert contents(store.memory_manager.session_store.get_chat_history("s")) == talk(0, 1, 2)
-        assert sorted(legacy.contents("s")) == talk(0, 1, 2)
+        assert contents(store.memory_manager.session_store.get_chat_history("s")) == talk(0, 1)
+        assert legacy.contents("s") == talk(1)
 
 
 @pytest.mark.parametrize("is_evicted", [False, True])

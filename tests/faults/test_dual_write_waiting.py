@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from legacy_stores import ListStore
 from memory_contract import Backend
 
 from contract_engine.memory import MemoryManager
+from contract_engine.memory._log_backfill import HistoryRow
+from contract_engine.memory.log_writer import LogWriter
 from contract_engine.memory.migration import EnhancedSessionStore
 
 pytest_plugins = ("memory_fixtures", "dual_write_fixtures")
@@ -146,6 +149,35 @@ def test_with_redis_away_what_is_logged_is_relayed(
         assert other.settle()
         outage.remove()
     assert legacy.contents("s") == talk(0, 1, 2)
+
+
+@pytest.mark.parametrize("is_renumbered", [False, True])
+def test_what_was_relayed_while_redis_was_away_has_its_place_for_good(
+    blocking: Backend, store: EnhancedSessionStore, legacy: ListStore, *, is_renumbered: bool
+) -> None:
+    """What waited there, and could not be seen, comes behind it in both stores, and before what was logged since."""
+    store.append("s", say(0))
+    assert store.settle()
+    outage = Interposition(store.memory_manager, away=DATABASE)
+    store.append("s", say(1))
+    time.sleep(0.002)  # the order within a millisecond is not known
+    with open_store(blocking, legacy) as other:
+        blind = Interposition(other.memory_manager, away=REDIS)
+        for number in (2, 3):
+            other.append("s", say(number))
+        assert other.relay_once() == 2
+        assert legacy.contents("s") == talk(0, 2, 3)
+        other.append("s", say(4))
+        if is_renumbered:
+            older = HistoryRow("older", 1, 0, b'{"role":"user","content":"older"}')
+            with LogWriter(other.memory_manager.config) as writer:
+                assert writer.store("s", [older], after_id=None, is_covered=False, created_ms=0, updated_ms=0)
+        blind.remove()
+        outage.remove()
+        store.append("s", say(5))
+        assert other.settle()
+    assert legacy.contents("s") == talk(0, 2, 3, 1, 4, 5)
+    assert logged(store) == ["older"] * is_renumbered + talk(0, 2, 3, 1, 4, 5)
 
 
 @pytest.mark.parametrize("noise", [b'[2,1,1,"id",{},"1"]', b'[2,1,1,"id",{},1,1]'])
