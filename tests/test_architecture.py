@@ -42,7 +42,7 @@ LAYERS = (
     "_effects",
     "_scripts _tables",
     "_layout _log _log_transactions _log_summaries _log_drain _log_pins _log_recall _log_retention _log_archive"
-    " _log_outbox _log_phases intake",
+    " _log_outbox _log_relays _log_phases intake",
     "_log_backfill _legacy_table",
     "_legacy_flows",
     "_runtime _runtime.failures _runtime.places _runtime.redis_steps _runtime.redis_topology"
@@ -225,6 +225,7 @@ def test_only_the_runtime_touches_clients_and_engines() -> None:
         "_log_backfill",
         "_legacy_table",
         "_log_outbox",
+        "_log_relays",
         "_log_phases",
         "_tables",
         "_effects",

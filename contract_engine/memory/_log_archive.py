@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from contract_engine.memory._log import NEW_EPOCH, insert, session_id, tenant, this_session
-from contract_engine.memory._log_outbox import held_by_relays
+from contract_engine.memory._log_relays import held_by_relays
 from contract_engine.memory._log_retention import ERASED_AT
 from contract_engine.memory._log_transactions import delete_rows
 from contract_engine.memory._tables import messages, sessions, summaries

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from contract_engine.memory._effects import Statement
 from contract_engine.memory._log import NEW_EPOCH, insert, session_id, tenant, this_session
-from contract_engine.memory._log_outbox import renumber
+from contract_engine.memory._log_relays import renumber
 from contract_engine.memory._log_retention import ERASED_AT
 from contract_engine.memory._tables import messages, recall, sessions, summaries
 from contract_engine.memory.models import IMPORTED, REBUILT

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from contract_engine.memory._effects import Statement
 from contract_engine.memory._log import NEW_EPOCH, insert, milliseconds, session_id, tenant, this_session
-from contract_engine.memory._log_outbox import last_fixed, relay_logged
 from contract_engine.memory._log_phases import is_relayed
+from contract_engine.memory._log_relays import last_fixed, relay_logged
 from contract_engine.memory._log_transactions import stored_messages
 from contract_engine.memory._tables import messages, sessions
 from contract_engine.memory.config import SessionLimits

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from contract_engine.memory._effects import Statement
 from contract_engine.memory._log import NEW_EPOCH, insert, session_id, tenant, this_session
-from contract_engine.memory._log_outbox import held_by_relays
+from contract_engine.memory._log_relays import held_by_relays
 from contract_engine.memory._log_transactions import ROWS_AT_ONCE, delete_rows
 from contract_engine.memory._tables import sessions, tables_of_sessions
 

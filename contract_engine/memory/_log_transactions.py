@@ -16,7 +16,7 @@ from contract_engine.memory._log import (
     tenant,
     this_session,
 )
-from contract_engine.memory._log_outbox import held_by_relays
+from contract_engine.memory._log_relays import held_by_relays
 from contract_engine.memory._tables import messages, sessions, summaries, tables_of_sessions
 from contract_engine.memory.config import SessionLimits
 from contract_engine.memory.models import CLEARED

@@ -7,8 +7,8 @@ from typing import Any
 
 from contract_engine.memory import _log_archive
 from contract_engine.memory._effects import Flow, transaction
-from contract_engine.memory._log_outbox import relay_logged
 from contract_engine.memory._log_phases import is_relayed
+from contract_engine.memory._log_relays import relay_logged
 from contract_engine.memory.archive import ArchiveReader, ArchiveWriter, Counts, Header
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.deletions import unless_relayed

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from contract_engine.memory._effects import Flow, pause, transaction
-from contract_engine.memory._log_outbox import held_by_relays
+from contract_engine.memory._log_relays import held_by_relays
 from contract_engine.memory.errors import ContentionError
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from contract_engine.memory import _log_outbox, _log_phases
+from contract_engine.memory import _log_outbox, _log_phases, _log_relays
 from contract_engine.memory._effects import Flow, query, query_once, transaction
 from contract_engine.memory.config import MemoryConfig
 from contract_engine.memory.models import Message
@@ -114,7 +114,7 @@ class Outbox:
     def fix(self, lease: str, session_ids: Sequence[str]) -> Flow[None]:
         """Let nothing that turns up later go before what these claimed sessions have in the log now."""
         of_tenant = self._of_tenant["of_tenant"]
-        yield from transaction(lambda connection: _log_outbox.fix(connection, of_tenant, lease, session_ids))
+        yield from transaction(lambda connection: _log_relays.fix(connection, of_tenant, lease, session_ids))
 
     def read_claimed(
         self, claims: Sequence[Claim], *, messages: int, most_bytes: int
@@ -176,7 +176,7 @@ class Outbox:
 
     def recount(self, lease: str, session_id: str) -> Flow[int]:
         """Count what is pending anew, for a session that turned out to have nothing, and give its lease back."""
-        return (yield from transaction(lambda found: _log_outbox.recount(found, self._key(session_id), lease)))
+        return (yield from transaction(lambda found: _log_relays.recount(found, self._key(session_id), lease)))
 
     def pending(self, session_id: str) -> Flow[PendingSession]:
         """Read what a session still owes the legacy store, in order."""
