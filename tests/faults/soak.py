@@ -317,7 +317,7 @@ class Soak:
         report.final = [msgspec.to_builtins(worker.status.final) for worker in measured]
         if not measured:
             report.violations.append("no worker lived long enough to be measured")
-        journals.folds, journals.relayed = self._folds(), DUAL
+        journals.folds, journals.relayed = self._folds(), list(DUAL)
         rows = self._rows()
         report.messages = sum(len(found) for found in rows.values())
         report.lost = violations_of(journals, rows)

@@ -109,7 +109,7 @@ class Journals:
     reads: list[Read] = field(default_factory=list)
     clearings: dict[str, Clearing] = field(default_factory=dict)
     folds: dict[str, list[Fold]] = field(default_factory=dict)
-    relayed: Sequence[str] = ()
+    relayed: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
     def read(self, lines: Iterable[str]) -> None:
@@ -136,6 +136,8 @@ class Journals:
                 self.clearings[rest[0]].answered = at
             elif kind == "fold":  # not by a worker: that one was there, the log tells
                 self.folds.setdefault(rest[0], []).append(Fold(rest[1], at))
+            elif kind == "relayed":  # nor this: which sessions a legacy store is given, too
+                self.relayed.append(rest[0])
             elif kind == "violation":
                 self.violations.append(rest[0])
 

@@ -418,6 +418,14 @@ def test_what_was_folded_before_its_writer_had_looked_stands_before_what_waited(
     assert not found or not is_allowed
 
 
+@pytest.mark.parametrize(("durable", "is_allowed"), [(False, True), (True, False)])
+def test_what_is_relayed_at_once_stands_before_what_waited(durable: bool, is_allowed: bool) -> None:
+    history = [begin(1, "a-1", [1]), ok(2, "a-1", [1], durable=durable, degraded=True), begin(3, "b-1", [1])]
+    found = judged([*history, ok(4, "b-1", [1]), line("relayed", 0, "s")], {"s": [("b", 1), ("a", 1)]})
+    assert any("stands behind another writer's b-1" in one for one in found) is not is_allowed
+    assert not found or not is_allowed
+
+
 def test_what_was_folded_too_early_hides_nothing_else() -> None:
     history = [begin(1, "a-1", [1]), ok(2, "a-1", [1], durable=False, degraded=True)]
     history += [begin(3, "c-1", [1]), ok(4, "c-1", [1]), begin(5, "b-1", [1]), ok(6, "b-1", [2])]

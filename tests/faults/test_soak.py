@@ -7,10 +7,11 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lost_messages import nothing_lost
-from soak import GROWTH, Worker, soak
+from soak import GROWTH, Worker, difference, soak
 from soak_client import Figures, Status
 from soak_faults import KINDS, plan
 from soak_worker import Orders
@@ -42,6 +43,25 @@ def test_a_minute_of_faults_under_load() -> None:
     assert report.messages > 1000
     assert report.cleared > 0
     assert report.relayed > 100
+
+
+@pytest.mark.parametrize(
+    ("there", "told"),
+    [
+        ([2, 1, 3], "first at 1"),
+        ([1, 3], "missing [('w', 2)], too many []"),
+        ([1, 2, 2, 3], "missing [], too many [('w', 2)]"),
+        ([1, 2, 4], "missing [('w', 3)], too many [('w', 4)]"),
+    ],
+)
+def test_a_legacy_store_that_differs_from_the_log_is_found(there: list[int], told: str) -> None:
+    def said(numbers: list[int]) -> list[dict[str, Any]]:
+        return [{"writer": "w", "n": number} for number in numbers]
+
+    assert difference("d0", said([1, 2, 3]), said([1, 2, 3])) == []
+    (found,) = difference("d0", said([1, 2, 3]), said(there))
+    assert told in found
+    assert difference("d0", said([1]), [{"writer": "w", "n": 1, "content": "another"}])
 
 
 def test_a_plan_is_that_of_its_seed_and_has_every_kind() -> None:
