@@ -36,7 +36,7 @@ from crash_matrix import (
     Interposition,
 )
 from crash_outcomes import Outcome
-from dual_stores import adapter, contents, open_store, plain_url, say, talk
+from dual_stores import adapter, contents, end_leases, open_store, say, talk
 from dual_write_worker import SWITCHES, UNTOUCHED, do
 from legacy_stores import AsyncListStore, KnowingStore, ListStore, TableStore
 from legacy_tables import Older
@@ -106,13 +106,6 @@ def phases_possible(outcome: Outcome, kind: str, before: PhaseSetting, after: Ph
         return {after}
     # A switch is one effect: where that was not performed, nothing has been changed.
     return {before} if kind in NOT_PERFORMED else {before, after}
-
-
-def end_leases(store: EnhancedSessionStore) -> None:
-    """Have the leases of relays that met a fault run out, as they would by themselves after a while."""
-    config = store.memory_manager.config
-    with psycopg.connect(plain_url(config)) as connection:
-        connection.execute("UPDATE memory_relays SET leased_until = now() WHERE tenant = %s", (config.tenant,))
 
 
 Run = Callable[[str, str, Fault], Outcome]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from itertools import count
 from typing import Any
 
 import pytest
 import redis
-from crash_matrix import DATABASE, REDIS, Interposition
-from dual_stores import contents, log_alone, open_store, say, talk
-from legacy_stores import ListStore
+from crash_matrix import DATABASE, ERROR_AFTER, ERROR_BEFORE, OUTAGE, REDIS, Fault, Interposition
+from dual_stores import contents, end_leases, log_alone, open_store, say, talk
+from legacy_stores import KnowingStore, ListStore
 from memory_contract import Backend
 
-from contract_engine.memory import MemoryManager
+from contract_engine.memory import MemoryManager, StoreUnavailableError
 from contract_engine.memory._log_backfill import HistoryRow
 from contract_engine.memory.log_writer import LogWriter
 from contract_engine.memory.migration import EnhancedSessionStore
@@ -178,6 +180,39 @@ def test_what_was_relayed_while_redis_was_away_has_its_place_for_good(
         assert other.settle()
     assert legacy.contents("s") == talk(0, 2, 3, 1, 4, 5)
     assert logged(store) == ["older"] * is_renumbered + talk(0, 2, 3, 1, 4, 5)
+
+
+@pytest.mark.parametrize("kind", [ERROR_BEFORE, ERROR_AFTER, OUTAGE])
+def test_a_relay_without_redis_that_meets_another_fault_leaves_one_order(blocking: Backend, kind: str) -> None:
+    """At its first effect, its second, ...: of what it may have given on, nothing is moved."""
+    legacy = KnowingStore()
+    with open_store(blocking, legacy) as store, open_store(blocking, legacy) as other:
+        for number in count(1):
+            name = f"s{number}"
+            store.append(name, say(0))
+            assert store.settle()
+            outage = Interposition(store.memory_manager, away=DATABASE)
+            store.append(name, say(1))
+            outage.remove()
+            time.sleep(0.002)
+            log_alone(other, name, say(2))
+            blind = Interposition(other.memory_manager, Fault(kind, number), away=REDIS)
+            with suppress(StoreUnavailableError):
+                other.relay_once()
+            blind.remove()
+            end_leases(store)
+            store.memory_manager.drain(name)
+            for adapter in (store, other):
+                adapter.legacy_breaker.reset()
+                adapter.retry(name)
+            assert store.settle()
+            found = contents(store.memory_manager.session_store.get_chat_history(name))
+            assert legacy.contents(name) == found
+            assert found in (talk(0, 2, 1), talk(0, 1, 2))
+            if blind.fired is None:
+                assert len(blind.effects) >= 5, "claim, fix, read, give, note"
+                assert found == talk(0, 2, 1)
+                break
 
 
 @pytest.mark.parametrize("noise", [b'[2,1,1,"id",{},"1"]', b'[2,1,1,"id",{},1,1]'])
