@@ -16,7 +16,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from contract_engine.cli.display import notices, output, printable
-from contract_engine.cli.signals import Terminated, mute
+from contract_engine.cli.signals import Terminated, end_once, mute
 from contract_engine.memory import (
     DatabaseUnavailableError,
     InvalidInputError,
@@ -98,8 +98,10 @@ def _endings() -> Iterator[None]:
     try:
         yield
     except Terminated as exc:
+        end_once()  # all is taken down, and the code to exit with is known
         raise typer.Exit(128 + exc.number) from exc
     except KeyboardInterrupt as exc:
+        end_once()
         notices().print("Interrupted.")
         raise typer.Exit(INTERRUPTED) from exc
 

@@ -29,9 +29,14 @@ def end_in_order() -> None:
 
 def end_once() -> None:
     """Ignore further signals: for a command that has been told to end and takes down what it has put up."""
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    is_done = False
+    while not is_done:
+        # One that comes right now raises here, and is one of those that are ignored.
+        with suppress(KeyboardInterrupt, SystemExit):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for number in ENDING:
+                signal.signal(number, signal.SIG_IGN)
+            is_done = True
 
 
 def mute() -> None:

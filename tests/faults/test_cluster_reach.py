@@ -155,7 +155,7 @@ LEFT_OUT: dict[str, dict[str, tuple[str, ...]]] = {
         "test_dual_write_waiting": ALL,
         "test_dual_write_watched": ALL,
         "test_draining_meanwhile": (
-            "test_a_drain_and_a_relay_that_takes_note_wait_for_no_ring",
+            "test_an_import_and_a_relay_that_takes_note_wait_for_no_ring",
             "test_a_relay_holds_no_session_for_as_long_as_all_of_them_take_to_be_logged",
             "test_a_relay_that_another_drain_overtakes_keeps_the_order",
             "test_a_session_that_is_never_done_keeps_no_other_waiting",

@@ -41,6 +41,7 @@ from dual_write_worker import SWITCHES, UNTOUCHED, do
 from legacy_stores import AsyncListStore, KnowingStore, ListStore, TableStore
 from legacy_tables import Older
 from memory_contract import ASYNC, DURABLE, SYNC, Backend
+from server_faults import waited_for
 
 from contract_engine.memory import AsyncLegacySwisperStore, LegacySwisperStore, MemoryManager, StoreUnavailableError
 from contract_engine.memory.circuit_breaker import CircuitBreaker
@@ -250,7 +251,7 @@ def test_a_server_hangs(hangs: Hangs, older: Older, tenant: str, colour: str, op
             manager = backend.open(**IMPATIENT)
             # They are to hang while they answer, and not while they connect.
             assert backend.keep(legacy).get_chat_history(session_id)
-            assert manager.health().status == "healthy"
+            assert waited_for(lambda: manager.health().status == "healthy")
             outcome = Trials(backend, legacy).attempt(manager, operation, session_id, fault, hang=hangs.hang)
         assert len(hangs.given_up) == fault.number - (not outcome.has_fired), "it did not hang"
         return outcome

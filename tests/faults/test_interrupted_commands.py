@@ -25,6 +25,7 @@ from server_faults import blocked_by, waited_for
 from servers import PrivateServers
 from test_top_on_servers import own_home, servers_in
 
+from contract_engine.cli.signals import ENDING, end_in_order, end_once
 from contract_engine.memory import MemoryManager
 from contract_engine.schema import upgrade
 
@@ -320,6 +321,36 @@ def test_a_second_signal_leaves_no_server_of_the_command_behind(
             assert process.wait(30) in (130, 143), err
         assert sent >= 2, "the further signals came too late to prove anything"
         assert servers_in(home) == []
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_that_comes_while_further_ones_are_shut_out_is_one_of_them(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    set_handler = signal.signal
+    came: list[signal.Signals] = []
+
+    def late(of: signal.Signals, handler: Any) -> object:
+        if not came:
+            came.append(number)
+            signal.raise_signal(number)
+        return set_handler(of, handler)
+
+    before = {one: signal.getsignal(one) for one in ENDING}
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    try:
+        end_in_order()
+        monkeypatch.setattr(signal, "signal", late)
+        try:
+            end_once()
+        except KeyboardInterrupt:  # which would end the run of the tests
+            pytest.fail("it was raised")
+        assert came == [number]
+        assert [signal.getsignal(one) for one in ENDING] == [signal.SIG_IGN] * len(ENDING)
+    finally:
+        monkeypatch.undo()
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def test_a_signal_that_was_ignored_from_the_start_stays_so() -> None:
