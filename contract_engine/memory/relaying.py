@@ -148,7 +148,7 @@ class Relay:
             drained, unknown = yield from self._unlogged.drain_known(
                 [one.session_id for one in claims], min(latest, started + DRAIN_SECONDS)
             )
-            if unknown:  # what waits there nobody can put before what is read now
+            if unknown:  # what waits there unseen is never to go before what is read now
                 yield from self._outbox.fix(lease, unknown)
             late = [one for one in claims if one.session_id not in drained]
             ready = [one for one in claims if one.session_id in drained]
